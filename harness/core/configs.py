@@ -1,0 +1,231 @@
+"""Frozen configs: what a network is, how it routes, how it is trained and on what. One definition each.
+
+Every config round-trips through JSON, refuses unknown keys and has a canonical hash as its identity.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from harness.core.errors import UserError, describe_validation_error
+
+Scale = Literal[2, 3, 4]
+Policy = Literal["fixed", "probability", "threshold", "schedule"]
+Precision = Literal["fp32", "bf16", "fp16"]
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class FrozenConfig(BaseModel):
+    """Base of all configs and records: immutable, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    def canonical_json(self) -> str:
+        """Return the JSON text with sorted keys and no spaces; equal configs give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def config_hash(self) -> str:
+        """Return the first 12 hex digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
+
+
+class RoutingConfig(FrozenConfig):
+    """Which windows get attention; a setting of a trained network, changed without retraining.
+
+    With N windows and r the routing logit difference "hard minus simple" that windows are ranked by:
+    `fixed`: K = floor(γN + 1e-9) windows in every block. `probability`: K = floor(Σw + 0.5) with w = 2γ·p for γ ≤ .5 and
+    p + (2γ−1)(1−p) above, p the probability of "hard". `threshold`: the windows with p > 0.5, γ ignored.
+    `schedule`: K = floor(γ_b·N + 1e-9) with one γ_b for each block.
+    """
+
+    policy: Policy = "fixed"
+    gamma: UnitInterval = 0.5
+    schedule: tuple[UnitInterval, ...] | None = None
+
+    @model_validator(mode="after")
+    def _schedule_goes_with_its_policy(self) -> Self:
+        if (self.policy == "schedule") != (self.schedule is not None):
+            raise ValueError("`schedule` (a γ for each block) goes with policy 'schedule', and only with it")
+        return self
+
+    def label(self) -> str:
+        """Return a short name such as 'fixed γ=0.5' or 'threshold'."""
+        return self.policy if self.policy in ("threshold", "schedule") else f"{self.policy} γ={self.gamma:g}"
+
+
+class CAMixerSRConfig(FrozenConfig):
+    """CAMixerSR (CVPR 2024): `groups` blocks per group, `channels` features, `window` pixels a side, `scale` times.
+
+    The defaults are the released Base network. `scaled_attention` divides the scores by √channels as algorithm 1 of the
+    supplementary writes and the released network does not. `image_residual` adds the bicubic upscaled input to the
+    output (off in the paper). The five last switches are the paper's ablations.
+    """
+
+    family: Literal["camixersr"] = "camixersr"
+    scale: Scale = 4
+    groups: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (4, 4, 6, 6)
+    channels: Annotated[int, Field(ge=4, le=1024)] = 60
+    window: Annotated[int, Field(ge=2, le=128)] = 16
+    scaled_attention: bool = False
+    image_residual: bool = False
+    spatial_attention: bool = True
+    channel_attention: bool = True
+    offsets: bool = True
+    global_condition: bool = True
+    window_condition: bool = True
+    routing: RoutingConfig = RoutingConfig()
+
+    @model_validator(mode="after")
+    def _schedule_fits_blocks(self) -> Self:
+        schedule = self.routing.schedule
+        if schedule is not None and len(schedule) != self.num_blocks:
+            raise ValueError(
+                f"routing.schedule has {len(schedule)} values, but groups {self.groups} have {self.num_blocks} blocks"
+            )
+        return self
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks in all groups."""
+        return sum(self.groups)
+
+    def with_routing(self, routing: RoutingConfig) -> "CAMixerSRConfig":
+        """Return the same network under another routing, validated."""
+        return CAMixerSRConfig.model_validate({**self.model_dump(), "routing": routing.model_dump()})
+
+    def label(self) -> str:
+        """Return a short name such as 'C24 groups 1-1 M16'."""
+        return f"C{self.channels} groups {'-'.join(map(str, self.groups))} M{self.window}"
+
+
+class SwinIRConfig(FrozenConfig):
+    """SwinIR with the pixel-shuffle-direct upsampler; the defaults are SwinIR-light."""
+
+    family: Literal["swinir"] = "swinir"
+    scale: Scale = 4
+    embed_dim: Annotated[int, Field(ge=1, le=1024)] = 60
+    depths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (6, 6, 6, 6)
+    num_heads: Annotated[int, Field(ge=1)] = 6
+    window: Annotated[int, Field(ge=2, le=64)] = 8
+    mlp_ratio: Annotated[float, Field(gt=0)] = 2.0
+    image_residual: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> Self:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+    def label(self) -> str:
+        """Return a short name."""
+        default = SwinIRConfig(scale=self.scale, image_residual=self.image_residual)
+        return (
+            "SwinIR-light" if self == default else f"SwinIR C{self.embed_dim} depths {'-'.join(map(str, self.depths))}"
+        )
+
+
+class BicubicConfig(FrozenConfig):
+    """Bicubic interpolation (a = −0.5): the floor of every comparison. It has no weights."""
+
+    family: Literal["bicubic"] = "bicubic"
+    scale: Scale = 4
+
+    def label(self) -> str:
+        """Return a short name."""
+        return "bicubic"
+
+
+ModelConfig = Annotated[CAMixerSRConfig | SwinIRConfig | BicubicConfig, Field(discriminator="family")]
+MODEL_CONFIG: TypeAdapter[CAMixerSRConfig | SwinIRConfig | BicubicConfig] = TypeAdapter(ModelConfig)
+
+
+class ScheduleConfig(FrozenConfig):
+    """The learning-rate schedule.
+
+    `multistep`: multiplied by `factor` at each milestone (a fraction of all steps). `cosine`: half a cosine to
+    `final_fraction` of the peak. `constant`: neither. `warmup_steps` of linear warm-up come first in every case.
+    """
+
+    name: Literal["constant", "multistep", "cosine"] = "cosine"
+    milestones: tuple[UnitInterval, ...] = (0.5, 0.8, 0.9, 0.95)
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    final_fraction: UnitInterval = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class TrainingConfig(FrozenConfig):
+    """How a network is trained: L1 + ratio loss, AdamW, EMA.
+
+    `hr_patch_size` is the side of the high-resolution crop in pixels. `ratio_gamma` is γ in the paper's ratio loss
+    2γ·(mean mask − 0.5)². `ema_decay` is reached after a warm-up min(decay, (1 + step)/(10 + step)), so that short runs
+    are not averaged with their start. `recipe('paper')` gives the released set-up.
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 10_000
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    hr_patch_size: Annotated[int, Field(ge=8)] = 192
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    betas: tuple[UnitInterval, UnitInterval] = (0.9, 0.99)
+    schedule: ScheduleConfig = ScheduleConfig()
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    grad_clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    precision: Precision = "fp32"
+    ratio_gamma: UnitInterval = 0.5
+    augment: bool = True
+    checkpoint_interval: Annotated[int, Field(ge=1)] = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def hr_pixels(self) -> int:
+        """High-resolution training pixels seen in all: steps × batch × patch area."""
+        return self.steps * self.batch_size * self.hr_patch_size**2
+
+    @property
+    def is_full_recipe(self) -> bool:
+        """Whether at least as many training pixels are seen as in the released set-up; else 'not converged'."""
+        return self.hr_pixels >= PAPER_RECIPE.hr_pixels
+
+
+# The released set-up (CAMixerSR, 256×256 HR patches, batch 64, AdamW 5e-4, 500k iterations, halved at 250k/400k/450k/475k).
+PAPER_RECIPE = TrainingConfig(
+    steps=500_000,
+    batch_size=64,
+    hr_patch_size=256,
+    learning_rate=5e-4,
+    weight_decay=1e-4,
+    betas=(0.9, 0.99),
+    schedule=ScheduleConfig(name="multistep", milestones=(0.5, 0.8, 0.9, 0.95), factor=0.5),
+    ema_decay=0.999,
+    grad_clip_norm=None,
+    checkpoint_interval=5000,
+)
+
+
+class DataConfig(FrozenConfig):
+    """What is trained and validated on: a folder, or a dataset's name (`demo`, `set5`, `div2k`, …)."""
+
+    train: str = "demo"
+    validation: str = "demo"
+    data_dir: str | None = None
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def parse_config(config_type: type[ConfigT], values: Any, source: str) -> ConfigT:
+    """Validate `values` as `config_type`; a finding becomes one `UserError` line that names `source`."""
+    try:
+        return config_type.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {describe_validation_error(error)}") from None
+
+
+def parse_model_config(values: Any, source: str) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
+    """Validate `values` as the config of one of the known model families (key `family`)."""
+    try:
+        return MODEL_CONFIG.validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {describe_validation_error(error)}") from None

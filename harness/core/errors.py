@@ -1,0 +1,38 @@
+"""Errors that are the user's to mend, as one clear line, apart from errors that are ours."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one line that says what, got, expected and the remedy.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class TrialFailedError(RuntimeError):
+    """A trial that cannot go on for a reason worth recording (for example a loss that is not finite)."""
+
+
+def unknown_name(what: str, got: str, known: Iterable[str]) -> UserError:
+    """Build the error for a name that is not in a registry, listing the known names."""
+    return UserError(f"unknown {what} {got!r}; expected one of: {', '.join(sorted(known))}")
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """Put every finding of a pydantic error on one line: place, what is wrong, what was given."""
+    return "; ".join(describe_finding(finding) for finding in error.errors())
+
+
+def describe_finding(finding: Any) -> str:
+    """Put one pydantic finding on one line."""
+    place = ".".join(str(part) for part in finding["loc"]) or "value"
+    message = str(finding["msg"]).removeprefix("Value error, ")
+    if finding["type"] == "extra_forbidden":
+        return f"{place}: unknown key"
+    if finding["type"] == "missing":
+        return f"{place}: required key is missing"
+    return f"{place}: {message} (got {finding['input']!r})"

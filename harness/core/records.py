@@ -1,0 +1,255 @@
+"""Records of everything observed; objectives, constraints, fronts and tables are projections of them.
+
+A *network* is an architecture trained once; a *point* is (trained network, γ, policy). A trial that trained a network
+holds all of its points. Identities: `network_id` hashes model (without routing), training and data; `point_id` adds the
+routing.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from harness.core.configs import (
+    BicubicConfig,
+    CAMixerSRConfig,
+    DataConfig,
+    FrozenConfig,
+    ModelConfig,
+    RoutingConfig,
+    SwinIRConfig,
+    TrainingConfig,
+)
+from harness.core.environment import EnvironmentRecord
+
+Direction = Literal["minimize", "maximize"]
+TrialState = Literal["complete", "rejected", "stopped", "failed", "answered"]
+
+# Every metric that an objective or a constraint may name, with the direction that is better.
+# `latency_ms` and `latency_ratio` may carry a device of the space: `latency_ms/cpu:2`; alone they mean the first one.
+METRIC_DIRECTIONS: dict[str, Direction] = {
+    "psnr_db": "maximize",
+    "ssim": "maximize",
+    "latency_ms": "minimize",
+    "latency_ratio": "minimize",
+    "macs": "minimize",
+    "params": "minimize",
+    "peak_memory_bytes": "minimize",
+    "attention_share": "minimize",
+}
+METRIC_LABELS: dict[str, str] = {
+    "psnr_db": "PSNR (dB)",
+    "ssim": "SSIM",
+    "latency_ms": "latency (ms)",
+    "latency_ratio": "latency / SwinIR-light",
+    "macs": "MACs",
+    "params": "parameters",
+    "peak_memory_bytes": "peak memory (bytes)",
+    "attention_share": "attention share",
+}
+
+
+class ImageScore(FrozenConfig):
+    """The scores of one image; `attention_share` is ΣK/ΣN over the blocks, None for networks that do not route."""
+
+    name: str
+    psnr_db: float
+    ssim: float
+    attention_share: float | None = None
+
+
+class EvaluationRecord(FrozenConfig):
+    """Mean scores over a dataset under a named protocol, and those of each image."""
+
+    protocol: str
+    scale: int
+    dataset: str
+    dataset_hash: str
+    psnr_db: float
+    ssim: float
+    attention_share: float | None
+    attention_share_per_block: tuple[float, ...] | None
+    images: tuple[ImageScore, ...]
+    seconds: float
+
+
+class MacsRecord(FrozenConfig):
+    """Multiply-accumulates (one fused multiply-add is one) of one forward pass.
+
+    `macs` is the canonical count: convolutions, linear maps, matrix products and attention of the network as written,
+    on the padded input. `by_counter` holds what each counter found; `agree` says whether they are within 1 %.
+    `uncounted` maps operators that the counters skip to how often they ran.
+    """
+
+    macs: int
+    by_counter: dict[str, int]
+    agree: bool
+    max_disagreement: float
+    uncounted: dict[str, int]
+    input_size: tuple[int, int]
+    batch_size: int = 1
+
+
+class LatencyRecord(FrozenConfig):
+    """Latency of one network on one device, interleaved with a reference in the same run.
+
+    `ratio` is median / reference median of the same run; None without a reference. Times in milliseconds.
+    """
+
+    protocol: str
+    device: str
+    device_name: str
+    threads: int | None
+    precision: str
+    input_size: tuple[int, int]
+    batch_size: int
+    warmup_runs: int
+    median: float
+    iqr: float
+    p90: float
+    samples: tuple[float, ...]
+    reference: str | None = None
+    reference_median: float | None = None
+    reference_samples: tuple[float, ...] = ()
+    ratio: float | None = None
+    torch_version: str
+    measured_at: str
+
+
+class TrainingRecord(FrozenConfig):
+    """What training did: steps, time, rates and the curves.
+
+    `curves` maps a name (`loss`, `l1_loss`, `ratio_loss`, `attention_share`, `learning_rate`) to values at `curve_steps`.
+    `loader_images_per_second` is the loader alone, to be read beside `images_per_second` of whole steps.
+    `resumed_from` is the step of the checkpoint that the run went on from.
+    """
+
+    steps: int
+    seconds: float
+    images_per_second: float
+    loader_images_per_second: float
+    device: str
+    threads: int
+    curve_steps: tuple[int, ...]
+    curves: dict[str, tuple[float, ...]]
+    resumed_from: tuple[int, ...] = ()
+
+
+class PointRecord(FrozenConfig):
+    """One point: a trained network under one routing, with everything that was measured of it.
+
+    `constraints` maps each constraint's text to its violation: > 0 violates, ≤ 0 holds.
+    """
+
+    routing: RoutingConfig | None
+    evaluation: EvaluationRecord
+    macs: int
+    params: int
+    latency: tuple[LatencyRecord, ...] = ()
+    peak_memory_bytes: int | None = None
+    constraints: dict[str, float] = {}
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every constraint holds."""
+        return all(value <= 0 for value in self.constraints.values())
+
+    def value(self, metric: str) -> float | None:
+        """Return the value of a metric of `METRIC_DIRECTIONS` (latencies: optionally `/device`); None if not measured."""
+        name, _, device = metric.partition("/")
+        if name in ("latency_ms", "latency_ratio"):
+            found = [record for record in self.latency if device in ("", record.device)]
+            if not found:
+                return None
+            return found[0].median if name == "latency_ms" else found[0].ratio
+        if name in ("psnr_db", "ssim", "attention_share"):
+            value: float | None = getattr(self.evaluation, name)
+            return value
+        count: int | None = getattr(self, name)
+        return count
+
+
+class TrialRecord(FrozenConfig):
+    """One trial, or one baseline, from suggestion to points; written once, as JSON, when it ends.
+
+    States: `complete`; `rejected` before training by a hard constraint; `stopped` early; `failed` (crash, non-finite
+    loss, …); `answered` from the record of a network that was trained before (`answered_by`). All but `complete` carry
+    a `reason`.
+    """
+
+    schema_version: int = 1
+    study: str
+    record_id: str
+    kind: Literal["trial", "baseline"]
+    number: int | None
+    state: TrialState
+    reason: str | None = None
+    label: str
+    network_id: str
+    model: ModelConfig
+    training: TrainingConfig | None
+    data: DataConfig
+    suggestion: dict[str, Any] = {}
+    answered_by: str | None = None
+    params: int | None = None
+    macs_check: MacsRecord | None = None
+    training_result: TrainingRecord | None = None
+    untrained: EvaluationRecord | None = None
+    points: tuple[PointRecord, ...] = ()
+    seconds: dict[str, float] = {}
+    environment: EnvironmentRecord
+    started_at: str
+    finished_at: str
+
+
+class ObjectiveConfig(FrozenConfig):
+    """One objective: a metric of `METRIC_DIRECTIONS`, optionally with a device, and its direction."""
+
+    metric: str
+    direction: Direction
+
+
+class StudyRecord(FrozenConfig):
+    """What a reader of a study's folder needs to know of it; `space` is the space's text as it was run."""
+
+    schema_version: int = 1
+    name: str
+    scale: int
+    task: str
+    protocol: str
+    objectives: tuple[ObjectiveConfig, ...]
+    constraints: tuple[str, ...]
+    data: DataConfig
+    training: TrainingConfig
+    latency_input_size: tuple[int, int]
+    macs_input_size: tuple[int, int]
+    devices: tuple[str, ...]
+    validation_images: tuple[str, ...]
+    space: str
+    space_hash: str
+    created_at: str
+
+
+def network_id(
+    model: CAMixerSRConfig | SwinIRConfig | BicubicConfig, training: TrainingConfig | None, data: DataConfig
+) -> str:
+    """Return the identity of a trained network: 12 hex digits over model (without routing), training and data."""
+    content = {
+        "model": model.model_dump(mode="json", exclude={"routing"}),
+        "training": training.model_dump(mode="json", exclude={"checkpoint_interval"}) if training else None,
+        "data": data.model_dump(mode="json"),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def point_id(network: str, routing: RoutingConfig | None) -> str:
+    """Return the identity of a point: the network's and its routing's."""
+    if routing is None:
+        return network
+    if routing.policy == "schedule":
+        return f"{network}/schedule-{routing.config_hash()[:6]}"
+    return (
+        f"{network}/{routing.policy}"
+        if routing.policy == "threshold"
+        else f"{network}/{routing.policy}-{routing.gamma:g}"
+    )

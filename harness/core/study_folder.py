@@ -1,0 +1,89 @@
+"""The folder that a study leaves: `results/<study>/`.
+
+study.json              the StudyRecord
+study.db                the Optuna database (embedded default)
+trials/<record_id>.json one TrialRecord each, written in one step when the trial ends
+networks/<network_id>/  weights.safetensors, and checkpoint.pt while it trains
+report/                 front.csv, front.png, report.html
+bundles/                exported networks
+
+Records are the source of truth: every table, plot and tracking run can be made again from them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from harness.core.configs import FrozenConfig
+from harness.core.errors import UserError, describe_validation_error
+from harness.core.files import write_text
+from harness.core.records import StudyRecord, TrialRecord
+
+
+RecordT = TypeVar("RecordT", bound=FrozenConfig)
+
+
+class StudyFolder:
+    """Paths, reading and writing of one study's folder. Several processes may read while one writes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def study_file(self) -> Path:
+        """The StudyRecord's file."""
+        return self.path / "study.json"
+
+    @property
+    def database(self) -> Path:
+        """The embedded Optuna database."""
+        return self.path / "study.db"
+
+    @property
+    def report_dir(self) -> Path:
+        """Where reports are written."""
+        return self.path / "report"
+
+    @property
+    def bundles_dir(self) -> Path:
+        """Where bundles are exported to."""
+        return self.path / "bundles"
+
+    def network_dir(self, network_id: str) -> Path:
+        """Return the folder of one trained network."""
+        return self.path / "networks" / network_id
+
+    def weights_file(self, network_id: str) -> Path:
+        """Return the file of a trained network's (EMA) weights."""
+        return self.network_dir(network_id) / "weights.safetensors"
+
+    def write_study(self, record: StudyRecord) -> None:
+        """Write the study's record in one step."""
+        write_text(self.study_file, record.model_dump_json(indent=1))
+
+    def read_study(self) -> StudyRecord:
+        """Read the study's record; `UserError` where there is none or it cannot be read."""
+        if not self.study_file.is_file():
+            raise UserError(f"no study in {self.path}: {self.study_file.name} not found; run `harness search` first")
+        return _read(StudyRecord, self.study_file)
+
+    def write_trial(self, record: TrialRecord) -> None:
+        """Write one trial's record in one step."""
+        write_text(self.path / "trials" / f"{record.record_id}.json", record.model_dump_json(indent=1))
+
+    def read_trials(self) -> Iterator[TrialRecord]:
+        """Read all trial records, in the order of their ids."""
+        for path in sorted((self.path / "trials").glob("*.json")):
+            if not path.name.startswith("."):
+                yield _read(TrialRecord, path)
+
+
+def _read(record_type: type[RecordT], path: Path) -> RecordT:
+    try:
+        return record_type.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: not a {record_type.__name__} of this version: {describe_validation_error(error)}"
+        ) from None
