@@ -34,9 +34,10 @@ class FrozenConfig(BaseModel):
 class RoutingConfig(FrozenConfig):
     """Which windows get attention; a setting of a trained network, changed without retraining.
 
-    With N windows and r the routing logit difference "hard minus simple" that windows are ranked by:
-    `fixed`: K = floor(γN + 1e-9) windows in every block. `probability`: K = floor(Σw + 0.5) with w = 2γ·p for γ ≤ .5 and
-    p + (2γ−1)(1−p) above, p the probability of "hard". `threshold`: the windows with p > 0.5, γ ignored.
+    With N windows, ranked by the routing logit difference "hard minus simple", and p the probability of "hard":
+    `fixed`: K = floor(γN + 1e-9) windows in every block.
+    `probability`: K = floor(Σw + 0.5), w = 2γ·p for γ ≤ .5 and p + (2γ−1)(1−p) above.
+    `threshold`: the windows with p > 0.5, γ ignored.
     `schedule`: K = floor(γ_b·N + 1e-9) with one γ_b for each block.
     """
 
@@ -189,7 +190,8 @@ class TrainingConfig(FrozenConfig):
         return self.hr_pixels >= PAPER_RECIPE.hr_pixels
 
 
-# The released set-up (CAMixerSR, 256×256 HR patches, batch 64, AdamW 5e-4, 500k iterations, halved at 250k/400k/450k/475k).
+# The released set-up of CAMixerSR: 256×256 HR patches, batch 64, AdamW 5e-4, 500k iterations, the rate halved at
+# 250k/400k/450k/475k.
 PAPER_RECIPE = TrainingConfig(
     steps=500_000,
     batch_size=64,

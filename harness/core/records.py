@@ -118,7 +118,7 @@ class LatencyRecord(FrozenConfig):
 class TrainingRecord(FrozenConfig):
     """What training did: steps, time, rates and the curves.
 
-    `curves` maps a name (`loss`, `l1_loss`, `ratio_loss`, `attention_share`, `learning_rate`) to values at `curve_steps`.
+    `curves` maps `loss`, `l1_loss`, `ratio_loss`, `attention_share` and `learning_rate` to values at `curve_steps`.
     `loader_images_per_second` is the loader alone, to be read beside `images_per_second` of whole steps.
     `resumed_from` is the step of the checkpoint that the run went on from.
     """
@@ -154,7 +154,7 @@ class PointRecord(FrozenConfig):
         return all(value <= 0 for value in self.constraints.values())
 
     def value(self, metric: str) -> float | None:
-        """Return the value of a metric of `METRIC_DIRECTIONS` (latencies: optionally `/device`); None if not measured."""
+        """Return a metric of `METRIC_DIRECTIONS` (latencies: optionally with `/device`); None if not measured."""
         name, _, device = metric.partition("/")
         if name in ("latency_ms", "latency_ratio"):
             found = [record for record in self.latency if device in ("", record.device)]

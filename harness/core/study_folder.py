@@ -21,7 +21,6 @@ from harness.core.errors import UserError, describe_validation_error
 from harness.core.files import write_text
 from harness.core.records import StudyRecord, TrialRecord
 
-
 RecordT = TypeVar("RecordT", bound=FrozenConfig)
 
 

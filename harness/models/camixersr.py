@@ -1,0 +1,350 @@
+"""CAMixerSR: windows with detail get attention, plain windows get cheap convolution (CVPR 2024).
+
+Shape suffixes: B batch, C channels, H W the padded low-resolution size, M window side, L = M² tokens of a window,
+N = (H/M)(W/M) windows, R rows and Q columns of windows (N = R·Q), K hard windows of the whole batch, X = B·N, D predictor
+inputs, E = D // 4 predictor features, S blocks. Features are kept channels-last (x_BHWC): pointwise convolutions are
+linear maps, LayerNorm is the native one and depthwise convolutions run channels-last.
+"""
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from harness.core.configs import CAMixerSRConfig, RoutingConfig
+from harness.models.bicubic import upscale_bicubic
+from harness.models.network import Restoration, SRNetwork
+from harness.models.padding import pad_to_multiple
+from harness.models.routing import select_windows
+
+_SLOPE = 0.1
+_EPS = 1e-6
+_MAX_OFFSET = 8.0  # pixels
+
+
+def to_channels_last(x_BCHW: Tensor) -> Tensor:
+    """View or copy B×C×H×W as B×H×W×C."""
+    return x_BCHW.permute(0, 2, 3, 1).contiguous()
+
+
+def convolve(conv: nn.Module, x_BHWC: Tensor) -> Tensor:
+    """Run a convolution on channels-last features."""
+    y_BCHW: Tensor = conv(x_BHWC.permute(0, 3, 1, 2))
+    return to_channels_last(y_BCHW)
+
+
+def as_windows(x_BHWC: Tensor, window: int) -> Tensor:
+    """View B×H×W×C as B×R×Q×M×M×C without a copy."""
+    B, H, W, C = x_BHWC.shape
+    return x_BHWC.view(B, H // window, window, W // window, window, C).permute(0, 1, 3, 2, 4, 5)
+
+
+def from_windows(x_BRQMMC: Tensor) -> Tensor:
+    """Undo `as_windows`: B×H×W×C."""
+    B, R, Q, M, _, C = x_BRQMMC.shape
+    return x_BRQMMC.permute(0, 1, 3, 2, 4, 5).reshape(B, R * M, Q * M, C)
+
+
+def window_coordinates(window: int, height: int, width: int, like: Tensor) -> Tensor:
+    """Return the window condition H×W×2: row and column in the window, linspace(-1, 1, M), for all windows."""
+    line = torch.linspace(-1, 1, window, device=like.device, dtype=like.dtype)
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack((rows, columns), dim=-1).repeat(height // window, width // window, 1)
+
+
+def warp(x_BHWC: Tensor, offsets_BHW2: Tensor) -> Tensor:
+    """Read pixel (u, v) at (u + dx, v + dy), bilinear, border padding; `offsets` in pixels, channel 0 = x, 1 = y."""
+    _, H, W, _ = x_BHWC.shape
+    columns = torch.arange(W, device=x_BHWC.device, dtype=offsets_BHW2.dtype)
+    rows = torch.arange(H, device=x_BHWC.device, dtype=offsets_BHW2.dtype)
+    grid_BHW2 = torch.stack(
+        (
+            (columns + offsets_BHW2[..., 0]) * (2.0 / (W - 1)) - 1.0,
+            (rows[:, None] + offsets_BHW2[..., 1]) * (2.0 / (H - 1)) - 1.0,
+        ),
+        dim=-1,
+    )
+    warped = F.grid_sample(
+        x_BHWC.permute(0, 3, 1, 2).to(grid_BHW2.dtype), grid_BHW2, "bilinear", "border", align_corners=True
+    )
+    return to_channels_last(warped)
+
+
+class Predictor(nn.Module):
+    """The local predictor: offsets, channel and spatial attention and the routing logits of one block."""
+
+    def __init__(self, config: CAMixerSRConfig):
+        super().__init__()
+        C, M = config.channels, config.window
+        D = C + 2 * config.global_condition + 2 * config.window_condition
+        E = D // 4
+        self.window = M
+        self.trunk = nn.Linear(D, E)
+        self.trunk_norm = nn.LayerNorm(E, eps=_EPS)
+        self.offsets_hidden = nn.Linear(E, D // 8) if config.offsets else None
+        self.offsets_out = nn.Linear(D // 8, 2) if config.offsets else None
+        self.channel_attention = nn.Linear(E, C) if config.channel_attention else None
+        self.spatial_attention = nn.Conv2d(E, 1, 3, padding=1) if config.spatial_attention else None
+        self.routing_hidden = nn.Linear(M * M, M)
+        self.routing_out = nn.Linear(M, 2)
+
+    def features(self, conditions_BHWD: Tensor) -> Tensor:
+        """Return the trunk's features T (B×H×W×E), which all four heads read."""
+        return F.leaky_relu(self.trunk_norm(self.trunk(conditions_BHWD)), _SLOPE)
+
+    def predict_offsets(self, features_BHWE: Tensor) -> Tensor | None:
+        """Return displacements in pixels (B×H×W×2, x first, within ±8), always in float32 or wider."""
+        if self.offsets_hidden is None or self.offsets_out is None:
+            return None
+        raw: Tensor = self.offsets_out(F.leaky_relu(self.offsets_hidden(features_BHWE), _SLOPE))
+        return _MAX_OFFSET * torch.tanh(raw if raw.dtype == torch.float64 else raw.float())
+
+    def attend_channels(self, features_BHWE: Tensor) -> Tensor | None:
+        """Return channel attention (B×1×1×C) in (0, 1)."""
+        if self.channel_attention is None:
+            return None
+        return torch.sigmoid(self.channel_attention(features_BHWE.mean(dim=(1, 2), keepdim=True)))
+
+    def attend_space(self, features_BHWE: Tensor) -> Tensor | None:
+        """Return spatial attention (B×H×W×1) in (0, 1)."""
+        if self.spatial_attention is None:
+            return None
+        return torch.sigmoid(convolve(self.spatial_attention, features_BHWE))
+
+    def route(self, features_BHWE: Tensor) -> Tensor:
+        """Return routing logits (B×N×2, [..., 0] for "hard"), always in float32 or wider."""
+        windows_BRQMM1 = as_windows(features_BHWE.mean(dim=-1, keepdim=True), self.window)
+        flat_BNL = windows_BRQMM1.reshape(features_BHWE.shape[0], -1, self.window**2)
+        logits: Tensor = self.routing_out(F.leaky_relu(self.routing_hidden(flat_BNL), _SLOPE))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class CAMixer(nn.Module):
+    """The content-aware mixer (algorithm 1 of the supplementary). `block` counts from 0 over the whole network."""
+
+    def __init__(self, config: CAMixerSRConfig, block: int):
+        super().__init__()
+        C = config.channels
+        self.block = block
+        self.window = config.window
+        self.attention_scale = C**-0.5 if config.scaled_attention else 1.0
+        self.predictor = Predictor(config)
+        self.value = nn.Linear(C, C)
+        self.query = nn.Linear(C, C)
+        self.key = nn.Linear(C, C)
+        self.depthwise = nn.Conv2d(C, C, 3, padding=1, groups=C)
+        self.depthwise_dilated = nn.Conv2d(C, C, 3, padding=2, dilation=2, groups=C)
+        self.out = nn.Linear(C, C)
+
+    def forward(
+        self,
+        x_BHWC: Tensor,
+        condition_BHWX: Tensor | None,
+        routing: RoutingConfig,
+        generator: Generator | None,
+        noise: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Mix; return the features (B×H×W×C) and each image's share of hard windows (B)."""
+        value_BHWC = self.value(x_BHWC)
+        conditions = value_BHWC if condition_BHWX is None else torch.cat((value_BHWC, condition_BHWX), dim=-1)
+        features_BHWE = self.predictor.features(conditions)
+        if self.training:
+            mixed_BHWC, hard_share_B = self._mix_masked(x_BHWC, value_BHWC, features_BHWE, generator, noise)
+        else:
+            mixed_BHWC, hard_share_B = self._mix_selected(x_BHWC, value_BHWC, features_BHWE, routing)
+        convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWC)))
+        channel_B11C = self.predictor.attend_channels(features_BHWE)
+        if channel_B11C is not None:
+            convolved = convolved * channel_B11C
+        return self.out(convolved + mixed_BHWC), hard_share_B
+
+    def _mix_selected(
+        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, routing: RoutingConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Inference: attention for the selected windows, spatial attention for the others."""
+        B, H, W, C = x_BHWC.shape
+        M = self.window
+        spatial_BHW1 = self.predictor.attend_space(features_BHWE)
+        mixed_BHWC = value_BHWC.clone() if spatial_BHW1 is None else value_BHWC * spatial_BHW1
+        if routing.schedule is not None and routing.schedule[self.block] == 0:
+            return mixed_BHWC, x_BHWC.new_zeros(B)  # offsets, logits, q and k are dead by construction
+        mask_BN = select_windows(self.predictor.route(features_BHWE), routing, self.block)
+        keyed_BHWC = self._warped_sum(x_BHWC, features_BHWE)
+        image_K, row_K, column_K = mask_BN.view(B, H // M, W // M).nonzero(as_tuple=True)
+        query_KLC = self.query(as_windows(x_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C))
+        key_KLC = self.key(as_windows(keyed_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C))
+        value_KLC = as_windows(value_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C)
+        attended_KLC = self._attend(query_KLC, key_KLC, value_KLC)
+        windows_BRQMMC = as_windows(mixed_BHWC, M)
+        windows_BRQMMC[image_K, row_K, column_K] = attended_KLC.view(-1, M, M, C).to(mixed_BHWC.dtype)
+        return mixed_BHWC, mask_BN.to(x_BHWC.dtype).mean(dim=1)
+
+    def _mix_masked(
+        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, generator: Generator | None, noise: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Training: every window takes both paths, weighted by the straight-through mask."""
+        B, H, W, C = x_BHWC.shape
+        M = self.window
+        mask_BN = draw_mask(self.predictor.route(features_BHWE), generator, noise)
+        mask_X1C = mask_BN.reshape(-1, 1, 1).to(x_BHWC.dtype)
+        keyed_BHWC = self._warped_sum(x_BHWC, features_BHWE)
+        query = self.query(as_windows(x_BHWC, M).reshape(-1, M * M, C) * mask_X1C)
+        key = self.key(as_windows(keyed_BHWC, M).reshape(-1, M * M, C) * mask_X1C)
+        value = as_windows(value_BHWC, M).reshape(-1, M * M, C)
+        spatial_BHW1 = self.predictor.attend_space(features_BHWE)
+        simple = value if spatial_BHW1 is None else value * as_windows(spatial_BHW1, M).reshape(-1, M * M, 1)
+        mixed = mask_X1C * self._attend(query, key, value) + (1 - mask_X1C) * simple
+        return from_windows(mixed.view(B, H // M, W // M, M, M, C)), mask_BN.mean(dim=1)
+
+    def _warped_sum(self, x_BHWC: Tensor, features_BHWE: Tensor) -> Tensor:
+        """Return x + X̃, what keys are made of; x alone where the offsets are ablated."""
+        offsets_BHW2 = self.predictor.predict_offsets(features_BHWE)
+        return x_BHWC if offsets_BHW2 is None else x_BHWC + warp(x_BHWC, offsets_BHW2).to(x_BHWC.dtype)
+
+    def _attend(self, query_XLC: Tensor, key_XLC: Tensor, value_XLC: Tensor) -> Tensor:
+        """Single-head attention inside each window."""
+        attended = F.scaled_dot_product_attention(
+            query_XLC[:, None], key_XLC[:, None], value_XLC[:, None].to(query_XLC.dtype), scale=self.attention_scale
+        )
+        return attended[:, 0]
+
+
+def draw_mask(logits_BN2: Tensor, generator: Generator | None, noise: bool) -> Tensor:
+    """Draw the straight-through mask (B×N, 1 = hard): onehot − stop_gradient(soft) + soft.
+
+    As in the released network the Gumbel logits are the softmaxed probabilities p, at temperature 1: soft is the
+    softmax of p + Gumbel noise. Without `noise` soft = softmax(p), and the one-hot is argmax p.
+    """
+    logits = torch.softmax(logits_BN2, dim=-1)
+    if noise:
+        uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float32)
+        tiny = torch.finfo(torch.float32).tiny
+        gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)).clamp(min=tiny))
+        logits = logits + gumbel.to(device=logits.device, dtype=logits.dtype)
+    soft_BN = torch.softmax(logits, dim=-1)[..., 0]
+    onehot_BN = (logits[..., 0] >= logits[..., 1]).to(soft_BN.dtype)
+    return onehot_BN - soft_BN.detach() + soft_BN
+
+
+class GatedFFN(nn.Module):
+    """The convolutional feed-forward network: 1×1 C→2C, depthwise 3×3, GELU(a)·b, 1×1 C→C; no biases."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.expand = nn.Linear(channels, 2 * channels, bias=False)
+        self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels, bias=False)
+        self.project = nn.Linear(channels, channels, bias=False)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """Transform B×H×W×C."""
+        gate, linear = convolve(self.depthwise, self.expand(x_BHWC)).chunk(2, dim=-1)
+        transformed: Tensor = self.project(F.gelu(gate) * linear)
+        return transformed
+
+
+class Block(nn.Module):
+    """Post-norm block: x = LN(mixer(x) + x); x = LN(ffn(x) + x)."""
+
+    def __init__(self, config: CAMixerSRConfig, block: int):
+        super().__init__()
+        self.mixer = CAMixer(config, block)
+        self.norm1 = nn.LayerNorm(config.channels, eps=_EPS)
+        self.ffn = GatedFFN(config.channels)
+        self.norm2 = nn.LayerNorm(config.channels, eps=_EPS)
+
+    def forward(
+        self,
+        x_BHWC: Tensor,
+        condition_BHWX: Tensor | None,
+        routing: RoutingConfig,
+        generator: Generator | None,
+        noise: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the features and each image's share of hard windows."""
+        mixed, hard_share_B = self.mixer(x_BHWC, condition_BHWX, routing, generator, noise)
+        x_BHWC = self.norm1(mixed + x_BHWC)
+        return self.norm2(self.ffn(x_BHWC) + x_BHWC), hard_share_B
+
+
+class Group(nn.Module):
+    """A group of blocks that ends with a 1×1 convolution and adds the group's input."""
+
+    def __init__(self, config: CAMixerSRConfig, first_block: int, num_blocks: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, first_block + index) for index in range(num_blocks))
+        self.tail = nn.Linear(config.channels, config.channels)
+
+
+class CAMixerSR(SRNetwork):
+    """CAMixerSR. `routing` may be set on a trained network at any time; it acts in eval mode.
+
+    In train mode every window takes both paths under a straight-through mask drawn with Gumbel noise from `generator`
+    (`routing_noise = False` takes the argmax instead, as the golden vectors do).
+    """
+
+    def __init__(self, config: CAMixerSRConfig):
+        super().__init__()
+        self.config: CAMixerSRConfig = config
+        self.routing_noise = True
+        C = config.channels
+        self.head = nn.Conv2d(3, C, 3, padding=1)
+        self.global_predictor = (
+            nn.Sequential(
+                nn.Conv2d(C, 8, 1),
+                nn.LeakyReLU(_SLOPE),
+                nn.Conv2d(8, 2, 3, padding=1),
+                nn.LeakyReLU(_SLOPE),
+            )
+            if config.global_condition
+            else None
+        )
+        firsts = [sum(config.groups[:index]) for index in range(len(config.groups))]
+        self.groups = nn.ModuleList(
+            Group(config, first, count) for first, count in zip(firsts, config.groups, strict=True)
+        )
+        self.body_tail = nn.Conv2d(C, C, 3, padding=1)
+        self.tail = nn.Conv2d(C, 3 * config.scale**2, 3, padding=1)
+        if config.image_residual:  # start from the bicubic image
+            nn.init.zeros_(self.tail.weight)
+            nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
+
+    @property
+    def routing(self) -> RoutingConfig:
+        """The routing in force at inference."""
+        return self.config.routing
+
+    @routing.setter
+    def routing(self, routing: RoutingConfig) -> None:
+        self.config = self.config.with_routing(routing)
+
+    def restore(self, input_BCHW: Tensor, *, generator: Generator | None = None) -> Restoration:
+        """Restore a batch of any size; see `Restoration`."""
+        config = self.config
+        h, w = input_BCHW.shape[-2:]
+        padded_BCHW = pad_to_multiple(input_BCHW, config.window)
+        shallow_BHWC = to_channels_last(self.head(padded_BCHW.contiguous(memory_format=torch.channels_last)))
+        condition_BHWX = self._conditions(shallow_BHWC)
+        x_BHWC = shallow_BHWC
+        shares: list[Tensor] = []
+        for group in self.groups:
+            start_BHWC = x_BHWC
+            for block in group.blocks:  # type: ignore[union-attr]
+                x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, config.routing, generator, self.routing_noise)
+                shares.append(hard_share_B)
+            x_BHWC = group.tail(x_BHWC) + start_BHWC  # type: ignore[operator]
+        deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC
+        image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), config.scale)
+        image_BCHW = image_BCHW[..., : h * config.scale, : w * config.scale]
+        if config.image_residual:
+            image_BCHW = image_BCHW + upscale_bicubic(input_BCHW, config.scale)
+        return Restoration(image_BCHW, torch.stack(shares))
+
+    def _conditions(self, shallow_BHWC: Tensor) -> Tensor | None:
+        """Return the global and the window condition side by side (B×H×W×0..4), shared by every block."""
+        B, H, W, _ = shallow_BHWC.shape
+        parts = []
+        if self.global_predictor is not None:
+            parts.append(convolve(self.global_predictor, shallow_BHWC))
+        if self.config.window_condition:
+            coordinates = window_coordinates(self.config.window, H, W, shallow_BHWC)
+            parts.append(coordinates.expand(B, -1, -1, -1))
+        return torch.cat(parts, dim=-1) if parts else None

@@ -1,0 +1,21 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # results do not depend on the machine, and two test processes do not fight over its cores
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder with reference images, weights and golden vectors; it lies outside the project."""
+    folder = os.environ.get("HARNESS_REFERENCE")
+    if not folder:
+        pytest.skip("HARNESS_REFERENCE is not set: no reference images, weights and golden vectors to compare with")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"HARNESS_REFERENCE={folder} is not a folder")
+    return path
