@@ -1,9 +1,9 @@
 """CAMixerSR: windows with detail get attention, plain windows get cheap convolution (CVPR 2024).
 
 Shape suffixes: B batch, C channels, H W the padded low-resolution size, M window side, L = M² tokens of a window,
-N = (H/M)(W/M) windows, R rows and Q columns of windows (N = R·Q), K hard windows of the whole batch, X = B·N, D predictor
-inputs, E = D // 4 predictor features, S blocks. Features are kept channels-last (x_BHWC): pointwise convolutions are
-linear maps, LayerNorm is the native one and depthwise convolutions run channels-last.
+N = (H/M)(W/M) windows, R rows and Q columns of windows (N = R·Q), K hard windows of the whole batch, X = B·N, D
+predictor inputs, E = D // 4 predictor features, S blocks. Features are kept channels-last (x_BHWC): pointwise
+convolutions are linear maps, LayerNorm is the native one and depthwise convolutions run channels-last.
 """
 
 import torch
@@ -216,9 +216,7 @@ def draw_mask(logits_BN2: Tensor, generator: Generator | None, noise: bool) -> T
     """
     logits = torch.softmax(logits_BN2, dim=-1)
     if noise:
-        uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float32)
-        tiny = torch.finfo(torch.float32).tiny
-        gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)).clamp(min=tiny))
+        gumbel = -torch.empty(logits.shape).exponential_(generator=generator).log()
         logits = logits + gumbel.to(device=logits.device, dtype=logits.dtype)
     soft_BN = torch.softmax(logits, dim=-1)[..., 0]
     onehot_BN = (logits[..., 0] >= logits[..., 1]).to(soft_BN.dtype)
