@@ -1,0 +1,39 @@
+"""Checkpoints: everything that the rest of a run depends on, written in one step."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.core.errors import UserError
+from harness.core.files import atomic_path
+
+_VERSION = 1
+
+
+def save_checkpoint(path: Path, identity: str, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain Python values) atomically; `identity` names the run that it belongs to."""
+    with atomic_path(path) as temporary:
+        torch.save({"version": _VERSION, "identity": identity, **state}, temporary)
+
+
+def load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
+    """Read a checkpoint of the same run; None where there is none.
+
+    Nothing is unpickled but tensors and plain values. `UserError` for a file of another run, another version or one
+    that cannot be read.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}); delete it to start again"
+        ) from error
+    if state.get("version") != _VERSION or state.get("identity") != identity:
+        raise UserError(
+            f"checkpoint {path} is of run {state.get('identity')!r} (version {state.get('version')}), expected "
+            f"{identity!r} (version {_VERSION}); delete it to start again"
+        )
+    return state

@@ -1,0 +1,243 @@
+"""One training run, which can be killed at any moment and goes on from its last checkpoint with the same numbers."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from harness.core.configs import TrainingConfig
+from harness.core.errors import TrialFailedError, UserError
+from harness.core.records import TrainingRecord
+from harness.core.seeding import derive_seed
+from harness.models.network import SRNetwork
+from harness.training.checkpoint import load_checkpoint, save_checkpoint
+from harness.training.ema import MovingAverage
+from harness.training.losses import l1_loss, ratio_loss
+from harness.training.schedule import learning_rate_at
+
+_CURVE_POINTS = 200
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class BatchSource(Protocol):
+    """Where batches come from: an endless, resumable stream."""
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Return low- and high-resolution patches, float32 in [0, 1]."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the stream as plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+
+
+class TrainingProgress(NamedTuple):
+    """What a progress bar shows after a step."""
+
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+
+
+class TrainingInterruptedError(Exception):
+    """Training was asked to stop; the checkpoint holds everything to go on from."""
+
+
+@dataclass
+class _Clock:
+    """Seconds of whole steps and of the loader alone, over all parts of an interrupted run."""
+
+    steps: float = 0.0
+    loader: float = 0.0
+
+
+def train(
+    network: SRNetwork,
+    batches: BatchSource,
+    config: TrainingConfig,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    checkpoint: Path | None = None,
+    identity: str = "",
+    progress: Callable[[TrainingProgress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainingRecord:
+    """Train `network` in place; at the end it holds the averaged weights, is in eval mode and back on the CPU.
+
+    With a `checkpoint` path the run is saved every `config.checkpoint_interval` steps and at the end, and goes on from
+    a checkpoint of the same `identity`: the weights are those of a run never interrupted (bit-identical on a CPU with
+    the same number of threads). `threads` holds for this run only. `should_stop` is asked after every step: on True
+    the run is saved and `TrainingInterruptedError` raised. A loss or gradient norm that is not finite raises
+    `TrialFailedError` before it can reach the weights.
+    """
+    previous_threads = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        return _Run(network, batches, config, torch.device(device), checkpoint, identity).finish(progress, should_stop)
+    finally:
+        network.eval()
+        network.to("cpu")
+        torch.set_num_threads(previous_threads)
+
+
+class _Run:
+    """The state of one run between steps."""
+
+    def __init__(
+        self,
+        network: SRNetwork,
+        batches: BatchSource,
+        config: TrainingConfig,
+        device: torch.device,
+        checkpoint: Path | None,
+        identity: str,
+    ):
+        if device.type == "cpu" and config.precision == "fp16":
+            raise UserError("training.precision is fp16 on a CPU, which has no fast fp16; expected fp32 or bf16")
+        self.network = network.to(device).train()
+        self.batches = batches
+        self.config = config
+        self.device = device
+        self.checkpoint = checkpoint
+        self.identity = identity
+        self.parameters = list(network.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.average = MovingAverage(network, config.ema_decay)
+        self.generator = torch.Generator().manual_seed(derive_seed(config.seed, "routing noise"))
+        self.step = 0
+        self.clock = _Clock()
+        self.curve_steps: list[int] = []
+        self.curves: dict[str, list[float]] = {}
+        self.window: dict[str, list[float]] = {}
+        self.resumed_from: list[int] = []
+        self._resume()
+
+    def finish(
+        self, progress: Callable[[TrainingProgress], None] | None, should_stop: Callable[[], bool]
+    ) -> TrainingRecord:
+        """Run all steps that are left."""
+        steps = self.config.steps
+        while self.step < steps:
+            started = time.perf_counter()
+            loss = self._advance()
+            self.clock.steps += time.perf_counter() - started
+            self.step += 1
+            if progress is not None:
+                rate = self.step / self.clock.steps
+                images = rate * self.config.batch_size
+                progress(TrainingProgress(self.step, steps, loss, images, (steps - self.step) / rate))
+            if self.step % self.config.checkpoint_interval == 0 or self.step == steps:
+                self._save()
+            if self.step < steps and should_stop():
+                self._save()
+                raise TrainingInterruptedError(f"stopped after step {self.step} of {steps}")
+        self.network.load_state_dict(self.average.weights)
+        images = steps * self.config.batch_size
+        return TrainingRecord(
+            steps=steps,
+            seconds=self.clock.steps,
+            images_per_second=images / self.clock.steps,
+            loader_images_per_second=images / max(self.clock.loader, 1e-9),
+            device=str(self.device),
+            threads=torch.get_num_threads(),
+            curve_steps=tuple(self.curve_steps),
+            curves={name: tuple(values) for name, values in self.curves.items()},
+            resumed_from=tuple(self.resumed_from),
+        )
+
+    def _advance(self) -> float:
+        """Take one step and return its loss."""
+        config = self.config
+        rate = learning_rate_at(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        started = time.perf_counter()
+        low_BCHW, high_BCHW = self.batches.next_batch()
+        self.clock.loader += time.perf_counter() - started
+        low_BCHW, high_BCHW = low_BCHW.to(self.device), high_BCHW.to(self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        dtype = _DTYPES.get(config.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            restored = self.network.restore(low_BCHW, generator=self.generator)
+        pixel_loss = l1_loss(restored.image_BCHW, high_BCHW)
+        loss = pixel_loss
+        observed = {"learning_rate": rate}
+        if len(restored.hard_share_SB):
+            share_loss = ratio_loss(restored.hard_share_SB, config.ratio_gamma)
+            loss = pixel_loss + share_loss
+            observed["ratio_loss"] = share_loss.item()
+            observed["attention_share"] = restored.hard_share_SB.detach().float().mean().item()
+        observed["l1_loss"] = pixel_loss.item()
+        observed["loss"] = loss.item()
+        if not math.isfinite(observed["loss"]):
+            raise TrialFailedError(f"loss is {observed['loss']} at step {self.step + 1} (learning rate {rate:.2g})")
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip_norm or math.inf).item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():  # the scaler skips such a step by itself
+            raise TrialFailedError(f"gradient norm is {norm} at step {self.step + 1} (learning rate {rate:.2g})")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update(self.network, self.step)
+        self._observe(observed)
+        return observed["loss"]
+
+    def _observe(self, observed: dict[str, float]) -> None:
+        """Add to the curves: means over equal stretches, at most `_CURVE_POINTS` of them."""
+        for name, value in observed.items():
+            self.window.setdefault(name, []).append(value)
+        stretch = -(-self.config.steps // _CURVE_POINTS)
+        if (self.step + 1) % stretch == 0 or self.step + 1 == self.config.steps:
+            self.curve_steps.append(self.step + 1)
+            for name, values in self.window.items():
+                self.curves.setdefault(name, []).append(sum(values) / len(values))
+            self.window = {}
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        save_checkpoint(
+            self.checkpoint,
+            self.identity,
+            {
+                "step": self.step,
+                "network": self.network.state_dict(),
+                "average": self.average.weights,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "generator": self.generator.get_state(),
+                "batches": json.dumps(self.batches.state_dict()),
+                "seconds": [self.clock.steps, self.clock.loader],
+                "curves": [self.curve_steps, self.curves, self.window],
+                "resumed_from": self.resumed_from,
+            },
+        )
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.checkpoint, self.identity) if self.checkpoint is not None else None
+        if state is None:
+            return
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self.average.load(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
+        self.batches.load_state_dict(json.loads(state["batches"]))
+        self.clock = _Clock(*state["seconds"])
+        self.curve_steps, self.curves, self.window = state["curves"]
+        self.resumed_from = [*state["resumed_from"], self.step]
