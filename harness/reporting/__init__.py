@@ -1,1 +1,28 @@
-"""TBD."""
+"""Records to fronts, tables, plots and HTML. Reads a study's folder and nothing else."""
+
+from harness.reporting.comparison import compare
+from harness.reporting.front import pick, study_front
+from harness.reporting.html import ReportFiles, write_report
+from harness.reporting.plots import draw_front_html, draw_front_png
+from harness.reporting.published import load_published, published_dir
+from harness.reporting.study import Point, Study, load_study
+from harness.reporting.summary import summarise
+from harness.reporting.table import front_table, points_table
+
+__all__ = [
+    "Point",
+    "ReportFiles",
+    "Study",
+    "compare",
+    "draw_front_html",
+    "draw_front_png",
+    "front_table",
+    "load_published",
+    "load_study",
+    "pick",
+    "points_table",
+    "published_dir",
+    "study_front",
+    "summarise",
+    "write_report",
+]

@@ -1,0 +1,217 @@
+"""Pareto fronts: which points are not dominated, the knee, the hypervolume, and picking one point.
+
+The first three functions know nothing of studies: an array of one row per point and one column per objective.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.core.errors import UserError
+from harness.core.records import METRIC_LABELS, Direction, TrialRecord
+from harness.core.units import format_count
+from harness.reporting.study import Point, Study
+
+Values = npt.NDArray[np.float64]
+
+# Qualities are measured from a reference in their own unit; everything else is a cost, measured as a multiple of one.
+_QUALITIES = ("psnr_db", "ssim")
+PICKS = ("knee", "best-psnr", "fastest", "smallest", "trial:N")
+
+
+def non_dominated(values: npt.ArrayLike, directions: Sequence[Direction]) -> npt.NDArray[np.bool_]:
+    """Tell for each row whether no other row is at least as good everywhere and better somewhere.
+
+    Equal rows do not dominate each other. `values` is (points, objectives) and finite; `ValueError` otherwise.
+    """
+    points = _minimised(values, directions)
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    import moocore
+
+    return np.asarray(moocore.is_nondominated(points, keep_weakly=True), dtype=bool)
+
+
+def knee_index(values: npt.ArrayLike, directions: Sequence[Direction]) -> int:
+    """Return the row of a front that lies furthest on the good side of the plane through its extremes.
+
+    Objectives are scaled to the front's own range, 0 the best value and 1 the worst; the plane is Σf = 1, in two
+    objectives the line through both extreme points (Das, "On characterizing the knee of the Pareto curve", 1999;
+    Branke et al., "Finding knees in multi-objective optimization", 2004). The distance to it is (1 − Σf)/√m, so the
+    knee has the smallest Σf. An objective that is equal everywhere has no say; ties go to the first row. With one
+    objective it is the best row. `ValueError` for an empty front.
+    """
+    points = _minimised(values, directions)
+    if not len(points):
+        raise ValueError("an empty front has no knee")
+    best, worst = points.min(axis=0), points.max(axis=0)
+    span = np.where(worst > best, worst - best, 1.0)
+    total = ((points - best) / span).sum(axis=1)
+    return int(np.flatnonzero(total <= total.min() + 1e-12)[0])
+
+
+def hypervolume(values: npt.ArrayLike, reference: npt.ArrayLike, directions: Sequence[Direction]) -> float:
+    """Return the volume that the rows dominate, up to `reference` (Zitzler and Thiele 1998; computed by moocore).
+
+    Rows that are not better than the reference in every objective add nothing; no rows give 0.
+    """
+    points = _minimised(values, directions)
+    limit = _minimised(np.asarray(reference, dtype=np.float64)[np.newaxis, :], directions)[0]
+    inside = points[(points < limit).all(axis=1)] if len(points) else points
+    if not len(inside):
+        return 0.0
+    import moocore
+
+    return float(moocore.hypervolume(inside, ref=limit))
+
+
+def _minimised(values: npt.ArrayLike, directions: Sequence[Direction]) -> Values:
+    points = np.asarray(values, dtype=np.float64)
+    if points.size == 0:
+        return points.reshape(0, len(directions))
+    if points.ndim != 2 or points.shape[1] != len(directions):
+        raise ValueError(f"values have shape {points.shape}, but there are {len(directions)} objectives")
+    if not np.isfinite(points).all():
+        raise ValueError("values hold NaN or infinity; leave such points out")
+    signs = np.array([-1.0 if direction == "maximize" else 1.0 for direction in directions])
+    return np.ascontiguousarray(points * signs)
+
+
+@dataclass(frozen=True)
+class Front:
+    """The non-dominated feasible points of a study's trials, from the best to the worst in the first objective.
+
+    `hypervolume_reference` says in words what the hypervolume is measured from.
+    """
+
+    points: tuple[Point, ...]
+    knee: Point | None
+    hypervolume: float
+    hypervolume_reference: str
+
+
+def study_front(study: Study) -> Front:
+    """Find the front, its knee and its hypervolume over the study's objectives.
+
+    Points that violate a constraint, or lack a value for an objective, are left out. The hypervolume is unitless:
+    qualities count as the difference from bicubic's value, costs as a multiple of SwinIR-light's, so it is comparable
+    over the whole study. Where a baseline has no value, the worst value of the feasible points stands in for it.
+    """
+    candidates = [point for point in study.points if point.measured.feasible and _objectives(study, point) is not None]
+    values = np.array([_objectives(study, point) for point in candidates], dtype=np.float64)
+    directions = [objective.direction for objective in study.record.objectives]
+    chosen = [point for point, kept in zip(candidates, non_dominated(values, directions), strict=True) if kept]
+    sign = -1.0 if directions[0] == "maximize" else 1.0
+    chosen.sort(key=lambda point: [sign * value for value in _objectives(study, point) or ()])
+    volume, words = _study_hypervolume(study, values, directions)
+    knee = None
+    if chosen:
+        knee = chosen[knee_index([_objectives(study, point) or () for point in chosen], directions)]
+    return Front(tuple(chosen), knee, volume, words)
+
+
+def _objectives(study: Study, point: Point) -> tuple[float, ...] | None:
+    """Return the point's objective values, or None when one is missing or not finite."""
+    values = [point.measured.value(objective.metric) for objective in study.record.objectives]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return None
+    return tuple(float(value) for value in values if value is not None)
+
+
+def _study_hypervolume(study: Study, values: Values, directions: list[Direction]) -> tuple[float, str]:
+    if not len(values):
+        return 0.0, "no feasible point yet"
+    scaled, reference, words = [], [], []
+    for column, objective in enumerate(study.record.objectives):
+        name, _, device = objective.metric.partition("/")
+        quality = name in _QUALITIES
+        owner = study.baseline("bicubic" if quality else "swinir-light")
+        base = owner.measured.value(objective.metric) if owner else None
+        if name == "latency_ratio":
+            base = 1.0  # by definition: it is already a multiple of SwinIR-light's latency
+        if name == "attention_share":
+            base = 1.0  # attention everywhere
+        source = "bicubic's" if quality else "SwinIR-light's"
+        if base is None or not math.isfinite(base) or (not quality and base <= 0):
+            worst = values[:, column].min() if objective.direction == "maximize" else values[:, column].max()
+            base, source = float(worst), "the worst feasible point's"
+        label = METRIC_LABELS[name] + (f" on {device}" if device else "")
+        if quality:
+            scaled.append(values[:, column] - base)
+            reference.append(0.0)
+            words.append(f"{label}: above {source} {base:.4f}")
+        else:
+            unit = base if base > 0 else 1.0
+            scaled.append(values[:, column] / unit)
+            reference.append(base / unit)
+            words.append(
+                f"{label}: as a share of {source} {format_count(base)}".rstrip() if base > 0 else f"{label}: from 0"
+            )
+    return hypervolume(np.stack(scaled, axis=1), reference, directions), "; ".join(words)
+
+
+def pick(study: Study, how: str) -> Point:
+    """Return one point: `knee`, `best-psnr`, `fastest`, `smallest` of the front, or `trial:N`.
+
+    `smallest` is fewest parameters, then fewest MACs; ties go to the higher PSNR. `trial:N` is the point under the
+    routing that trial N suggested. `UserError` for an unknown way, an empty front, or a trial that has no point.
+    """
+    if how.startswith("trial:"):
+        return _pick_trial(study, how.removeprefix("trial:"))
+    if how not in PICKS:
+        raise UserError(f"unknown pick {how!r}; expected one of: {', '.join(PICKS)}")
+    front = study_front(study)
+    if front.knee is None:
+        raise UserError(
+            f"study {study.record.name!r} has no feasible point on its front yet; run `harness search` to its end, "
+            "or relax its constraints"
+        )
+    if how == "knee":
+        return front.knee
+    if how == "best-psnr":
+        return max(front.points, key=lambda point: point.measured.evaluation.psnr_db)
+    if how == "fastest":
+        timed = [point for point in front.points if point.latency() is not None]
+        if not timed:
+            raise UserError(f"study {study.record.name!r} measured no latency; expected another pick than 'fastest'")
+        return min(timed, key=lambda point: (_median(point), -point.measured.evaluation.psnr_db))
+    return min(
+        front.points,
+        key=lambda point: (point.measured.params, point.measured.macs, -point.measured.evaluation.psnr_db),
+    )
+
+
+def _median(point: Point) -> float:
+    latency = point.latency()
+    assert latency is not None
+    return latency.median
+
+
+def _pick_trial(study: Study, text: str) -> Point:
+    numbers = {trial.number: trial for trial in study.trials if trial.number is not None}
+    possible = [f"trial:{number}" for number, trial in sorted(numbers.items()) if _trial_point(study, trial)]
+    listed = ", ".join(possible) or "none yet"
+    trial = numbers.get(int(text)) if text.isdecimal() else None
+    if trial is None:
+        raise UserError(f"no trial {text!r} in study {study.record.name!r}; trials with points: {listed}")
+    found = _trial_point(study, trial)
+    if found is None:
+        why = f": {trial.reason}" if trial.reason else ""
+        raise UserError(f"trial {text} has no point (it was {trial.state}{why}); trials with points: {listed}")
+    return found
+
+
+def _trial_point(study: Study, trial: TrialRecord) -> Point | None:
+    """Return the trial's point under the routing that it suggested, else the best of its network's."""
+    holder = trial.record_id if trial.answered_by is None else trial.answered_by
+    points = [point for point in study.all_points if point.record.record_id == holder]
+    if not points and trial.state == "answered":
+        points = [point for point in study.all_points if point.record.network_id == trial.network_id]
+    if not points:
+        return None
+    suggested = getattr(trial.model, "routing", None)
+    same = [point for point in points if point.measured.routing == suggested]
+    return same[0] if same else max(points, key=lambda point: point.measured.evaluation.psnr_db)

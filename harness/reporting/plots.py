@@ -1,0 +1,435 @@
+"""Pictures of a study: the front as PNG (matplotlib) and as an interactive figure (plotly), and the training curves.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart; shapes repeat what colours say.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.core.files import atomic_path
+from harness.core.records import METRIC_DIRECTIONS, METRIC_LABELS
+from harness.core.units import format_count
+from harness.reporting.front import Front, non_dominated, study_front
+from harness.reporting.study import BASELINE_IDS, Point, Study
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from matplotlib.axes import Axes
+
+_BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8F98"
+_BASELINE_COLOURS = {"bicubic": _GREEN, "swinir-light": _VERMILION}
+_BASELINE_LABELS = {"bicubic": "bicubic", "swinir-light": "SwinIR-light"}
+_UNITS = {
+    "macs": (1e9, "MACs (G)"),
+    "params": (1e3, "parameters (k)"),
+    "peak_memory_bytes": (2**20, "peak memory (MiB)"),
+}
+# From this span on, points at the small end of a linear axis cannot be told apart.
+_LOG_AXIS_RATIO = 8.0
+_LONGEST_LABEL = 44
+
+
+class _Axis:
+    """One metric as an axis: its values in a readable unit, and its label with that unit."""
+
+    def __init__(self, metric: str):
+        name, _, device = metric.partition("/")
+        self.metric = metric
+        self.unit, label = _UNITS.get(name, (1.0, METRIC_LABELS[name]))
+        self.label = f"{label} on {device}" if device else label
+
+    def value(self, point: Point) -> float | None:
+        found = point.measured.value(self.metric)
+        return None if found is None or not math.isfinite(found) else found / self.unit
+
+    def write(self, value: float) -> str:
+        return f"{value:.2f} dB" if self.metric == "psnr_db" else f"{value:.4f}"
+
+
+def quality_metric(study: Study) -> str:
+    """Return the metric of the vertical axis: the first objective that is a quality, PSNR where there is none."""
+    names = [objective.metric for objective in study.record.objectives]
+    return next((name for name in names if name in ("psnr_db", "ssim")), "psnr_db")
+
+
+def cost_metrics(study: Study) -> list[str]:
+    """Return the cost objectives in the study's order; MACs where there is none."""
+    names = [objective.metric for objective in study.record.objectives]
+    return [name for name in names if name not in ("psnr_db", "ssim")] or ["macs"]
+
+
+def draw_front_png(study: Study, path: Path) -> None:
+    """Draw quality against the first one or two costs of the study and write the PNG in one step.
+
+    Light dots are all points, the line joins the front, the star is the knee; SwinIR-light and bicubic are marked.
+    A cost axis is logarithmic when its values span more than a factor of 8. A study without points gets a picture that
+    says so.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    front = study_front(study)
+    quality = _Axis(quality_metric(study))
+    costs = [_Axis(metric) for metric in cost_metrics(study)[:2]]
+    figure = Figure(figsize=(6.4 * len(costs) + 0.6, 5.6), dpi=160, facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    figure.subplots_adjust(left=0.62 / figure.get_figwidth() + 0.035, right=0.985, top=0.835, bottom=0.19, wspace=0.06)
+    for index, (panel, cost) in enumerate(zip(panels, costs, strict=True)):
+        _draw_panel(panel, study, front, cost, quality, annotate=index == 0)
+    panels[0].set_ylabel(quality.label, fontsize=11)
+    handles, labels = _legend(panels)
+    if handles:
+        figure.legend(
+            handles, labels, loc="lower center", ncols=len(handles), frameon=False, fontsize=10, columnspacing=1.8
+        )
+    left = panels[0].get_position().x0
+    figure.text(left, 0.945, f"{study.record.name}: ×{study.record.scale} super-resolution", fontsize=14, weight="bold")
+    figure.text(left, 0.892, _subtitle(study), fontsize=10, color="#5A5F69")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _subtitle(study: Study) -> str:
+    counted = f"{_plural(len(study.points), 'point')} of {_plural(study.num_architectures, 'network')}"
+    recipe = study.convergence_note or "full training recipe"
+    parts = [counted, f"protocol {study.record.protocol}", recipe if study.points else "no finished trial yet"]
+    return " · ".join(parts)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _legend(panels: Sequence["Axes"]) -> tuple[list[Any], list[str]]:
+    found: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
+
+
+def _draw_panel(panel: "Axes", study: Study, front: Front, cost: _Axis, quality: _Axis, *, annotate: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    panel.set_xlabel(cost.label, fontsize=11)
+    panel.grid(visible=True, which="major", color="#E4E7EC", linewidth=0.8)
+    panel.set_axisbelow(True)
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        panel.spines[side].set_color("#B5BAC3")
+    panel.tick_params(which="both", color="#B5BAC3", labelcolor="#3C4049", labelsize=10)
+    on_front = {point.point_id for point in front.points}
+    feasible = _pairs((p for p in study.points if p.measured.feasible and p.point_id not in on_front), cost, quality)
+    violating = _pairs((p for p in study.points if not p.measured.feasible), cost, quality)
+    best = _pairs(front.points, cost, quality)
+    swinir = study.baseline("swinir-light")
+    bicubic = study.baseline("bicubic")
+    swinir_at = _pairs([swinir], cost, quality) if swinir else []
+    if feasible:
+        panel.plot(*_columns(feasible), "o", color=_GREY, markersize=5, alpha=0.45, mew=0, label="other points")
+    if violating:
+        panel.plot(*_columns(violating), "x", color=_GREY, markersize=5, alpha=0.7, label="violates a constraint")
+    if best:
+        line = _lower_hull_line(best, quality)
+        panel.plot(*_columns(line), "-", color=_BLUE, linewidth=1.8, alpha=0.85, zorder=3)
+        panel.plot(*_columns(best), "o", color=_BLUE, markersize=7, mec="white", mew=1.0, zorder=4, label="front")
+    if swinir_at:
+        panel.plot(*_columns(swinir_at), "D", color=_VERMILION, markersize=9, mec="white", zorder=5)
+    costs = [x for x, _ in [*feasible, *violating, *best, *swinir_at]]
+    if costs and min(costs) > 0 and max(costs) / min(costs) > _LOG_AXIS_RATIO:
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.set_xlabel(f"{cost.label}, log scale", fontsize=11)
+        _tick_log_axis(panel, min(costs), max(costs))
+    floor = quality.value(bicubic) if bicubic else None
+    if floor is not None:
+        panel.axhline(floor, color=_GREEN, linewidth=1.6, linestyle=(0, (5, 3)), zorder=2)
+        panel.annotate(
+            f"bicubic, {quality.write(floor)}",
+            (1, floor),
+            xycoords=("axes fraction", "data"),
+            **_beside(-4, -4, "right", _GREEN),
+        )
+    panel.margins(x=0.07, y=0.1)
+    for x, y in swinir_at:
+        panel.annotate(f"SwinIR-light, {quality.write(y)}", (x, y), **_beside(8, -9, "right", _VERMILION))
+    if front.knee is not None and (knee := _pairs([front.knee], cost, quality)):
+        panel.plot(*_columns(knee), "*", color=_ORANGE, markersize=19, mec="#4A3300", mew=0.9, zorder=6, label="knee")
+        if annotate:
+            low, high = panel.get_xlim()
+            across = np.geomspace(low, high, 30) if panel.get_xscale() == "log" else np.linspace(low, high, 30)
+            line = [] if floor is None else [(float(x), floor) for x in across]
+            _annotate_knee(panel, front.knee, knee[0], [*feasible, *violating, *best, *swinir_at, *line])
+    if not (feasible or violating or best):
+        panel.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
+        panel.grid(visible=False)
+        panel.text(
+            0.5, 0.5, "no finished trial yet", transform=panel.transAxes, ha="center", color="#5A5F69", fontsize=12
+        )
+
+
+def _beside(right: float, up: float, align: str, colour: str) -> dict[str, Any]:
+    """Return the style of a label that stands beside its mark; offsets in points."""
+    place = {"xytext": (right, up), "textcoords": "offset points", "ha": align, "va": "top"}
+    return {**place, "fontsize": 10, "weight": "bold", "color": colour, "zorder": 7}
+
+
+def _pairs(points: Any, cost: _Axis, quality: _Axis) -> list[tuple[float, float]]:
+    found = [(cost.value(point), quality.value(point)) for point in points]
+    return [(x, y) for x, y in found if x is not None and y is not None]
+
+
+def _columns(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _lower_hull_line(pairs: list[tuple[float, float]], quality: _Axis) -> list[tuple[float, float]]:
+    """Return the steps through those points that are not dominated in this panel's two metrics, cheapest first.
+
+    A front over three objectives has points that two of them alone would not explain; those stay off the line.
+    """
+    kept = non_dominated(pairs, ["minimize", METRIC_DIRECTIONS[quality.metric]])
+    return sorted({pair for pair, stays in zip(pairs, kept, strict=True) if stays})
+
+
+def _tick_log_axis(panel: "Axes", low: float, high: float) -> None:
+    """Put ticks at 1, 2, 5 of each decade, so that a log axis of one or two decades can be read."""
+    from matplotlib.ticker import FixedLocator
+
+    panel.xaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    mantissas = (1, 2, 5) if high / low < 1e3 else (1,)
+    return [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
+
+
+def _annotate_knee(panel: "Axes", knee: Point, at: tuple[float, float], marks: list[tuple[float, float]]) -> None:
+    """Write the knee's name into that corner of the panel where it covers the fewest marks, with a line to the knee."""
+    from matplotlib.text import Text
+
+    routing = knee.measured.routing
+    lines = [_shorten(knee.record.label), *([routing.label()] if routing else []), _measures(knee)]
+    note = panel.annotate(
+        "\n".join(lines),
+        at,
+        xytext=(0, 0),
+        textcoords="axes fraction",
+        fontsize=9.5,
+        multialignment="left",
+        linespacing=1.35,
+        color="#1F2329",
+        zorder=8,
+        bbox={"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": "#D0D4DB", "alpha": 0.94},
+        arrowprops={"arrowstyle": "-", "color": "#6B7079", "linewidth": 0.9, "shrinkB": 9},
+    )
+    taken = [tuple(place) for place in panel.transData.transform([at, *marks])]
+    for text in panel.texts:
+        if text is not note:
+            box = text.get_window_extent()
+            taken += [(box.x0 + box.width * part / 8, box.y0 + box.height / 2) for part in range(9)]
+
+    def covered(corner: tuple[float, float, str, str]) -> int:
+        note.set_position(corner[:2])
+        note.set(ha=corner[2], va=corner[3])
+        box = Text.get_window_extent(note).padded(8)  # of the words alone, without the line to the knee
+        return sum(box.contains(x, y) for x, y in taken)
+
+    corners = [
+        (0.03, 0.96, "left", "top"),
+        (0.97, 0.05, "right", "bottom"),
+        (0.97, 0.3, "right", "bottom"),
+        (0.97, 0.96, "right", "top"),
+        (0.03, 0.05, "left", "bottom"),
+    ]
+    covered(min(corners, key=covered))
+
+
+def _measures(point: Point) -> str:
+    latency = point.latency()
+    parts = [f"{point.measured.evaluation.psnr_db:.2f} dB", f"{format_count(point.measured.macs)}MACs"]
+    if latency:
+        parts.append(f"{latency.median:.1f} ms")
+    return " · ".join(parts)
+
+
+def _shorten(label: str) -> str:
+    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+
+
+def draw_front_html(study: Study) -> "go.Figure":
+    """Return the front as an interactive plotly figure: one panel per cost; hovering shows all of a point."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    front = study_front(study)
+    quality = _Axis(quality_metric(study))
+    costs = [_Axis(metric) for metric in cost_metrics(study)]
+    figure = make_subplots(rows=1, cols=len(costs), shared_yaxes=True, horizontal_spacing=0.04)
+    on_front = {point.point_id for point in front.points}
+    others = [point for point in study.points if point.measured.feasible and point.point_id not in on_front]
+    violating = [point for point in study.points if not point.measured.feasible]
+    floor = study.baseline("bicubic")
+    for column, cost in enumerate(costs, start=1):
+        line = _lower_hull_line(_pairs(front.points, cost, quality), quality)
+        for name, points, marker in (
+            ("other points", others, {"color": _GREY, "size": 7, "opacity": 0.5}),
+            ("violates a constraint", violating, {"color": _GREY, "size": 7, "symbol": "x-thin-open", "opacity": 0.8}),
+            ("front", front.points, {"color": _BLUE, "size": 9, "line": {"color": "white", "width": 1}}),
+            ("knee", [front.knee] if front.knee else [], {"color": _ORANGE, "size": 17, "symbol": "star"}),
+            *(
+                (_BASELINE_LABELS[found], [baseline], {"color": _VERMILION, "size": 12, "symbol": "diamond"})
+                for found in BASELINE_IDS
+                if found != "bicubic" and (baseline := study.baseline(found))
+            ),
+        ):
+            shown = [(p, x, y) for p in points if None not in (x := cost.value(p), y := quality.value(p))]
+            if not shown:
+                continue
+            figure.add_trace(
+                go.Scatter(
+                    x=[x for _, x, _ in shown],
+                    y=[y for _, _, y in shown],
+                    mode="markers",
+                    name=name,
+                    legendgroup=name,
+                    showlegend=column == 1,
+                    marker=marker,
+                    text=[describe_point(study, point) for point, _, _ in shown],
+                    hovertemplate="%{text}<extra></extra>",
+                ),
+                row=1,
+                col=column,
+            )
+            if name == "front":
+                figure.add_trace(
+                    go.Scatter(
+                        x=[x for x, _ in line],
+                        y=[y for _, y in line],
+                        mode="lines",
+                        legendgroup=name,
+                        showlegend=False,
+                        hoverinfo="skip",
+                        line={"color": _BLUE, "width": 2},
+                    ),
+                    row=1,
+                    col=column,
+                )
+        level = quality.value(floor) if floor else None
+        if level is not None:
+            figure.add_hline(
+                y=level,
+                line={"color": _GREEN, "width": 2, "dash": "dash"},
+                annotation={"text": f"bicubic, {quality.write(level)}", "font": {"color": _GREEN}},
+                annotation_position="bottom right",
+                row=1,
+                col=column,
+            )
+        swinir = study.baseline("swinir-light")
+        values = [x for p in (*study.points, *([swinir] if swinir else [])) if (x := cost.value(p)) is not None]
+        log = bool(values) and min(values) > 0 and max(values) / min(values) > _LOG_AXIS_RATIO
+        axis: dict[str, Any] = {
+            "title": {"text": f"{cost.label}{', log scale' if log else ''}"},
+            "type": "log" if log else "linear",
+        }
+        if log:
+            ticks = _log_ticks(min(values), max(values))
+            axis |= {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+        figure.update_xaxes(**axis, row=1, col=column)
+    figure.update_yaxes(title={"text": quality.label}, row=1, col=1)
+    return _styled(figure, height=520)
+
+
+def draw_training_curves(study: Study) -> "go.Figure | None":
+    """Return the training loss of every network and of SwinIR-light over steps; None where nothing was trained."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    records = [record for record in (*study.baselines, *study.trials) if record.training_result]
+    for record in records:
+        result = record.training_result
+        assert result is not None
+        curve = "l1_loss" if "l1_loss" in result.curves else "loss"
+        pairs = [
+            (step, value)
+            for step, value in zip(result.curve_steps, result.curves.get(curve, ()), strict=False)
+            if math.isfinite(value) and value > 0
+        ]
+        if not pairs:
+            continue
+        pairs = pairs[:: max(1, len(pairs) // 200)]
+        baseline = record.kind == "baseline"
+        name = _BASELINE_LABELS["swinir-light"] if baseline else f"trial {record.number}: {record.label}"
+        figure.add_trace(
+            go.Scatter(
+                x=[step for step, _ in pairs],
+                y=[value for _, value in pairs],
+                mode="lines",
+                name="SwinIR-light" if baseline else "trials",
+                legendgroup="SwinIR-light" if baseline else "trials",
+                showlegend=baseline or record is next(r for r in records if r.kind == "trial"),
+                line={"color": _VERMILION if baseline else _BLUE, "width": 3 if baseline else 1.5},
+                opacity=1 if baseline else 0.55,
+                hovertemplate=f"{html.escape(name)}<br>step %{{x}}: %{{y:.4f}}<extra></extra>",
+            )
+        )
+    if not figure.data:
+        return None
+    figure.update_xaxes(title={"text": "training step"})
+    losses = [value for trace in figure.data for value in trace.y]
+    ticks = _log_ticks(min(losses), max(losses))
+    figure.update_yaxes(title={"text": "L1 loss"}, type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    return _styled(figure, height=380)
+
+
+def describe_point(study: Study, point: Point) -> str:
+    """Return the hover text of a point: its name, where it comes from, and everything measured, escaped for HTML."""
+    record, measured = point.record, point.measured
+    evaluation = measured.evaluation
+    lines = [f"<b>{html.escape(record.label)}</b>"]
+    if measured.routing:
+        lines.append(html.escape(measured.routing.label()))
+    if record.number is not None:
+        lines.append(f"trial {record.number} · {record.network_id}")
+    lines.append(
+        f"PSNR {evaluation.psnr_db:.3f} dB · SSIM {evaluation.ssim:.4f} · protocol {html.escape(evaluation.protocol)}"
+    )
+    lines.append(f"{format_count(measured.macs)}MACs · {format_count(measured.params)} parameters")
+    for latency in measured.latency:
+        ratio = f" · {latency.ratio:.2f} × SwinIR-light's" if latency.ratio is not None else ""
+        lines.append(f"{latency.median:.2f} ms (IQR {latency.iqr:.2f}) on {html.escape(latency.device)}{ratio}")
+    if evaluation.attention_share is not None:
+        lines.append(f"attention share {evaluation.attention_share:.3f}")
+    if measured.peak_memory_bytes is not None:
+        lines.append(f"peak memory {measured.peak_memory_bytes / 2**20:.1f} MiB")
+    lines += [f"violates {html.escape(text)}" for text, value in measured.constraints.items() if value > 0]
+    if record.training:
+        lines.append(f"trained for {record.training.steps:,} steps")
+    return "<br>".join(lines)
+
+
+def _styled(figure: "go.Figure", *, height: int) -> "go.Figure":
+    """Set what every figure shares; colours of text and grid follow the page's light or dark scheme in the report."""
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 64, "r": 16, "t": 16, "b": 56},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#3C4049"},
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        hoverlabel={"align": "left"},
+        modebar={"bgcolor": "rgba(0,0,0,0)"},
+    )
+    figure.update_xaxes(gridcolor="rgba(128,134,145,0.22)", zeroline=False, automargin=True)
+    figure.update_yaxes(gridcolor="rgba(128,134,145,0.22)", zeroline=False, automargin=True)
+    return figure

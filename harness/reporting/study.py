@@ -1,0 +1,126 @@
+"""A study as it is read for reports: its record, its trials, its baselines, and the points they hold."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from harness.core.configs import TrainingConfig
+from harness.core.errors import UserError
+from harness.core.records import LatencyRecord, PointRecord, StudyRecord, TrialRecord, point_id
+from harness.core.study_folder import StudyFolder
+
+BaselineName = Literal["bicubic", "swinir-light"]
+BASELINE_IDS: dict[BaselineName, str] = {"bicubic": "baseline-bicubic", "swinir-light": "baseline-swinir-light"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point with the record of the network that it belongs to."""
+
+    record: TrialRecord
+    measured: PointRecord
+
+    @property
+    def point_id(self) -> str:
+        """The identity of (network, routing)."""
+        return point_id(self.record.network_id, self.measured.routing)
+
+    @property
+    def identity(self) -> tuple[str, str | None, tuple[float, ...] | None, float | None]:
+        """(network, policy, schedule, realised attention share): what makes a point distinct from another.
+
+        Two γ that come to the same K in every block are the same point.
+        """
+        routing, share = self.measured.routing, self.measured.evaluation.attention_share
+        return (
+            self.record.network_id,
+            routing.policy if routing else None,
+            routing.schedule if routing else None,
+            None if share is None else round(share, 9),
+        )
+
+    @property
+    def label(self) -> str:
+        """The network's label with its routing, such as 'C24 groups 1-1 M16, fixed γ=0.5'."""
+        routing = self.measured.routing
+        return f"{self.record.label}, {routing.label()}" if routing else self.record.label
+
+    def latency(self, device: str | None = None) -> LatencyRecord | None:
+        """Return the latency on `device` (None: the first one measured); None where it was not measured."""
+        return next((found for found in self.measured.latency if device in (None, found.device)), None)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a study's folder says. Reports are functions of this and of nothing else."""
+
+    record: StudyRecord
+    trials: tuple[TrialRecord, ...]
+    baselines: tuple[TrialRecord, ...]
+
+    @cached_property
+    def all_points(self) -> tuple[Point, ...]:
+        """Every point of the complete trials, in the order of the records, repeated ones included."""
+        return tuple(
+            Point(trial, point) for trial in self.trials if trial.state == "complete" for point in trial.points
+        )
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """The distinct points of the complete trials; of repeated ones, the first counts."""
+        distinct: dict[object, Point] = {}
+        for point in self.all_points:
+            distinct.setdefault(point.identity, point)
+        return tuple(distinct.values())
+
+    def baseline(self, name: BaselineName) -> Point | None:
+        """Return the point of a baseline, or None where it is absent or did not complete."""
+        for record in self.baselines:
+            if record.record_id == BASELINE_IDS[name] and record.state == "complete" and record.points:
+                return Point(record, record.points[0])
+        return None
+
+    @property
+    def num_architectures(self) -> int:
+        """The number of distinct networks that trials trained to the end."""
+        return len({point.record.network_id for point in self.points})
+
+    @property
+    def recipes(self) -> tuple[TrainingConfig, ...]:
+        """How the networks behind the points and baselines were trained; the study's own recipe when there are none."""
+        holders = [*(point.record for point in self.points), *(found for found in self.baselines if found.points)]
+        return tuple(record.training for record in holders if record.training) or (self.record.training,)
+
+    @property
+    def converged(self) -> bool:
+        """Whether every network had a full recipe; otherwise comparisons in dB say 'not converged'."""
+        return all(recipe.is_full_recipe for recipe in self.recipes)
+
+    @property
+    def convergence_note(self) -> str | None:
+        """The words 'not converged' with the steps, or None after full recipes."""
+        return None if self.converged else not_converged(recipe for recipe in self.recipes if not recipe.is_full_recipe)
+
+
+def not_converged(recipes: Iterable[TrainingConfig]) -> str:
+    """Return 'not converged: 100 steps', with the range where the steps differ."""
+    steps = [recipe.steps for recipe in recipes]
+    low, high = f"{min(steps):,}", f"{max(steps):,}"
+    return f"not converged: {low if low == high else f'{low}–{high}'} steps"
+
+
+def load_study(folder: Path) -> Study:
+    """Read a study's folder; `UserError` where there is no study, or a file is not a record of this version."""
+    source = StudyFolder(folder)
+    record = source.read_study()
+    trials: list[TrialRecord] = []
+    baselines: list[TrialRecord] = []
+    for found in source.read_trials():
+        (baselines if found.kind == "baseline" else trials).append(found)
+    trials.sort(key=lambda trial: (trial.number is None, trial.number or 0, trial.record_id))
+    repeated = len({trial.record_id for trial in trials}) != len(trials)
+    if repeated:
+        raise UserError(f"{folder}: two files in trials/ hold the same record_id; keep one of them")
+    return Study(record=record, trials=tuple(trials), baselines=tuple(baselines))
