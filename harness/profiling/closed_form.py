@@ -106,7 +106,7 @@ def _camixersr_parts(
     pixels = batch_size * height * width
     channels, area, blocks = config.channels, config.window**2, config.num_blocks
     windows = height * width // area
-    hard_windows = batch_size * sum(_hard_windows_per_block(config, windows, attention_share))
+    hard_windows = sum(_hard_windows_per_block(config, windows, batch_size, attention_share))
     alive = sum(_needs_attention(config))
 
     seen = _predictor_channels(config)
@@ -145,9 +145,9 @@ def _needs_attention(config: CAMixerSRConfig) -> list[bool]:
 
 
 def _hard_windows_per_block(
-    config: CAMixerSRConfig, windows: int, attention_share: float | Sequence[float] | None
+    config: CAMixerSRConfig, windows: int, batch_size: int, attention_share: float | Sequence[float] | None
 ) -> list[float]:
-    """Return K for each block of one image: whole where the routing fixes it, else the share of its windows."""
+    """Return K of the batch for each block: whole where the routing fixes it, else the share of all windows."""
     routing, blocks = config.routing, config.num_blocks
     if attention_share is not None:
         shares = list(attention_share) if isinstance(attention_share, Sequence) else [attention_share] * blocks
@@ -155,16 +155,22 @@ def _hard_windows_per_block(
             raise UserError(f"attention_share has {len(shares)} values, but groups {config.groups} make {blocks}")
         if not all(0 <= share <= 1 for share in shares):
             raise UserError(f"attention_share must lie between 0 and 1: got {attention_share}")
-        return [share * windows for share in shares]
+        return [_without_rounding_error(share, batch_size * windows) for share in shares]
     if routing.policy == "probability":
-        return [routing.gamma * windows] * blocks
+        return [routing.gamma * batch_size * windows] * blocks
     if routing.policy == "threshold":
         raise UserError(
             "the cost of routing `threshold` depends on the image: give the realised attention_share (0 to 1), "
             "which evaluating the network reports"
         )
     gammas = routing.schedule if routing.schedule is not None else (routing.gamma,) * blocks
-    return [float(math.floor(gamma * windows + 1e-9)) for gamma in gammas]
+    return [float(batch_size * math.floor(gamma * windows + 1e-9)) for gamma in gammas]
+
+
+def _without_rounding_error(share: float, windows: int) -> float:
+    """Return share × windows, whole where it misses a whole number by no more than float32 loses."""
+    hard = share * windows
+    return float(round(hard)) if abs(hard - round(hard)) <= 1e-6 * windows else hard
 
 
 def _swinir_parts(config: SwinIRConfig, input_size: tuple[int, int], batch_size: int) -> dict[str, int]:

@@ -114,6 +114,9 @@ def test_a_realised_share_stands_in_for_the_policy() -> None:
     assert canonical_macs(config, (16, 16), attention_share=(0.25, 0.75)) == half
     assert canonical_macs(config.with_routing(RoutingConfig(policy="probability")), (16, 16)) == half
     assert isinstance(canonical_macs(config, (16, 16), attention_share=1 / 3), int)
+    # A share that went through float32 still means a whole number of windows: 5 of 15.
+    third = canonical_macs(config, (24, 40), attention_share=0.3333333432674408)
+    assert third == canonical_macs(config.with_routing(fixed(1 / 3)), (24, 40))
 
 
 def test_batch_multiplies() -> None:

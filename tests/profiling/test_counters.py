@@ -206,7 +206,7 @@ def test_routing_that_depends_on_the_image_equals_its_realised_share(policy: str
     input_BCHW = torch.rand(2, 3, 24, 24)
     with torch.no_grad():
         share = network.restore(input_BCHW).hard_share_SB.mean(dim=1)
-    record = count_macs(network, input_BCHW, config=config, attention_share=share.double().tolist())
+    record = count_macs(network, input_BCHW, config=config, attention_share=share.tolist())
     assert len(set(record.by_counter.values())) == 1
 
 
