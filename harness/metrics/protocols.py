@@ -1,0 +1,101 @@
+"""Named ways of measuring PSNR and SSIM: a score means something only beside its protocol's name."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.core.errors import UserError, unknown_name
+from harness.metrics.colour import FloatArray, luma_bt601
+from harness.metrics.fidelity import latitude_weights, psnr_db, ssim
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How outputs are made and compared.
+
+    `colour`: the BT.601 luma, or the three channels alike. `border`: pixels shaved off each side, 'scale' for as many
+    as the scale. `spherical`: rows weighted by latitude. `tile`, `overlap`: the low-resolution tiles that the network
+    is to be run on, None for the whole image at once; scoring itself does not need them.
+    """
+
+    name: str
+    colour: Literal["y", "rgb"]
+    border: int | Literal["scale"]
+    spherical: bool
+    tile: int | None
+    overlap: int
+    description: str
+
+    def border_pixels(self, scale: int) -> int:
+        """Return how many high-resolution pixels are shaved off each side."""
+        return scale if self.border == "scale" else self.border
+
+
+@dataclass(frozen=True)
+class Score:
+    """The two numbers of one image: `psnr_db` in dB (inf for identical images), `ssim` up to 1."""
+
+    psnr_db: float
+    ssim: float
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("light", "y", "scale", False, None, 0, "lightweight-SR tables: BT.601 luma, border of the scale"),
+        Protocol(
+            "large", "rgb", 0, False, 64, 4, "CAMixerSR's large images: RGB, no border, tiles of 64 overlapping by 4"
+        ),
+        Protocol("ntire", "rgb", 4, False, None, 0, "NTIRE challenges: RGB, border 4"),
+        Protocol("odi", "rgb", 0, True, None, 0, "omnidirectional images: WS-PSNR and WS-SSIM in RGB, no border"),
+    )
+}
+
+
+def get_protocol(name: str) -> Protocol:
+    """Return the protocol called `name`; `UserError` lists the known ones."""
+    if name not in PROTOCOLS:
+        raise unknown_name("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+def score(
+    output_HWC: npt.NDArray[np.uint8], target_HWC: npt.NDArray[np.uint8], protocol: Protocol, scale: int
+) -> Score:
+    """Score one uint8 RGB image (H, W, 3) against its target of the same shape under `protocol`.
+
+    The target is the high-resolution image cropped to a multiple of `scale`. Latitude weights are those of the whole
+    image's rows. Raises `UserError` when the shapes differ, or when fewer than 11×11 pixels, SSIM's window, are left
+    inside the border: a tiny image has no score under any protocol.
+    """
+    if output_HWC.shape != target_HWC.shape:
+        raise UserError(
+            f"output has shape {output_HWC.shape}, but its target {target_HWC.shape}; is the scale {scale}?"
+        )
+    if output_HWC.dtype != np.uint8 or target_HWC.dtype != np.uint8:
+        raise UserError(f"protocols compare uint8 images, got {output_HWC.dtype} and {target_HWC.dtype}; use to_uint8")
+    border = protocol.border_pixels(scale)
+    height, width = output_HWC.shape[:2]
+    if min(height, width) < 2 * border + 11:
+        raise UserError(
+            f"image of {width}×{height} pixels is too small for protocol '{protocol.name}': "
+            f"a border of {border} must leave 11×11 pixels for SSIM; leave the image out"
+        )
+    inside = slice(border, -border or None)
+    weights_H = latitude_weights(height)[inside] if protocol.spherical else None
+    output, target = _planes(output_HWC, protocol)[inside, inside], _planes(target_HWC, protocol)[inside, inside]
+    return Score(psnr_db=psnr_db(output, target, weights_H=weights_H), ssim=ssim(output, target, weights_H=weights_H))
+
+
+def to_uint8(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Turn values in [0, 1] into uint8: times 255, clipped to 0..255, halves rounded up. NaN raises `UserError`."""
+    scaled: FloatArray = image.astype(np.float64) * 255
+    if np.isnan(scaled).any():
+        raise UserError("the output holds NaN: it is no image")
+    return np.floor(np.clip(scaled, 0, 255) + 0.5).astype(np.uint8)
+
+
+def _planes(image_HWC: npt.NDArray[np.uint8], protocol: Protocol) -> npt.NDArray[Any]:
+    return luma_bt601(image_HWC) if protocol.colour == "y" else image_HWC
