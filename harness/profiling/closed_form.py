@@ -61,7 +61,7 @@ def paper_macs_fvcore(
     *,
     attention_share: float | Sequence[float] | None = None,
 ) -> int:
-    """Return MACs as tables 1 and 3 of CAMixerSR's supplementary print them, for an output of `output_size` pixels.
+    """Return MACs as tables 1 and 3 of CAMixerSR's supplementary print them, for an output of (height, width) pixels.
 
     The canonical count plus what fvcore adds to it: 4 for each output element of the warp and 1 for each element that
     the global average reads, which is D//4 + 4C per padded pixel and block. The published γ < 1 lie within 2 % only,

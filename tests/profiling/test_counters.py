@@ -214,3 +214,10 @@ def test_bicubic_has_no_macs() -> None:
     record = count_macs(build_model(BicubicConfig()), torch.rand(1, 3, 8, 8), config=BicubicConfig())
     assert (record.macs, record.agree) == (0, True)
     assert record.uncounted["aten::_upsample_bicubic2d_aa"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [CAMixerSRConfig(), SwinIRConfig()], ids=["camixersr-b", "swinir-light"])
+def test_the_paper_size_is_counted_alike(config: CAMixerSRConfig | SwinIRConfig) -> None:
+    record = count_macs(build_model(config), torch.rand(1, 3, 180, 320), config=config)
+    assert len(set(record.by_counter.values())) == 1
