@@ -1,1 +1,5 @@
-"""TBD."""
+"""Records to MLflow. A tracking failure never fails a trial."""
+
+from harness.tracking.tracker import MlflowTracker, initialise_store
+
+__all__ = ["MlflowTracker", "initialise_store"]

@@ -1,0 +1,169 @@
+"""What a record becomes in MLflow: tags, parameters and metrics, as plain dicts and lists within MLflow's limits.
+
+Names may hold letters, digits and `_ - . : / space` only; other characters become `_`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from harness.core.configs import RoutingConfig
+from harness.core.records import PointRecord, StudyRecord, TrialRecord, TrialState
+
+LONGEST_PARAMETER = 6000
+LONGEST_TAG = 5000
+LONGEST_NAME = 250
+
+# How a run ended, in MLflow's words. A rejected or stopped trial was ended on purpose, a failed one was not.
+RUN_STATUS: dict[TrialState, str] = {
+    "complete": "FINISHED",
+    "answered": "FINISHED",
+    "rejected": "KILLED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
+
+
+class MetricEntry(NamedTuple):
+    """One value of a metric."""
+
+    name: str
+    value: float
+    step: int
+
+
+def record_name(record: TrialRecord) -> str:
+    """Return the run's name, such as 'trial 3: C24 groups 1-1 M16'."""
+    return record.label if record.number is None else f"trial {record.number}: {record.label}"
+
+
+def record_tags(record: TrialRecord) -> dict[str, str]:
+    """Return the tags of a record's run: identity, kind, state, reason, revision."""
+    tags = {
+        "harness.record_id": record.record_id,
+        "harness.kind": record.kind,
+        "harness.state": record.state,
+        "harness.reason": record.reason,
+        "harness.number": None if record.number is None else str(record.number),
+        "harness.label": record.label,
+        "harness.network_id": record.network_id,
+        "harness.answered_by": record.answered_by,
+        "mlflow.source.git.commit": (record.environment.git_revision or "").removesuffix("+dirty") or None,
+    }
+    return {name: value[:LONGEST_TAG] for name, value in tags.items() if value}
+
+
+def study_tags(study: StudyRecord) -> dict[str, str]:
+    """Return the tags that tell a study's parent run from those of others of the same name."""
+    return {
+        "harness.kind": "study",
+        "harness.study": study.name[:LONGEST_TAG],
+        "harness.study_created_at": study.created_at,
+    }
+
+
+def record_params(record: TrialRecord) -> dict[str, str]:
+    """Return the settings of network, training, data and suggestion, flattened: `model.routing.gamma` and so on."""
+    return _flatten(
+        {
+            "model": record.model.model_dump(mode="json"),
+            "training": record.training.model_dump(mode="json") if record.training else {},
+            "data": record.data.model_dump(mode="json"),
+            "suggestion": record.suggestion,
+        }
+    )
+
+
+def study_params(study: StudyRecord) -> dict[str, str]:
+    """Return what a study was run with, without the text of its space, which is an artifact."""
+    return _flatten(study.model_dump(mode="json", exclude={"space", "schema_version"}))
+
+
+def record_metrics(record: TrialRecord) -> list[MetricEntry]:
+    """Return every measured value: curves with their steps, each point under its routing, counts and times.
+
+    A point's metrics are named like `psnr_db/fixed/gamma_0.50` and `latency_ms/cpu:1/fixed/gamma_0.50`. The point that
+    the trial suggested, and a baseline's only point, have the plain names too (`psnr_db`, `latency_ms/cpu:1`), so that
+    runs can be laid side by side. Values that are not finite are left out; the record artifact has them.
+    """
+    values: list[tuple[str, float | None, int]] = []
+    if record.training_result:
+        result = record.training_result
+        for curve, points in result.curves.items():
+            values += [
+                (f"training/{curve}", value, step) for step, value in zip(result.curve_steps, points, strict=False)
+            ]
+        for name in ("steps", "seconds", "images_per_second", "loader_images_per_second"):
+            values.append((f"training/{name}", getattr(result, name), 0))
+    if record.untrained:
+        values += [("untrained/psnr_db", record.untrained.psnr_db, 0), ("untrained/ssim", record.untrained.ssim, 0)]
+    if record.macs_check:
+        values += [(f"macs_by_counter/{name}", count, 0) for name, count in record.macs_check.by_counter.items()]
+        values.append(("macs_max_disagreement", record.macs_check.max_disagreement, 0))
+        values.append(("macs", record.macs_check.macs, 0))
+    values.append(("params", record.params, 0))
+    values += [(f"seconds/{phase}", seconds, 0) for phase, seconds in record.seconds.items()]
+    suggested = getattr(record.model, "routing", None)
+    for point in record.points:
+        names = [f"/{_routing_name(point.routing)}"] if point.routing else []
+        if point.routing == suggested:
+            names.append("")
+        for ending in names:
+            values += [(f"{name}{ending}", value, 0) for name, value in _point_values(point)]
+    # The last value of a name and step counts: a point's own MACs after those of the check before training.
+    latest = {(_clean(name), step): float(value) for name, value, step in values if value is not None}
+    return [MetricEntry(name, value, step) for (name, step), value in latest.items() if math.isfinite(value)]
+
+
+def milliseconds(time: str) -> int:
+    """Return an ISO 8601 time as milliseconds since 1970."""
+    return round(datetime.fromisoformat(time).timestamp() * 1000)
+
+
+def _point_values(point: PointRecord) -> Iterator[tuple[str, float | None]]:
+    evaluation = point.evaluation
+    yield "psnr_db", evaluation.psnr_db
+    yield "ssim", evaluation.ssim
+    yield "attention_share", evaluation.attention_share
+    yield "evaluation_seconds", evaluation.seconds
+    yield "macs", point.macs
+    yield "params", point.params
+    yield "peak_memory_bytes", point.peak_memory_bytes
+    yield "feasible", float(point.feasible)
+    for latency in point.latency:
+        yield f"latency_ms/{latency.device}", latency.median
+        yield f"latency_iqr_ms/{latency.device}", latency.iqr
+        yield f"latency_p90_ms/{latency.device}", latency.p90
+        yield f"latency_ratio/{latency.device}", latency.ratio
+        yield f"latency_reference_ms/{latency.device}", latency.reference_median
+    for text, violation in point.constraints.items():
+        yield f"violation/{text}", violation
+
+
+def _routing_name(routing: RoutingConfig) -> str:
+    if routing.policy == "threshold":
+        return "threshold"
+    if routing.policy == "schedule":
+        return f"schedule/{routing.config_hash()[:6]}"
+    short = f"{routing.gamma:.2f}"
+    return f"{routing.policy}/gamma_{short if float(short) == routing.gamma else repr(routing.gamma)}"
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            flat[_clean(f"{prefix}{name}")] = text[:LONGEST_PARAMETER]
+    return flat
+
+
+def _clean(name: str) -> str:
+    """Make a name that MLflow takes: its characters, no empty or dotted path parts, not too long."""
+    parts = [part for part in re.sub(r"[^\w\-. :/]", "_", name).split("/") if part.strip(". ")]
+    return "/".join(parts)[:LONGEST_NAME] or "_"

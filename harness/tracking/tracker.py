@@ -1,0 +1,328 @@
+"""Records to MLflow: one experiment per study, a parent run, a child run per record.
+
+Tracking never fails a trial: an error is retried a few times and warned about once, and whatever is missing is logged
+by a later `sync` from the study's folder, which stays the source of truth.
+
+Thread- and crash-safety: a fresh database store must be initialised once, in the parent process, before others use it
+(`initialise_store`). A tracker belongs to one process. Runs carry the record's id as a tag, and a second tag once they
+are whole, so logging twice adds nothing and a run that was half logged before a crash is completed. Values are logged
+with the record's own time, so that completing a run repeats no value.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.core.errors import UserError
+from harness.core.records import StudyRecord, TrialRecord
+from harness.core.study_folder import StudyFolder
+from harness.tracking.entries import (
+    RUN_STATUS,
+    MetricEntry,
+    milliseconds,
+    record_metrics,
+    record_name,
+    record_params,
+    record_tags,
+    study_params,
+    study_tags,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+Warn = Callable[[str], None]
+
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SERVERS = ("http", "https", "databricks")
+_RETRY_DELAYS_S = (0.5, 2.0)
+_METRICS_PER_BATCH = 1000
+_PARAMS_PER_BATCH = 100
+_RUNS_PER_PAGE = 1000
+# MLflow's client has no arguments for these. Its defaults (7 retries of 120 s) would hold up a search for minutes when
+# a server is away; retrying is done here. What the user has set wins. The last three keep stdout and the network quiet.
+_CLIENT_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def initialise_store(tracking_uri: str, warn: Warn) -> bool:
+    """Create the tables of a fresh database store; call it once, in the parent process, before any worker starts.
+
+    Returns whether the store answers; if not, it has been warned about. `UserError` for a kind of store that MLflow
+    does not have, or that it no longer writes to (plain folders).
+    """
+    attempts = _Attempts(tracking_uri, warn)
+    return attempts.make(lambda: _connect(tracking_uri).search_experiments(max_results=1))
+
+
+class MlflowTracker:
+    """Logs the records of one study; no method raises because of the store.
+
+    `artifact_root` is the folder for artifacts of a database store; None leaves the place to the server. `warn` gets
+    one line when tracking fails for the first time. `UserError` for an address that cannot be a store.
+    """
+
+    def __init__(self, tracking_uri: str, study: StudyRecord, *, artifact_root: Path | None, warn: Warn):
+        self._uri = tracking_uri
+        self._study = study
+        self._artifact_root = artifact_root
+        self._attempts = _Attempts(tracking_uri, warn)
+        self._opened: tuple[MlflowClient, str, str] | None = None  # client, experiment id, parent run id
+
+    def start(self) -> bool:
+        """Create the experiment and the parent run, or find them, and mark the study as running."""
+        return self._attempts.make(self._start)
+
+    def log_record(self, record: TrialRecord) -> bool:
+        """Log one record as a child run; False when the store failed, so that a later `sync` has to do it."""
+        return self._attempts.make(lambda: self._log_record(record))
+
+    def log_front(
+        self,
+        front_csv: Path,
+        front_png: Path,
+        report_html: Path,
+        table: Sequence[Mapping[str, Any]],
+        metrics: Mapping[str, float],
+    ) -> bool:
+        """Put the front on the parent run: the three files, `table` as MLflow's table front.json, and `metrics`."""
+        files = (front_csv, front_png, report_html)
+        return self._attempts.make(lambda: self._log_front(files, table, metrics))
+
+    def sync(self, study_folder: StudyFolder) -> int:
+        """Log every record of the folder that the store does not have whole; return how many are still missing."""
+        records = list(study_folder.read_trials())
+        whole: dict[str, str] = {}
+        if not self._attempts.make(lambda: whole.update(self._whole_records())):
+            return len(records)
+        missing = [record for record in records if whole.get(record.record_id) != record.config_hash()]
+        return sum(not self.log_record(record) for record in missing)
+
+    def finish(self, *, interrupted: bool = False) -> bool:
+        """Mark the parent run as finished, or as killed when the search was interrupted."""
+        return self._attempts.make(lambda: self._finish("KILLED" if interrupted else "FINISHED"))
+
+    def _start(self) -> None:
+        client, _, parent = self._open()
+        client.update_run(parent, status="RUNNING")
+
+    def _finish(self, status: str) -> None:
+        client, _, parent = self._open()
+        client.set_terminated(parent, status=status)
+
+    def _open(self) -> "tuple[MlflowClient, str, str]":
+        if self._opened is not None:
+            _probe(self._uri)
+            return self._opened
+        client = _connect(self._uri)
+        experiment = self._find_experiment(client)
+        created = milliseconds(self._study.created_at)
+        parent = _find_or_create_run(client, experiment, study_tags(self._study), self._study.name, created)
+        run_id = str(parent.info.run_id)
+        if "harness.complete" not in parent.data.tags:
+            _log_params(client, run_id, study_params(self._study))
+            client.log_text(run_id, self._study.model_dump_json(indent=1), "study.json")
+            client.log_text(run_id, self._study.space, "space.yaml")
+            client.set_tag(run_id, "harness.complete", self._study.config_hash())
+        self._opened = client, experiment, run_id
+        return self._opened
+
+    def _find_experiment(self, client: "MlflowClient") -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self._study.name
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = None
+            if self._artifact_root is not None:
+                self._artifact_root.mkdir(parents=True, exist_ok=True)
+                location = self._artifact_root.absolute().as_uri()
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except MlflowException:  # another process was first
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _log_record(self, record: TrialRecord) -> None:
+        from mlflow.entities import RunTag
+
+        client, experiment, parent = self._open()
+        identity = {"mlflow.parentRunId": parent, "harness.record_id": record.record_id}
+        content, name, started = record.config_hash(), record_name(record), milliseconds(record.started_at)
+        run = _find_or_create_run(client, experiment, identity, name, started)
+        if run.data.tags.get("harness.complete") == content:
+            return
+        if run.data.tags.get("harness.content", content) != content:  # another record: its parameters would clash
+            client.delete_run(run.info.run_id)
+            run = _find_or_create_run(client, experiment, identity, name, started)
+        run_id, finished = str(run.info.run_id), milliseconds(record.finished_at)
+        tags = {"harness.content": content, **record_tags(record)}
+        client.log_batch(run_id, tags=[RunTag(tag, value) for tag, value in tags.items()])
+        _log_params(client, run_id, record_params(record))
+        _log_metrics(client, run_id, record_metrics(record), finished)
+        client.log_text(run_id, record.model_dump_json(indent=1), "record.json")
+        config = record.model_dump(mode="json", include={"model", "training", "data"})
+        client.log_text(run_id, json.dumps(config, indent=1, ensure_ascii=False), "config.json")
+        client.set_terminated(run_id, status=RUN_STATUS[record.state], end_time=finished)
+        client.set_tag(run_id, "harness.complete", content)
+
+    def _log_front(
+        self, files: Iterable[Path], table: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]
+    ) -> None:
+        client, _, parent = self._open()
+        for file in files:
+            client.log_artifact(parent, str(file))
+        # Not `log_table`: it appends to an artifact that is there already, so a second report would double the front.
+        names = list(table[0]) if table else []
+        content = {"columns": names, "data": [[row[name] for name in names] for row in table]}
+        client.log_text(parent, json.dumps(content, ensure_ascii=False, allow_nan=False), "front.json")
+        client.set_tag(parent, "mlflow.loggedArtifacts", json.dumps([{"path": "front.json", "type": "table"}]))
+        values = {"front_size": float(len(table)), **metrics}
+        entries = [MetricEntry(name, value, 0) for name, value in values.items()]
+        _log_metrics(client, parent, entries, round(time.time() * 1000))
+
+    def _whole_records(self) -> dict[str, str]:
+        """Return the content hash of every record that the store has whole, by record id."""
+        client, experiment, parent = self._open()
+        condition = f"tags.`mlflow.parentRunId` = '{parent}'"
+        found: dict[str, str] = {}
+        token: str | None = None
+        while True:
+            page = client.search_runs([experiment], condition, max_results=_RUNS_PER_PAGE, page_token=token)
+            for run in page:
+                tags = run.data.tags
+                if "harness.record_id" in tags and "harness.complete" in tags:
+                    found[tags["harness.record_id"]] = tags["harness.complete"]
+            token = page.token
+            if not token:
+                return found
+
+
+class _Attempts:
+    """Makes calls to a store: a few tries each while it works, one each while it fails, and one warning in all."""
+
+    def __init__(self, tracking_uri: str, warn: Warn):
+        _check(tracking_uri)
+        self._uri = tracking_uri
+        self._warn = warn
+        self._failing = False
+        self._warned = False
+
+    def make(self, call: Callable[[], object]) -> bool:
+        """Return whether the call succeeded in the end."""
+        for delay in (None,) if self._failing else (*_RETRY_DELAYS_S, None):
+            try:
+                call()
+            except Exception as error:  # whatever a store, a driver or a server raises: the trial goes on
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                self._failing = False
+                return True
+            if delay is not None:
+                time.sleep(delay)
+        self._failing = True
+        if not self._warned:
+            self._warned = True
+            where, why = _without_password(self._uri), _without_password(" ".join(reason.split()))[:300]
+            self._warn(
+                f"MLflow tracking to {where} failed ({why}); the study goes on without it, its records are complete in "
+                "its folder, and what is missing is logged when the store is back"
+            )
+        return False
+
+
+def _check(tracking_uri: str) -> None:
+    scheme, separator, _ = tracking_uri.partition(":")
+    if not separator or scheme.partition("+")[0] not in (*_DATABASES, *_SERVERS):
+        known = ", ".join(f"{scheme}:" for scheme in (*_DATABASES, *_SERVERS))
+        raise UserError(
+            f"tracking address {tracking_uri!r} is no MLflow store; expected one that starts with one of {known}, "
+            "for example sqlite:///results/mlflow.db or http://127.0.0.1:5000"
+        )
+
+
+def _probe(tracking_uri: str) -> None:
+    """Raise at once where a database cannot be read; MLflow's own first connection would try for 100 s."""
+    if tracking_uri.partition(":")[0].partition("+")[0] not in _DATABASES:
+        return
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(tracking_uri)
+    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = sqlalchemy.create_engine(url)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+def _connect(tracking_uri: str) -> "MlflowClient":
+    for name, value in _CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    _probe(tracking_uri)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are handled here
+    return MlflowClient(tracking_uri, registry_uri=tracking_uri)
+
+
+def _find_or_create_run(
+    client: "MlflowClient", experiment: str, identity: Mapping[str, str], name: str, start_ms: int
+) -> "Run":
+    """Return the one run that carries these tags. Where two processes create it at once, both keep the same one."""
+    condition = " and ".join(f"tags.`{tag}` = {_quote(value)}" for tag, value in identity.items())
+
+    def search() -> "list[Run]":
+        runs = client.search_runs([experiment], condition)
+        return sorted(runs, key=lambda run: (run.data.tags.get("harness.logged_at", ""), run.info.run_id))
+
+    found = search()
+    if found:
+        return found[0]
+    tags = {**identity, "harness.logged_at": str(time.time_ns())}
+    created = client.create_run(experiment, start_time=start_ms, tags=tags, run_name=name)
+    found = search()
+    if found and found[0].info.run_id != created.info.run_id:
+        client.delete_run(created.info.run_id)
+        return found[0]
+    return created
+
+
+def _quote(value: str) -> str:
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(name, value) for name, value in params.items()]
+    for start in range(0, len(entries), _PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=entries[start : start + _PARAMS_PER_BATCH])
+
+
+def _log_metrics(client: "MlflowClient", run_id: str, values: Iterable[MetricEntry], timestamp_ms: int) -> None:
+    from mlflow.entities import Metric
+
+    entries = [Metric(name, value, timestamp_ms, step) for name, value, step in values]
+    for start in range(0, len(entries), _METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=entries[start : start + _METRICS_PER_BATCH])
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
