@@ -58,6 +58,10 @@ class StudyFolder:
         """Return the file of a trained network's (EMA) weights."""
         return self.network_dir(network_id) / "weights.safetensors"
 
+    def checkpoint_file(self, network_id: str) -> Path:
+        """Return the file that a network's training goes on from."""
+        return self.network_dir(network_id) / "checkpoint.pt"
+
     def write_study(self, record: StudyRecord) -> None:
         """Write the study's record in one step."""
         write_text(self.study_file, record.model_dump_json(indent=1))

@@ -21,7 +21,8 @@ class CropSampler:
     generator seeded by `seed`; `state_dict` holds it, so that a resumed run draws the very batches that an
     uninterrupted one would have. Not safe for use by several threads.
 
-    Raises `UserError` for a patch size that is not a multiple of the scale, and for an image smaller than the patch.
+    Images smaller than a patch are left out (`PairedDataset.names_smaller_than` names them). Raises `UserError` for a
+    patch size that is not a multiple of the scale, and where no image is large enough.
     """
 
     def __init__(self, dataset: PairedDataset, *, batch_size: int, hr_patch_size: int, augment: bool, seed: int):
@@ -34,13 +35,13 @@ class CropSampler:
                 f"hr_patch_size {hr_patch_size} is not a multiple of the scale {scale}; "
                 f"use {below or scale} or {below + scale}"
             )
-        for pair in dataset:
-            height, width = pair.hr_HWC.shape[:2]
-            if min(height, width) < hr_patch_size:
-                raise UserError(
-                    f"{pair.describe()}: {width}×{height} pixels (cropped to a multiple of {scale}) are fewer than "
-                    f"the patch's {hr_patch_size}×{hr_patch_size}; use a smaller hr_patch_size or remove the image"
-                )
+        small = set(dataset.names_smaller_than(hr_patch_size))
+        self._usable = [index for index, pair in enumerate(dataset) if pair.name not in small]
+        if not self._usable:
+            raise UserError(
+                f"no image of {dataset.name} has {hr_patch_size}×{hr_patch_size} pixels, the size of a patch; "
+                "use a smaller hr_patch_size"
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self.hr_patch_size = hr_patch_size
@@ -54,7 +55,7 @@ class CropSampler:
         lr_BHWC = np.empty((self.batch_size, lr_side, lr_side, 3), np.uint8)
         hr_BHWC = np.empty((self.batch_size, hr_side, hr_side, 3), np.uint8)
         for index in range(self.batch_size):
-            pair = self.dataset[int(self._generator.integers(len(self.dataset)))]
+            pair = self.dataset[self._usable[int(self._generator.integers(len(self._usable)))]]
             height, width = pair.lr_HWC.shape[:2]
             row = int(self._generator.integers(height - lr_side + 1))
             column = int(self._generator.integers(width - lr_side + 1))

@@ -48,6 +48,10 @@ class PairedDataset(Sequence[ImagePair]):
         self.pairs = pairs
         self.content_hash = content_hash
 
+    def names_smaller_than(self, hr_side: int) -> tuple[str, ...]:
+        """Return the names of the images that a crop of `hr_side`² high-resolution pixels does not fit into."""
+        return tuple(pair.name for pair in self if min(pair.hr_HWC.shape[:2]) < hr_side)
+
     def __len__(self) -> int:
         return len(self.pairs)
 

@@ -1,8 +1,18 @@
 """The networks: CAMixerSR, SwinIR-light and bicubic, with routing, tiling and checkpoint adapters."""
 
+from harness.models.camixersr import CAMixerSR
 from harness.models.checkpoints import load_weights
 from harness.models.network import Restoration, SRNetwork
 from harness.models.registry import PRESETS, build_model, preset_config
 from harness.models.tiling import restore_tiled
 
-__all__ = ["PRESETS", "Restoration", "SRNetwork", "build_model", "load_weights", "preset_config", "restore_tiled"]
+__all__ = [
+    "PRESETS",
+    "CAMixerSR",
+    "Restoration",
+    "SRNetwork",
+    "build_model",
+    "load_weights",
+    "preset_config",
+    "restore_tiled",
+]

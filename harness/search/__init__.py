@@ -1,1 +1,6 @@
-"""TBD."""
+"""Optuna: search spaces, samplers, the study and its resumption."""
+
+from harness.search.space import SearchSpace, find_space, preset_names, read_space
+from harness.search.study import SearchOutcome, run_search, study_record
+
+__all__ = ["SearchOutcome", "SearchSpace", "find_space", "preset_names", "read_space", "run_search", "study_record"]

@@ -1,1 +1,31 @@
-"""TBD."""
+"""One trial from proposal to record, and evaluation."""
+
+from harness.trial.evaluation import evaluate, to_image, to_tensor
+from harness.trial.run import (
+    Proposal,
+    Silent,
+    TrialProgress,
+    TrialSetup,
+    answer_from,
+    build_seeded,
+    load_trained,
+    representative_input,
+    routed,
+    run_trial,
+)
+
+__all__ = [
+    "Proposal",
+    "Silent",
+    "TrialProgress",
+    "TrialSetup",
+    "answer_from",
+    "build_seeded",
+    "evaluate",
+    "load_trained",
+    "representative_input",
+    "routed",
+    "run_trial",
+    "to_image",
+    "to_tensor",
+]

@@ -1,0 +1,28 @@
+"""The application and its commands. Heavy imports happen inside the commands, so that `--help` stays fast."""
+
+from collections.abc import Callable
+
+import typer
+
+from harness.cli import compare, evaluate, export, profile, report, search, train, upscale
+
+app = typer.Typer(
+    name="harness",
+    help="Pareto searches over super-resolution networks (CAMixerSR), measured against SwinIR-light.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "search": search.search,
+    "report": report.report,
+    "compare": compare.compare,
+    "export": export.export,
+    "upscale": upscale.upscale,
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "profile": profile.profile,
+}
+for name, command in _COMMANDS.items():
+    app.command(name)(command)

@@ -1,0 +1,90 @@
+"""`harness evaluate`: PSNR and SSIM of one network on one dataset."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options
+from harness.cli.output import console, counting, format_number, make_table, messages, print_json
+
+
+def evaluate(
+    model: options.Model,
+    data: Annotated[str, typer.Option(help="A folder of images, or a dataset's name.")],
+    weights: options.Weights = None,
+    scale: options.ScaleOption = None,
+    gamma: options.Gamma = None,
+    routing: options.Routing = None,
+    protocol: Annotated[str, typer.Option(help="How to score: light, large, ntire or odi.")] = "light",
+    tile: Annotated[int | None, typer.Option(min=8, help="Low-resolution tile side; default: the protocol's.")] = None,
+    overlap: Annotated[int, typer.Option(min=0, help="Overlap of tiles in low-resolution pixels.")] = 4,
+    device: options.TrainDevice = "cpu",
+    threads: options.Threads = None,
+    data_dir: options.DataDir = None,
+    results: options.Results = Path("results"),
+    json: options.Json = False,
+) -> None:
+    """Score a network on images under a named protocol, with the attention it really spent."""
+    from harness.cli.target import resolve_network
+    from harness.core.environment import observe_environment
+    from harness.core.errors import TrialFailedError, UserError
+    from harness.data import open_dataset
+    from harness.metrics import get_protocol
+    from harness.trial import evaluate as run_evaluation
+    from harness.trial.run import torch_threads
+
+    rules = get_protocol(protocol)
+    network, origin = resolve_network(model, scale, gamma, routing, weights)
+    place = options.check_train_device(device)
+    dataset = open_dataset(
+        data, scale=network.scale, split="validation", data_dir=data_dir, cache_dir=results / "cache"
+    )
+    if origin == "untrained":
+        messages.print("note: no --weights given: the network is untrained")
+    try:
+        with torch_threads(options.resolve_threads(threads)), counting("evaluating") as progress:
+            record = run_evaluation(
+                network, dataset, rules, device=place, tile=tile, overlap=overlap, progress=progress
+            )
+    except TrialFailedError as error:
+        raise UserError(f"{model} with weights {origin}: {error}") from None
+    settings = getattr(network, "routing", None)
+    if json:
+        print_json(
+            {
+                "model": network.config.label(),
+                "config": network.config.model_dump(mode="json"),
+                "weights": origin,
+                "gamma": settings.gamma if settings else None,
+                "routing": settings.policy if settings else None,
+                **record.model_dump(mode="json"),
+                "environment": observe_environment().model_dump(mode="json"),
+            }
+        )
+        return
+    label = f"{network.config.label()} ×{network.scale}" + (f", {settings.label()}" if settings else "")
+    rows = [
+        [
+            image.name,
+            format_number(image.psnr_db, 3),
+            format_number(image.ssim, 4),
+            format_number(image.attention_share, 3),
+        ]
+        for image in (*record.images,)
+    ]
+    rows.append(
+        [
+            "mean",
+            format_number(record.psnr_db, 3),
+            format_number(record.ssim, 4),
+            format_number(record.attention_share, 3),
+        ]
+    )
+    console.print(
+        make_table(
+            f"{label} on {record.dataset}, protocol {record.protocol}, weights {origin}",
+            ["image", "PSNR (dB)", "SSIM", "attention share"],
+            rows,
+        )
+    )

@@ -1,0 +1,82 @@
+"""Options and arguments that several commands share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.core.errors import UserError
+
+
+class PolicyName(StrEnum):
+    """Routing policies that need nothing but γ."""
+
+    FIXED = "fixed"
+    PROBABILITY = "probability"
+    THRESHOLD = "threshold"
+
+
+Model = Annotated[
+    str, typer.Argument(help="A preset (camixersr-s|m|b, swinir-light, bicubic), a config file, a bundle.")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Trained weights: .safetensors, or a released .pth. A bundle has its own.")
+]
+ScaleOption = Annotated[int | None, typer.Option(help="Upscaling factor 2, 3 or 4 of a preset.  [default: 4]")]
+Gamma = Annotated[float | None, typer.Option(help="Attention ratio γ in 0..1.  [default: the config's, presets 0.5]")]
+Routing = Annotated[PolicyName | None, typer.Option(help="Routing policy.  [default: the config's, fixed for presets]")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+Results = Annotated[
+    Path, typer.Option(envvar="HARNESS_RESULTS", help="Where studies, caches and the MLflow store are.")
+]
+DataDir = Annotated[Path | None, typer.Option(envvar="HARNESS_DATA_DIR", help="Where named datasets are looked for.")]
+StudyName = Annotated[str, typer.Argument(help="A study's name (a folder under --results), or the path of its folder.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads for training and evaluation.  [default: all cores]")
+]
+TrainDevice = Annotated[str, typer.Option(help="Where to train and evaluate: cpu, or cuda:INDEX.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE (YAML), replaces a setting; may be given several times.")
+]
+
+
+def study_path(study: str, results: Path) -> Path:
+    """Return a study's folder from its name or path."""
+    named = results / study
+    return named if (named / "study.json").is_file() or not Path(study).is_dir() else Path(study)
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, object]:
+    """Parse `KEY=VALUE` settings, values as YAML."""
+    import yaml
+
+    parsed: dict[str, object] = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {setting!r}: expected KEY=VALUE, for example training.steps=200")
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {setting!r}: the value is not YAML") from None
+    return parsed
+
+
+def resolve_threads(threads: int | None) -> int:
+    """Return the number of threads to use; `UserError` for more than there are cores."""
+    import os
+
+    cores = os.cpu_count() or 1
+    if threads is not None and threads > cores:
+        raise UserError(f"--threads {threads}: this machine has {cores} cores")
+    return threads or cores
+
+
+def check_train_device(device: str) -> str:
+    """Check that a training device exists."""
+    from harness.profiling import parse_device
+
+    if device.startswith("cpu:"):
+        raise UserError(f"--device {device}: for training say cpu, and --threads for the number of threads")
+    return "cpu" if device == "cpu" else parse_device(device).text

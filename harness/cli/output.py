@@ -1,0 +1,158 @@
+"""Printing: JSON documents on stdout; everything for people on the console, progress on stderr."""
+
+import json
+import math
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from harness.core.records import PointRecord, TrialRecord
+from harness.core.units import format_count
+
+console = Console(highlight=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document; numbers that are not finite become null."""
+    print(json.dumps(_finite(document), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def make_table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """Make a table; the first column is text, the others are right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def format_number(value: float | None, digits: int = 2) -> str:
+    """Write a number with so many digits, or a dash."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def describe_point(point: PointRecord) -> str:
+    """Describe a point's measurements on one line."""
+    latency, ratio = point.value("latency_ms"), point.value("latency_ratio")
+    parts = [f"{point.evaluation.psnr_db:.2f} dB", f"{format_count(point.macs)} MACs"]
+    if latency is not None:
+        parts.append(f"{latency:.1f} ms")
+    if ratio is not None:
+        parts.append(f"{ratio:.2f} × SwinIR-light")
+    return ", ".join(parts)
+
+
+def describe_record(record: TrialRecord) -> str:
+    """Describe how a trial ended on one line."""
+    name = f"{record.record_id}  {record.label}"
+    if record.state != "complete":
+        return f"{name}: {record.state}, {record.reason}"
+    best = max(record.points, key=lambda point: point.evaluation.psnr_db)
+    seconds = sum(record.seconds.values())
+    points = f"{len(record.points)} points, best " if len(record.points) > 1 else ""
+    return f"{name}: {points}{describe_point(best)}, took {seconds:.0f} s"
+
+
+class TrainingBar:
+    """Progress of trials: a live bar on a terminal, a line per phase elsewhere."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} images/s"),
+            TimeRemainingColumn(),
+            console=messages,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None, loss=math.nan, rate=0.0, visible=False)
+        self._name = ""
+
+    def __enter__(self) -> "TrainingBar":
+        if messages.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def phase(self, record_id: str, label: str, phase: str) -> None:
+        """Show that a trial enters a phase."""
+        self._name = f"{record_id} {label}: {phase}"
+        if messages.is_terminal:
+            self._progress.reset(self._task, description=self._name, total=None, visible=True, loss=math.nan, rate=0.0)
+
+    def training(self, progress: Any) -> None:
+        """Show a training step."""
+        if messages.is_terminal:
+            self._progress.update(
+                self._task,
+                completed=progress.step,
+                total=progress.steps,
+                loss=progress.loss,
+                rate=progress.images_per_second,
+            )
+
+
+def warn_of_small(dataset: Any, hr_patch_size: int) -> None:
+    """Say which training images are left out because a crop does not fit into them."""
+    small = dataset.names_smaller_than(hr_patch_size)
+    if small:
+        messages.print(
+            f"note: {len(small)} of {len(dataset)} training images are smaller than hr_patch_size {hr_patch_size} "
+            f"and are left out: {', '.join(small)}"
+        )
+
+
+@contextmanager
+def counting(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield `progress(done, total)` that shows a bar on a terminal and nothing elsewhere."""
+    with Progress(
+        TextColumn(description),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+        transient=True,
+        disable=not messages.is_terminal,
+    ) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yield `should_stop()`; the first Ctrl-C (or SIGTERM) asks for a clean end, a second one ends at once."""
+    asked = False
+
+    def ask(_signal: int, _frame: types.FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("\nstopping after this step and saving; once more to stop at once", file=sys.stderr)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,62 @@
+"""`harness report`: the front of a study, as files, a table or JSON."""
+
+from pathlib import Path
+from typing import Any
+
+from harness.cli import options
+from harness.cli.output import console, format_number, make_table, print_json
+from harness.core.units import format_count
+
+_COLUMNS = ["", "PSNR (dB)", "SSIM", "MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"]
+
+
+def report(study: options.StudyName, results: options.Results = Path("results"), json: options.Json = False) -> None:
+    """Write front.csv, front.png and report.html of a study, and print its front."""
+    from harness.reporting import load_study, summarise, write_report
+
+    folder = options.study_path(study, results)
+    if json:
+        print_json(summarise(load_study(folder)))
+        return
+    files = write_report(folder)
+    print_front(folder)
+    console.print(f"\nreport   {files.report_html}\nfront    {files.front_csv}, {files.front_png}")
+
+
+def print_front(folder: Path) -> None:
+    """Print a study's front beside its baselines, and what it comes to."""
+    from harness.reporting import load_study, summarise
+    from harness.reporting.comparison import headline
+
+    study = load_study(folder)
+    summary = summarise(study)
+    rows = [_row(entry, _describe_front(entry, summary["knee"])) for entry in summary["front"]]
+    for name, entry in summary["baselines"].items():
+        if entry is not None:
+            steps = f" ({entry['steps']} steps)" if entry.get("steps") else ""
+            rows.append(_row(entry, f"[bold]{name}[/bold]{steps}"))
+    where = f"{summary['num_points']} points of {summary['num_architectures']} networks"
+    console.print(make_table(f"\nfront of {summary['study']}: {len(summary['front'])} of {where}", _COLUMNS, rows))
+    console.print(headline(study))
+    if not summary["converged"]:
+        console.print(f"[dim]{summary['note']}[/dim]")
+
+
+def _describe_front(entry: dict[str, Any], knee: Any) -> str:
+    same = isinstance(knee, dict) and all(
+        knee.get(key) == entry[key] for key in ("config_id", "gamma", "routing", "attention_share")
+    )
+    return f"{entry['label']}" + ("  ← knee" if same else "")
+
+
+def _row(entry: dict[str, Any], name: str) -> list[str]:
+    return [
+        name,
+        format_number(entry["psnr_db"], 3),
+        format_number(entry["ssim"], 4),
+        format_count(entry["macs"]),
+        format_count(entry["params"]),
+        format_number(entry["latency_ms_median"], 2),
+        format_number(entry["latency_ratio"], 3),
+        format_number(entry["attention_share"], 2),
+    ]

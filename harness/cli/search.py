@@ -1,0 +1,244 @@
+"""`harness search`: a Pareto search, from the start or from where it was left."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli import options
+from harness.cli.output import TrainingBar, console, counting, describe_record, messages, stop_on_signals, warn_of_small
+from harness.core.errors import UserError
+from harness.core.units import format_seconds
+
+if TYPE_CHECKING:
+    from harness.core.records import StudyRecord, TrialRecord
+    from harness.core.study_folder import StudyFolder
+    from harness.search import SearchSpace
+    from harness.tracking import MlflowTracker
+    from harness.trial import TrialSetup
+
+
+def search(
+    space: Annotated[str, typer.Argument(help="A search space: a YAML file, or a preset such as quickstart.")],
+    study: Annotated[str | None, typer.Option(help="The study's name.  [default: the space's name]")] = None,
+    train: Annotated[str | None, typer.Option(help="Training images: a folder or a dataset's name.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation images: a folder or a dataset's name.")] = None,
+    networks: Annotated[int | None, typer.Option(min=1, help="Networks to train in all.")] = None,
+    settings: options.Settings = None,
+    device: options.TrainDevice = "cpu",
+    threads: options.Threads = None,
+    storage: Annotated[
+        str | None, typer.Option(envvar="HARNESS_STORAGE", help="Optuna RDB URL.  [default: SQLite in the study]")
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store.  [default: SQLite in --results]")
+    ] = None,
+    tracking: Annotated[bool, typer.Option(help="Log to MLflow.")] = True,
+    data_dir: options.DataDir = None,
+    download: Annotated[bool, typer.Option(help="Download a named dataset that is missing.")] = False,
+    results: options.Results = Path("results"),
+    report: Annotated[bool, typer.Option("--report", help="Write the report at the end and print the front.")] = False,
+    export: Annotated[str | None, typer.Option(help="Export a pick at the end: knee, best-psnr, fastest, …")] = None,
+) -> None:
+    """Search for Pareto-optimal networks. The same command again resumes; Ctrl-C ends cleanly."""
+    started = time.perf_counter()
+    from harness.search import find_space, read_space, run_search, study_record
+
+    path = find_space(space)
+    overrides = options.parse_settings(settings)
+    given: dict[str, Any] = {
+        "data.train": train,
+        "data.validation": validation,
+        "budget.networks": networks,
+        "data.data_dir": str(data_dir) if data_dir else None,
+    }
+    overrides |= {key: value for key, value in given.items() if value is not None}
+    parsed = read_space(path, overrides)
+    name = study or path.stem
+    _check_study_name(name)
+    setup = _make_setup(name, parsed, results, device, options.resolve_threads(threads), download)
+    record = study_record(name, parsed, path.read_text(encoding="utf-8"), setup)
+    tracker = _open_tracker(tracking_uri, record, results) if tracking else None
+    phases = {"set-up": time.perf_counter() - started}
+
+    def on_record(finished: "TrialRecord") -> None:
+        console.print(describe_record(finished))
+        group = "baselines" if finished.kind == "baseline" else "trials"
+        phases[group] = phases.get(group, 0.0) + sum(finished.seconds.values())
+        if tracker is not None:
+            before = time.perf_counter()
+            tracker.log_record(finished)
+            phases["tracking"] = phases.get("tracking", 0.0) + time.perf_counter() - before
+
+    points = len(parsed.routings())
+    console.print(
+        f"study {name}: {parsed.budget.networks} networks, each at {points} points (γ × policy), "
+        f"{setup.train.name} ({len(setup.train)} images) → {setup.validation.name} ({len(setup.validation)} images), "
+        f"×{parsed.scale}, in {setup.folder.path}"
+    )
+    if tracker is not None:
+        tracker.start()
+        tracker.sync(setup.folder)
+    with stop_on_signals() as should_stop, TrainingBar() as bar:
+        outcome = run_search(
+            parsed, setup, record, storage=storage, on_record=on_record, progress=bar, should_stop=should_stop
+        )
+    console.print(f"\n{outcome.ending}: {outcome.reason}; {outcome.networks} networks trained")
+    before = time.perf_counter()
+    files = _write_report(setup.folder, tracker, interrupted=outcome.ending == "interrupted")
+    phases["report"] = time.perf_counter() - before
+    if report:
+        from harness.cli.report import print_front
+
+        print_front(setup.folder.path)
+    bundle = None
+    if export is not None and outcome.networks:
+        from harness.cli.export import export_point
+
+        bundle = export_point(setup.folder.path, export, None, overwrite=True)
+    _print_whereabouts(name, setup.folder, files, bundle, tracker, tracking_uri, results, phases, started)
+    if outcome.ending == "interrupted":
+        console.print("the same command again goes on from here")
+        raise typer.Exit(130)
+    if outcome.ending == "failing":
+        raise typer.Exit(1)
+
+
+def _check_study_name(name: str) -> None:
+    if not name or any(sign in name for sign in "/\\\0") or name.startswith("."):
+        raise UserError(f"--study {name!r}: expected a name without slashes that does not begin with a dot")
+
+
+def _make_setup(
+    name: str, space: "SearchSpace", results: Path, device: str, threads: int, download: bool
+) -> "TrialSetup":
+    """Open the images and put together what all trials share."""
+    from harness.core.study_folder import StudyFolder
+    from harness.data import open_dataset, refuse_overlap
+    from harness.metrics import get_protocol
+    from harness.models import preset_config
+    from harness.profiling import parse_device
+    from harness.trial import TrialSetup, build_seeded
+
+    place = options.check_train_device(device)
+    devices = tuple(parse_device(measured).text for measured in space.profile.devices)
+    protocol = get_protocol(space.data.protocol)
+    data_dir = Path(space.data.data_dir) if space.data.data_dir else None
+
+    def open_split(source: str, split: Any) -> Any:
+        with counting(f"reading {source}") as progress:
+            return open_dataset(
+                source,
+                scale=space.scale,
+                split=split,
+                data_dir=data_dir,
+                cache_dir=results / "cache",
+                download=download,
+                progress=lambda _what, done, total: progress(done, total),
+            )
+
+    train, validation = open_split(space.data.train, "train"), open_split(space.data.validation, "validation")
+    refuse_overlap(train, validation)
+    warn_of_small(train, space.training_config().hr_patch_size)
+    wanted = [objective.metric for objective in space.objectives]
+    wanted += [constraint.metric for constraint in space.parsed_constraints()]
+    reference = preset_config("swinir-light", space.scale).model_copy(
+        update={"image_residual": bool(space.model.get("image_residual", False))}
+    )
+    return TrialSetup(
+        study=name,
+        folder=StudyFolder(results / name),
+        data=space.data_config,
+        train=train,
+        validation=validation,
+        protocol=protocol,
+        constraints=space.parsed_constraints(),
+        devices=devices,
+        latency_input_size=space.profile.latency_input_size,
+        macs_input_size=space.macs_input_size,
+        reference=build_seeded(reference, seed=0).eval(),
+        reference_name="swinir-light",
+        train_device=place,
+        threads=threads,
+        latency_repeats=space.profile.min_repeats,
+        latency_seconds=space.profile.min_seconds,
+        measure_memory="peak_memory_bytes" in wanted,
+    )
+
+
+def _default_store(results: Path) -> str:
+    return f"sqlite:///{(results / 'mlflow.db').resolve()}"
+
+
+def _warn(text: str) -> None:
+    messages.print(f"warning: {text}")
+
+
+def _open_tracker(tracking_uri: str | None, record: "StudyRecord", results: Path) -> "MlflowTracker":
+    from harness.tracking import MlflowTracker, initialise_store
+
+    results.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri or _default_store(results)
+    artifacts = None if tracking_uri else (results / "mlartifacts").resolve()
+    initialise_store(uri, _warn)
+    return MlflowTracker(uri, record, artifact_root=artifacts, warn=_warn)
+
+
+def _write_report(folder: "StudyFolder", tracker: "MlflowTracker | None", *, interrupted: bool) -> Any:
+    """Write the report and put it, with whatever the store is missing, on the parent run."""
+    from harness.reporting import load_study, summarise, write_report
+
+    files = write_report(folder.path)
+    if tracker is not None:
+        study = load_study(folder.path)
+        summary = summarise(study)
+        numbers = {
+            "hypervolume": summary["hypervolume"],
+            "front_size": len(summary["front"]),
+            "num_architectures": summary["num_architectures"],
+            "num_points": summary["num_points"],
+        }
+        tracker.sync(folder)
+        tracker.log_front(
+            files.front_csv,
+            files.front_png,
+            files.report_html,
+            [dict(row) for row in summary["front"]],
+            {name: float(value) for name, value in numbers.items() if value is not None},
+        )
+        tracker.finish(interrupted=interrupted)
+    return files
+
+
+def _print_whereabouts(
+    name: str,
+    folder: "StudyFolder",
+    files: Any,
+    bundle: Path | None,
+    tracker: "MlflowTracker | None",
+    tracking_uri: str | None,
+    results: Path,
+    phases: dict[str, float],
+    started: float,
+) -> None:
+    """Say where everything is and what to type next."""
+    option = "" if results == Path("results") else f" --results {results}"
+    total = time.perf_counter() - started
+    spent = ", ".join(f"{phase} {format_seconds(seconds)}" for phase, seconds in phases.items())
+    console.print(f"\ntime: {format_seconds(total)} ({spent})")
+    console.print(f"report   {files.report_html}")
+    console.print(f"front    {files.front_csv}, {files.front_png}")
+    if bundle is not None:
+        console.print(f"bundle   {bundle}")
+    if tracker is not None:
+        console.print(f"MLflow   {tracking_uri or _default_store(results)}, experiment {name}")
+    console.print("\nnext:")
+    console.print(f"  harness compare {name}{option} --published    the front beside SwinIR-light and published tables")
+    if bundle is not None:
+        console.print(f"  harness upscale {bundle} IMAGE OUT.png    the exported network on your image")
+    else:
+        console.print(f"  harness export {name}{option} --pick knee    a deployable bundle")
+    if tracker is not None and tracking_uri is None:
+        console.print(f"  mlflow ui --backend-store-uri {_default_store(results)}    every run in the browser")
+    console.print("  harness search light_x4 --train FOLDER --validation FOLDER    the paper's space on your images")

@@ -1,0 +1,61 @@
+"""From what a user calls a network to a network: presets, config files and bundles."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.core.configs import CAMixerSRConfig, RoutingConfig, parse_config, parse_model_config
+from harness.core.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.models import SRNetwork
+
+
+def resolve_config(model: str, scale: int | None, gamma: float | None, policy: str | None) -> Any:
+    """Return the config that `model` names, under the routing asked for."""
+    from harness.models import PRESETS, preset_config
+
+    path = Path(model)
+    if model in PRESETS:
+        config = preset_config(model, 4 if scale is None else scale)
+    elif path.is_dir():
+        from harness.export import read_bundle_config
+
+        config = read_bundle_config(path).model
+    elif path.is_file():
+        from harness.search.yaml_lines import read_yaml
+
+        config = parse_model_config(read_yaml(path).values, str(path))
+    else:
+        known = ", ".join(PRESETS)
+        raise UserError(f"unknown model {model!r}: expected a preset ({known}), a config file or a bundle folder")
+    if scale is not None and config.scale != scale:
+        raise UserError(f"--scale {scale}: {model} is of scale {config.scale}")
+    if gamma is None and policy is None:
+        return config
+    if not isinstance(config, CAMixerSRConfig):
+        raise UserError(f"--gamma and --routing: {config.label()} does not route")
+    settings = {"policy": policy or config.routing.policy, "gamma": config.routing.gamma if gamma is None else gamma}
+    if settings["policy"] == "schedule":
+        raise UserError(f"--gamma: {model} routes by a schedule, which has a γ for each block; give --routing too")
+    return config.with_routing(parse_config(RoutingConfig, settings, "--gamma/--routing"))
+
+
+def resolve_network(
+    model: str, scale: int | None, gamma: float | None, policy: str | None, weights: Path | None
+) -> "tuple[SRNetwork, str]":
+    """Return the network in eval mode, and where its weights are from."""
+    from harness.export import load_bundle
+    from harness.models import load_weights
+    from harness.trial import build_seeded, routed
+
+    config = resolve_config(model, scale, gamma, policy)
+    if Path(model).is_dir():
+        if weights is not None:
+            raise UserError(f"--weights {weights}: the bundle {model} has its own")
+        network = load_bundle(model)
+        return routed(network, getattr(config, "routing", None)), f"{model}/model.safetensors"
+    network = build_seeded(config, seed=0)
+    if weights is None:
+        return network.eval(), "untrained" if any(True for _ in network.parameters()) else "none needed"
+    entry = load_weights(network, weights)
+    return network.eval(), f"{weights} ({entry})"

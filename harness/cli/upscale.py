@@ -1,0 +1,40 @@
+"""`harness upscale`: an exported network on image files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options
+from harness.cli.output import console, counting
+from harness.core.errors import UserError
+
+
+def upscale(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image file, or a folder of images.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A PNG file, or a folder.")],
+    tile: Annotated[int, typer.Option(min=0, help="Tile side for large images in input pixels; 0: never tile.")] = 512,
+    overlap: Annotated[int, typer.Option(min=0, help="Overlap of tiles in input pixels.")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    threads: options.Threads = None,
+) -> None:
+    """Upscale image files; outputs are PNG and never replaced unless asked to."""
+    from harness.data.images import read_rgb, write_png
+    from harness.export import list_jobs, load_bundle, upscale_image
+    from harness.trial.run import torch_threads
+
+    network = load_bundle(bundle)
+    jobs = list_jobs(source, target)
+    taken = [str(path) for _, path in jobs if path.exists()]
+    if taken and not overwrite:
+        raise UserError(f"{taken[0]} exists; give --overwrite to replace it, or another OUT")
+    with torch_threads(options.resolve_threads(threads)):
+        for path, output in jobs:
+            image_HWC = read_rgb(path)
+            with counting(f"upscaling {path.name}") as progress:
+                upscaled_HWC = upscale_image(
+                    network, image_HWC, tile=tile or None, overlap=min(overlap, tile // 2), progress=progress
+                )
+            write_png(output, upscaled_HWC)
+            console.print(f"{output}  {upscaled_HWC.shape[1]}×{upscaled_HWC.shape[0]}")

@@ -1,0 +1,448 @@
+"""The search space: what a study varies, what stays fixed, what is wanted. Read from YAML, strictly.
+
+A dimension's name is a path into the configs: `model.channels`, `training.learning_rate`, `routing.gamma`,
+`routing.policy`. γ and policy are dimensions of points, not of networks: a network is trained once and evaluated at
+every γ and policy of the space.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from harness.core.configs import (
+    PAPER_RECIPE,
+    BicubicConfig,
+    CAMixerSRConfig,
+    DataConfig,
+    FrozenConfig,
+    RoutingConfig,
+    Scale,
+    SwinIRConfig,
+    TrainingConfig,
+    UnitInterval,
+    parse_config,
+    parse_model_config,
+)
+from harness.core.constraints import Constraint, parse_constraint, parse_metric
+from harness.core.errors import UserError, describe_finding
+from harness.core.records import METRIC_DIRECTIONS, ObjectiveConfig
+from harness.search.yaml_lines import KeyPath, LocatedYaml, read_yaml
+
+Scalar = bool | int | float | str | None
+Values = dict[str, Any]
+ROUTING_DIMENSIONS = ("routing.gamma", "routing.policy")
+_SIZE = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], "height, width"]
+
+
+class Dimension(FrozenConfig):
+    """One dimension: `choices`, or `low` to `high` (whole numbers when all are) with `step`, or `log` without one.
+
+    `when` names earlier dimensions and the values of theirs under which this one is varied; otherwise it keeps its
+    fixed setting.
+    """
+
+    choices: tuple[Any, ...] | None = None
+    low: int | float | None = None
+    high: int | float | None = None
+    step: int | float | None = None
+    log: bool = False
+    when: dict[str, tuple[Any, ...]] = {}
+
+    @field_validator("low", "high", "step", mode="before")
+    @classmethod
+    def _read_exponents(cls, value: Any) -> Any:
+        try:  # YAML 1.1 reads 1e-3 as text
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError("expected a number") from None
+
+    @model_validator(mode="after")
+    def _is_choices_or_range(self) -> Self:
+        is_range = self.low is not None or self.high is not None
+        if (self.choices is None) != is_range:
+            raise ValueError("expected either `choices`, or `low` and `high`")
+        if self.choices is not None:
+            if not self.choices or self.step is not None or self.log:
+                raise ValueError("`choices` needs at least one value, and goes without `step` and `log`")
+            if len({encode(choice) for choice in self.choices}) != len(self.choices):
+                raise ValueError("`choices` holds a value twice")
+            return self
+        if self.low is None or self.high is None or self.low > self.high:
+            raise ValueError("a range needs `low` ≤ `high`")
+        if self.log and (self.step is not None or self.low <= 0):
+            raise ValueError("`log` needs `low` > 0 and goes without `step`")
+        if self.step is not None and self.step <= 0:
+            raise ValueError("`step` must be > 0")
+        return self
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the range runs over whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, int | None)
+
+    def values(self) -> tuple[Any, ...] | None:
+        """Return all values where they can be listed, else None."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None
+        assert self.high is not None
+        step = self.step or (1 if self.is_integer and not self.log else None)
+        if step is None:
+            return None
+        count = int((self.high - self.low) / step + 1e-9) + 1
+        grid = (self.low + index * step for index in range(count))
+        return tuple(grid) if self.is_integer else tuple(round(value, 10) for value in grid)
+
+    def contains(self, value: Any) -> bool:
+        """Whether a value belongs to the dimension."""
+        listed = self.values()
+        if listed is not None:
+            return encode(value) in {encode(known) for known in listed}
+        assert self.low is not None
+        assert self.high is not None
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+def encode(value: Any) -> Scalar:
+    """Turn a choice into what a sampler can hold: lists become compact JSON text, whole floats the same number."""
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value, separators=(",", ":"))
+    if isinstance(value, float) and not isinstance(value, bool):
+        return round(value, 10)
+    result: Scalar = value
+    return result
+
+
+class SpaceData(FrozenConfig):
+    """Where the images come from and how they are scored."""
+
+    train: str = "demo"
+    validation: str = "demo"
+    data_dir: str | None = None
+    protocol: str = "light"
+
+
+class ProfileConfig(FrozenConfig):
+    """How points are measured. Sizes are low-resolution (height, width); MACs default to a 1280×720 output."""
+
+    devices: Annotated[tuple[str, ...], Field(min_length=1)] = ("cpu:1",)
+    latency_input_size: _SIZE = (64, 64)
+    macs_input_size: _SIZE | None = None
+    min_repeats: Annotated[int, Field(ge=3)] = 10
+    min_seconds: Annotated[float, Field(ge=0)] = 1.0
+
+
+class SamplerConfig(FrozenConfig):
+    """Which sampler proposes.
+
+    `startup_networks` random ones come first (tpe, gp); `population_size` is that of nsga2 and nsga3.
+    """
+
+    name: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid"] = "tpe"
+    startup_networks: Annotated[int, Field(ge=1)] = 10
+    population_size: Annotated[int, Field(ge=2)] = 20
+
+
+class BudgetConfig(FrozenConfig):
+    """When to stop: after so many trained networks in all, or when so many seconds of this run are over."""
+
+    networks: Annotated[int, Field(ge=1)] = 50
+    seconds: Annotated[float, Field(gt=0)] | None = None
+
+
+class RoutingSettings(FrozenConfig):
+    """The routing of points where it is no dimension."""
+
+    gamma: UnitInterval = 0.5
+    policy: Literal["fixed", "probability", "threshold"] = "fixed"
+
+
+class SearchSpace(FrozenConfig):
+    """A whole search space, validated."""
+
+    description: str = ""
+    scale: Scale
+    data: SpaceData = SpaceData()
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    routing: RoutingSettings = RoutingSettings()
+    dimensions: Annotated[dict[str, Dimension], Field(min_length=1)]
+    objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
+    constraints: tuple[str, ...] = ()
+    profile: ProfileConfig = ProfileConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    budget: BudgetConfig = BudgetConfig()
+    baselines: tuple[Literal["bicubic", "swinir-light"], ...] = ("bicubic", "swinir-light")
+    enqueue: tuple[dict[str, Any], ...] = ()
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _complete_objectives(cls, objectives: Any) -> Any:
+        if not isinstance(objectives, list | tuple):
+            return objectives
+        completed = []
+        for objective in objectives:
+            entry = {"metric": objective} if isinstance(objective, str) else objective
+            if isinstance(entry, dict) and isinstance(entry.get("metric"), str):
+                natural = METRIC_DIRECTIONS[parse_metric(entry["metric"]).partition("/")[0]]
+                entry = {"direction": natural, **entry}
+            completed.append(entry)
+        metrics = [entry.get("metric") for entry in completed if isinstance(entry, dict)]
+        if len(set(metrics)) != len(metrics):
+            raise ValueError("the same metric stands twice")
+        return completed
+
+    @field_validator("constraints")
+    @classmethod
+    def _check_constraints(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(parse_constraint(text).name for text in constraints)
+
+    def parsed_constraints(self) -> tuple[Constraint, ...]:
+        """Return the constraints, parsed."""
+        return tuple(parse_constraint(text) for text in self.constraints)
+
+    @property
+    def macs_input_size(self) -> tuple[int, int]:
+        """Low-resolution (height, width) that MACs are counted for."""
+        return self.profile.macs_input_size or (720 // self.scale, 1280 // self.scale)
+
+    @property
+    def data_config(self) -> DataConfig:
+        """What networks are trained and validated on."""
+        return DataConfig(train=self.data.train, validation=self.data.validation, data_dir=self.data.data_dir)
+
+    def training_config(self, values: Mapping[str, Any] | None = None) -> TrainingConfig:
+        """Return the training under dimension `values` (`training.*`), fixed settings elsewhere."""
+        settings = dict(self.training)
+        recipe = settings.pop("recipe", None)
+        if recipe not in (None, "paper"):
+            raise UserError(f"training.recipe: unknown recipe {recipe!r}; expected 'paper', or no recipe at all")
+        base = PAPER_RECIPE.model_dump() if recipe == "paper" else {"seed": self.seed}
+        return parse_config(TrainingConfig, {**base, **settings, **_part(values, "training.")}, "training")
+
+    def model_config_for(
+        self, values: Mapping[str, Any] | None = None
+    ) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
+        """Return the model under dimension `values` (`model.*`), fixed settings elsewhere, routing at its default."""
+        settings = {"family": "camixersr", **self.model, "scale": self.scale, **_part(values, "model.")}
+        return parse_model_config(settings, "model")
+
+    def routing_config(self, values: Mapping[str, Any]) -> RoutingConfig:
+        """Return the routing under dimension `values`; `threshold` ignores γ, so it always carries the default."""
+        settings = {**self.routing.model_dump(), **_part(values, "routing.")}
+        if settings["policy"] == "threshold":
+            return RoutingConfig(policy="threshold")
+        return parse_config(RoutingConfig, settings, "routing")
+
+    def routings(self) -> tuple[RoutingConfig, ...]:
+        """Return every routing that each trained network is evaluated at: all γ for all policies, each once."""
+        listed = [self.dimensions[name].values() if name in self.dimensions else None for name in ROUTING_DIMENSIONS]
+        gammas = listed[0] or (self.routing.gamma,)
+        policies = listed[1] or (self.routing.policy,)
+        found = [
+            self.routing_config({"routing.gamma": gamma, "routing.policy": policy})
+            for policy, gamma in itertools.product(policies, gammas)
+        ]
+        return tuple(dict.fromkeys(found))
+
+    def identity(self) -> str:
+        """Return the hash of what makes results comparable: all but description, budget, sampler and queue."""
+        return SearchSpace.model_validate(
+            {**self.model_dump(exclude={"description", "budget", "enqueue", "sampler"}), "budget": {}}
+        ).config_hash()
+
+
+def _part(values: Mapping[str, Any] | None, prefix: str) -> Values:
+    return {name.removeprefix(prefix): value for name, value in (values or {}).items() if name.startswith(prefix)}
+
+
+def load_space(located: LocatedYaml) -> SearchSpace:
+    """Validate a space; every finding names file, line, what is wrong and what is allowed."""
+    try:
+        space = SearchSpace.model_validate(located.values)
+    except ValidationError as error:
+        raise _locate(located, error.errors()[0]) from None
+    _check_settings(located, space)
+    for name, dimension in space.dimensions.items():
+        _check_dimension(located, space, name, dimension)
+    for index, entry in enumerate(space.enqueue):
+        for name, value in entry.items():
+            if name not in space.dimensions:
+                raise located.error(("enqueue", index, name), f"no such dimension; known: {_list(space.dimensions)}")
+            if not space.dimensions[name].contains(value):
+                raise located.error(("enqueue", index, name), f"{value!r} is not in the dimension")
+    for name in (*(objective.metric for objective in space.objectives), *_constrained(space)):
+        device = name.partition("/")[2]
+        if device and device not in space.profile.devices:
+            raise located.error(
+                ("profile", "devices"), f"{name!r} names a device that is not in {space.profile.devices}"
+            )
+    if space.sampler.name == "grid":
+        endless = [name for name, dimension in space.dimensions.items() if dimension.values() is None]
+        if endless:
+            raise located.error(("dimensions", endless[0]), "the grid sampler needs `choices` or a `step`")
+        conditional = [name for name, dimension in space.dimensions.items() if dimension.when]
+        if conditional:
+            raise located.error(("dimensions", conditional[0], "when"), "the grid sampler takes no conditions")
+    return space
+
+
+def _constrained(space: SearchSpace) -> list[str]:
+    return [constraint.metric for constraint in space.parsed_constraints()]
+
+
+def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
+    """Check the fixed settings of model and training against their configs."""
+    if "scale" in space.model:
+        raise located.error(("model", "scale"), "the scale stands at the top level")
+    if "routing" in space.model:
+        raise located.error(("model", "routing"), "the routing stands at the top level")
+    for section, build in (("model", space.model_config_for), ("training", space.training_config)):
+        try:
+            build()
+        except UserError as error:
+            raise located.error(*_blame(located, section, str(error))) from None
+    if (
+        space.training.get("recipe") is None
+        and "steps" not in space.training
+        and "training.steps" not in space.dimensions
+    ):
+        raise located.error(("training",), "`steps` is missing: say how long to train, or take `recipe: paper`")
+
+
+def _blame(located: LocatedYaml, section: str, message: str) -> tuple[KeyPath, str]:
+    """Find the key of a section that a message is about."""
+    settings = located.values.get(section)
+    for key in settings if isinstance(settings, dict) else ():
+        if f".{key}:" in message or f" {key}:" in message:
+            return (section, key), _with_allowed(message, section, located)
+    return (section,), message
+
+
+def _with_allowed(message: str, section: str, located: LocatedYaml) -> str:
+    if "unknown key" not in message:
+        return message
+    fields = _fields(section, str(located.values.get("model", {}).get("family", "camixersr")))
+    return f"unknown key; allowed: {_list(fields)}"
+
+
+def _fields(section: str, family: str) -> list[str]:
+    families: dict[str, type[BaseModel]] = {
+        "camixersr": CAMixerSRConfig,
+        "swinir": SwinIRConfig,
+        "bicubic": BicubicConfig,
+    }
+    config = TrainingConfig if section == "training" else families.get(family, CAMixerSRConfig)
+    hidden = {"scale", "routing"} if section == "model" else set()
+    extra = ["recipe"] if section == "training" else []
+    return [name for name in config.model_fields if name not in hidden] + extra
+
+
+def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimension: Dimension) -> None:
+    """Check one dimension: its name, every value of it, and its condition."""
+    path: KeyPath = ("dimensions", name)
+    section, _, setting = name.partition(".")
+    family = str(space.model.get("family", "camixersr"))
+    if section == "routing":
+        allowed = ["gamma", "policy"] if family == "camixersr" else []
+    elif section in ("model", "training"):
+        allowed = [known for known in _fields(section, family) if known not in ("family", "recipe")]
+    else:
+        raise located.error(path, "expected a name that begins with model., training. or routing.")
+    if setting not in allowed:
+        raise located.error(path, f"no such setting; allowed: {_list(f'{section}.{known}' for known in allowed)}")
+    listed = dimension.values()
+    if section == "routing" and listed is None:
+        raise located.error(path, "needs `choices` or a `step`: every network is evaluated at each value")
+    for value in listed if listed is not None else (dimension.low, dimension.high):
+        try:
+            if section == "routing":
+                RoutingSettings.model_validate({setting: value})
+            else:
+                (space.model_config_for if section == "model" else space.training_config)({name: value})
+        except ValidationError as error:
+            hint = "; a schedule is calibrated on a trained network" if value == "schedule" else ""
+            raise located.error(path, f"{describe_finding(error.errors()[0])}{hint}") from None
+        except UserError as error:
+            raise located.error(path, str(error)) from None
+    names = list(space.dimensions)
+    for other, values in dimension.when.items():
+        if other not in names or names.index(other) >= names.index(name) or other in ROUTING_DIMENSIONS:
+            earlier = [known for known in names[: names.index(name)] if known not in ROUTING_DIMENSIONS]
+            raise located.error((*path, "when", other), f"expected an earlier dimension: {_list(earlier) or 'none'}")
+        for value in values:
+            if not space.dimensions[other].contains(value):
+                raise located.error((*path, "when", other), f"{value!r} is not a value of that dimension")
+    if section == "routing" and dimension.when:
+        raise located.error((*path, "when"), "γ and policy are varied for every network, so they take no condition")
+
+
+def _locate(located: LocatedYaml, finding: Any) -> UserError:
+    """Turn a pydantic finding into an error with file and line; an unknown key comes with the allowed ones."""
+    path = tuple(part for part in finding["loc"] if isinstance(part, str | int))
+    if finding["type"] == "extra_forbidden":
+        return located.error(path, f"unknown key; allowed: {_list(_allowed_at(path[:-1]))}")
+    if finding["type"] == "missing":
+        return located.error(path, "required key is missing")
+    return located.error(path, f"{str(finding['msg']).removeprefix('Value error, ')} (got {finding['input']!r})")
+
+
+def _allowed_at(path: KeyPath) -> list[str]:
+    if not path:
+        return list(SearchSpace.model_fields)
+    sections: dict[str | int, type[BaseModel]] = {
+        "data": SpaceData,
+        "profile": ProfileConfig,
+        "sampler": SamplerConfig,
+        "budget": BudgetConfig,
+        "routing": RoutingSettings,
+        "objectives": ObjectiveConfig,
+        "dimensions": Dimension,
+    }
+    return list(sections[path[0]].model_fields) if path[0] in sections else []
+
+
+def _list(names: Iterable[Any]) -> str:
+    return ", ".join(str(name) for name in names)
+
+
+def presets_dir() -> Path:
+    """Return the folder of the preset spaces: the repository's own, or the copy inside an installed wheel."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "search_spaces"
+    return inside if inside.is_dir() else package.parent / "search_spaces"
+
+
+def preset_names() -> list[str]:
+    """Return the names of the preset spaces."""
+    return sorted(path.stem for path in presets_dir().glob("*.yaml"))
+
+
+def find_space(name_or_path: str) -> Path:
+    """Return the YAML file of a preset's name or of a path; `UserError` lists the presets."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    preset = presets_dir() / f"{name_or_path}.yaml"
+    if "/" not in name_or_path and preset.is_file():
+        return preset
+    raise UserError(f"no search space {name_or_path!r}: expected a YAML file or a preset ({_list(preset_names())})")
+
+
+def read_space(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchSpace:
+    """Read a space; `overrides` maps dotted keys (`budget.networks`, `data.train`) to values that win over the file."""
+    located = read_yaml(path)
+    for dotted, value in (overrides or {}).items():
+        parts = dotted.split(".", 1 if dotted.startswith("dimensions.") else -1)
+        target = located.values
+        for part in parts[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {dotted}: {part} holds no settings")
+        target[parts[-1]] = value
+    return load_space(located)

@@ -1,0 +1,116 @@
+"""PSNR and SSIM of a network on a dataset under a named protocol, with the attention that it really spent."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from harness.core.configs import CAMixerSRConfig
+from harness.core.errors import TrialFailedError, UserError
+from harness.core.records import EvaluationRecord, ImageScore
+from harness.data import PairedDataset
+from harness.metrics import Protocol, score, to_uint8
+from harness.models import Restoration, SRNetwork, restore_tiled
+
+
+def to_tensor(image_HWC: npt.NDArray[np.uint8]) -> Tensor:
+    """Return a uint8 image H×W×3 as a float32 tensor 1×3×H×W in [0, 1]."""
+    return torch.from_numpy(np.array(image_HWC).transpose(2, 0, 1)[None]).float() / 255
+
+
+def to_image(image_BCHW: Tensor) -> npt.NDArray[np.uint8]:
+    """Return the first image of a batch as uint8 H×W×3: clipped to [0, 1] and rounded."""
+    return to_uint8(image_BCHW[0].permute(1, 2, 0).float().cpu().numpy())
+
+
+def evaluate(
+    network: SRNetwork,
+    dataset: PairedDataset,
+    protocol: Protocol,
+    *,
+    device: str = "cpu",
+    tile: int | None = None,
+    overlap: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationRecord:
+    """Restore every image of `dataset` and score it; means over images, all sides in float32.
+
+    `tile` (low-resolution pixels) defaults to the protocol's own. The network's routing is the one it has now; its mode
+    and device are restored. `UserError` where the dataset's scale is another; `TrialFailedError` where an output is not
+    finite.
+    """
+    if dataset.scale != network.scale:
+        raise UserError(f"{dataset.name} is of scale ×{dataset.scale}, the network of ×{network.scale}")
+    if tile is None:
+        tile, overlap = protocol.tile, protocol.overlap
+    started = time.perf_counter()
+    was_training = network.training
+    home = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    network.eval().to(device)
+    scores: list[ImageScore] = []
+    shares_SI: list[Tensor] = []
+    windows: list[float] = []
+    try:
+        for index in range(len(dataset)):
+            pair = dataset[index]
+            input_BCHW = to_tensor(pair.lr_HWC).to(device)
+            restored = _restore(network, input_BCHW, tile, overlap)
+            if not torch.isfinite(restored.image_BCHW).all():
+                raise TrialFailedError(f"the output for {pair.name} is not finite")
+            result = score(to_image(restored.image_BCHW), pair.hr_HWC, protocol, dataset.scale)
+            share_S = restored.hard_share_SB.double().mean(dim=1).cpu()
+            routed = len(share_S) > 0
+            scores.append(
+                ImageScore(
+                    name=pair.name,
+                    psnr_db=result.psnr_db,
+                    ssim=result.ssim,
+                    attention_share=share_S.mean().item() if routed else None,
+                )
+            )
+            if routed:
+                shares_SI.append(share_S)
+                windows.append(_count_windows(network.config, input_BCHW.shape[-2:]))
+            if progress is not None:
+                progress(index + 1, len(dataset))
+    finally:
+        network.train(was_training).to(home)
+    share, share_per_block = _mean_share(shares_SI, windows)
+    return EvaluationRecord(
+        protocol=protocol.name,
+        scale=dataset.scale,
+        dataset=dataset.name,
+        dataset_hash=dataset.content_hash,
+        psnr_db=float(np.mean([entry.psnr_db for entry in scores])),
+        ssim=float(np.mean([entry.ssim for entry in scores])),
+        attention_share=share,
+        attention_share_per_block=share_per_block,
+        images=tuple(scores),
+        seconds=time.perf_counter() - started,
+    )
+
+
+@torch.inference_mode()
+def _restore(network: SRNetwork, input_BCHW: Tensor, tile: int | None, overlap: int) -> Restoration:
+    if tile is None:
+        return network.restore(input_BCHW)
+    return restore_tiled(network, input_BCHW, tile=tile, overlap=overlap)
+
+
+def _count_windows(config: Any, size: torch.Size) -> float:
+    """Return N of an image; it weighs the image's share in ΣK/ΣN."""
+    assert isinstance(config, CAMixerSRConfig)
+    return float(np.prod([-(-side // config.window) for side in size]))
+
+
+def _mean_share(shares_SI: list[Tensor], windows: list[float]) -> tuple[float | None, tuple[float, ...] | None]:
+    """Return ΣK/ΣN over blocks and images, and the same for each block."""
+    if not shares_SI:
+        return None, None
+    weights_I = torch.tensor(windows, dtype=torch.float64)
+    per_block_S = (torch.stack(shares_SI, dim=1) @ weights_I) / weights_I.sum()
+    return per_block_S.mean().item(), tuple(per_block_S.tolist())

@@ -1,0 +1,442 @@
+"""One trial is one straight line.
+
+count MACs and parameters → hard constraints (reject before training) → latency, where a constraint asks for it →
+score untrained → train → evaluate and measure at every routing → TrialRecord.
+"""
+
+import copy
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.core.configs import (
+    BicubicConfig,
+    CAMixerSRConfig,
+    DataConfig,
+    RoutingConfig,
+    SwinIRConfig,
+    TrainingConfig,
+)
+from harness.core.constraints import Constraint
+from harness.core.environment import now, observe_environment
+from harness.core.errors import TrialFailedError
+from harness.core.files import atomic_path, write_text
+from harness.core.records import (
+    EvaluationRecord,
+    LatencyRecord,
+    MacsRecord,
+    PointRecord,
+    TrainingRecord,
+    TrialRecord,
+    TrialState,
+    network_id,
+)
+from harness.core.seeding import derive_seed
+from harness.core.study_folder import StudyFolder
+from harness.data import CropSampler, PairedDataset
+from harness.metrics import Protocol as ScoreProtocol
+from harness.models import CAMixerSR, SRNetwork, build_model
+from harness.profiling import canonical_macs, count_macs, measure_latencies, measure_peak_memory
+from harness.training import TrainingInterruptedError, TrainingProgress, train
+from harness.trial.evaluation import evaluate, to_tensor
+
+AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
+
+
+class TrialProgress(Protocol):
+    """What a trial tells whoever shows progress."""
+
+    def phase(self, record_id: str, label: str, phase: str) -> None:
+        """A trial enters a phase, named for people."""
+
+    def training(self, progress: TrainingProgress) -> None:
+        """A training step is done."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def phase(self, record_id: str, label: str, phase: str) -> None:
+        """Say nothing."""
+
+    def training(self, progress: TrainingProgress) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class TrialSetup:
+    """What all trials of a study share.
+
+    `devices` are measured for latency (`cpu:1`, `cuda:0`), interleaved with `reference`. `latency_input_size` and
+    `macs_input_size` are low-resolution (height, width). `train_device` and `threads` serve training and evaluation.
+    """
+
+    study: str
+    folder: StudyFolder
+    data: DataConfig
+    train: PairedDataset
+    validation: PairedDataset
+    protocol: ScoreProtocol
+    constraints: tuple[Constraint, ...]
+    devices: tuple[str, ...]
+    latency_input_size: tuple[int, int]
+    macs_input_size: tuple[int, int]
+    reference: SRNetwork | None
+    reference_name: str | None
+    train_device: str = "cpu"
+    threads: int = 1
+    latency_repeats: int = 10
+    latency_seconds: float = 1.0
+    measure_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What one trial is to do. `routings` are all that the trained network is evaluated at; `suggested` is one of them.
+
+    Networks that do not route have the single routing None.
+    """
+
+    record_id: str
+    kind: Literal["trial", "baseline"]
+    number: int | None
+    model: AnyModelConfig
+    training: TrainingConfig | None
+    routings: tuple[RoutingConfig | None, ...]
+    suggested: RoutingConfig | None
+    suggestion: dict[str, Any] = field(default_factory=dict)
+
+    def network_id(self, data: DataConfig) -> str:
+        """Return the identity of the network that this proposal trains."""
+        return network_id(self.model, self.training, data)
+
+
+@dataclass
+class _Observed:
+    """What has been found so far; a record is made of it at any end."""
+
+    started_at: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    params: int | None = None
+    macs_check: MacsRecord | None = None
+    untrained: EvaluationRecord | None = None
+    training_result: TrainingRecord | None = None
+    points: tuple[PointRecord, ...] = ()
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the block's duration to `seconds[phase]`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+
+def build_seeded(config: AnyModelConfig, seed: int) -> SRNetwork:
+    """Build a network whose initial weights depend on `seed` alone; no global generator is touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        return build_model(config)
+
+
+def representative_input(dataset: PairedDataset, size: tuple[int, int]) -> Tensor:
+    """Return the centre of the dataset's first low-resolution image as 1×3×h×w in [0, 1], mirrored where it is smaller.
+
+    Routing depends on content, so latencies are measured on a photograph.
+    """
+    image_HWC = np.asarray(dataset[0].lr_HWC)
+    for axis, side in enumerate(size):
+        missing = max(side - image_HWC.shape[axis], 0)
+        pads = [(0, 0), (0, 0), (0, 0)]
+        pads[axis] = (missing // 2, missing - missing // 2)
+        image_HWC = np.pad(image_HWC, pads, mode="symmetric")
+        start = (image_HWC.shape[axis] - side) // 2
+        image_HWC = image_HWC.take(range(start, start + side), axis=axis)
+    return to_tensor(image_HWC)
+
+
+def run_trial(
+    setup: TrialSetup,
+    proposal: Proposal,
+    *,
+    progress: TrialProgress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrialRecord:
+    """Run one trial and return its record, which is on disk before this returns.
+
+    Whatever goes wrong inside ends as a record of state `failed` with its reason (and the traceback beside the
+    network); only `TrainingInterruptedError` (asked to stop) and what is no `Exception` get out, and then the next run
+    of the same proposal goes on from the checkpoint.
+    """
+    progress = progress or Silent()
+    observed = _Observed(started_at=now())
+    identity = proposal.network_id(setup.data)
+    state: TrialState = "complete"
+    reason = None
+    try:
+        with torch_threads(setup.threads):
+            reason = _find_rejection(setup, proposal, observed, progress)
+            if reason is not None:
+                state = "rejected"
+            else:
+                _train_and_measure(setup, proposal, observed, progress, should_stop)
+    except TrainingInterruptedError:
+        raise
+    except Exception as error:  # a crash is a state of its own, never a bad number
+        state = "failed"
+        reason = f"{error}" if isinstance(error, TrialFailedError) else f"{type(error).__name__}: {error}"
+        write_text(setup.folder.network_dir(identity) / "traceback.txt", traceback.format_exc())
+    record = make_record(setup, proposal, observed, state, reason)
+    setup.folder.write_trial(record)
+    setup.folder.checkpoint_file(identity).unlink(missing_ok=True)
+    return record
+
+
+def answer_from(setup: TrialSetup, proposal: Proposal, trained: TrialRecord) -> TrialRecord:
+    """Return (and write) the record of a proposal whose network was trained before."""
+    reason = f"the network was trained by {trained.record_id}"
+    record = make_record(setup, proposal, _Observed(started_at=now()), "answered", reason)
+    record = record.model_copy(update={"answered_by": trained.record_id, "params": trained.params})
+    setup.folder.write_trial(record)
+    return record
+
+
+def make_record(
+    setup: TrialSetup, proposal: Proposal, observed: _Observed, state: TrialState, reason: str | None
+) -> TrialRecord:
+    """Put what was observed into a record."""
+    return TrialRecord(
+        study=setup.study,
+        record_id=proposal.record_id,
+        kind=proposal.kind,
+        number=proposal.number,
+        state=state,
+        reason=reason,
+        label=proposal.model.label(),
+        network_id=proposal.network_id(setup.data),
+        model=proposal.model,
+        training=proposal.training,
+        data=setup.data,
+        suggestion=proposal.suggestion,
+        params=observed.params,
+        macs_check=observed.macs_check,
+        training_result=observed.training_result,
+        untrained=observed.untrained,
+        points=observed.points,
+        seconds=observed.seconds,
+        environment=observe_environment(),
+        started_at=observed.started_at,
+        finished_at=now(),
+    )
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Set torch's thread count for the block."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)
+
+
+def routed(network: SRNetwork, routing: RoutingConfig | None) -> SRNetwork:
+    """Return `network` under `routing`, sharing the weights; itself where it does not route."""
+    if routing is None or not isinstance(network, CAMixerSR):
+        return network
+    variant = copy.copy(network)
+    variant.routing = routing
+    return variant
+
+
+def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, progress: TrialProgress) -> str | None:
+    """Check the hard constraints that need no training, cheapest first; return why the proposal is rejected."""
+    network = build_seeded(proposal.model, proposal.training.seed if proposal.training else 0)
+    observed.params = sum(parameter.numel() for parameter in network.parameters())
+    model = _with_routing(proposal.model, proposal.suggested)
+    values: dict[str, float | None] = {"params": observed.params}
+    if proposal.suggested is None or proposal.suggested.policy != "threshold":  # its share is known after training
+        values["macs"] = canonical_macs(model, setup.macs_input_size)
+    early = [constraint for constraint in setup.constraints if constraint.is_known_before_training]
+    if proposal.kind == "baseline":  # a baseline is to be compared with, whatever it costs
+        return None
+    for constraint in early:
+        if constraint.metric in values and constraint.violation(values[constraint.metric]) > 0:
+            return f"{constraint.metric} is {values[constraint.metric]:g}, but the space demands {constraint.name}"
+    costly = [constraint for constraint in early if constraint.metric not in ("params", "macs")]
+    if not costly:
+        return None
+    progress.phase(proposal.record_id, proposal.model.label(), "measuring the untrained network")
+    latency: tuple[LatencyRecord, ...] = ()
+    memory = None
+    if any(constraint.metric.startswith("latency") for constraint in costly):
+        with observed.timed("latency"):
+            latency = _measure(setup, {"suggested": routed(network, proposal.suggested)})["suggested"]
+    if any(constraint.metric == "peak_memory_bytes" for constraint in costly):
+        with observed.timed("memory"):
+            memory = measure_peak_memory(model, setup.latency_input_size, setup.devices[0])
+    for constraint in costly:
+        value = _early_value(constraint.metric, latency, memory)
+        if value is not None and constraint.violation(value) > 0:
+            return f"{constraint.metric} is {value:.4g} untrained, but the space demands {constraint.name}"
+    return None
+
+
+def _early_value(metric: str, latency: Sequence[LatencyRecord], memory: int | None) -> float | None:
+    name, _, device = metric.partition("/")
+    if name == "peak_memory_bytes":
+        return memory
+    found = next((record for record in latency if device in ("", record.device)), None)
+    if found is None:
+        return None
+    return found.median if name == "latency_ms" else found.ratio
+
+
+def _train_and_measure(
+    setup: TrialSetup,
+    proposal: Proposal,
+    observed: _Observed,
+    progress: TrialProgress,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Take the rest of the line; what is found goes into `observed` as it is found."""
+
+    def tell(phase: str) -> None:
+        progress.phase(proposal.record_id, proposal.model.label(), phase)
+
+    model = _with_routing(proposal.model, proposal.suggested)
+    training = proposal.training
+    network = build_seeded(model, training.seed if training else 0)
+    identity = proposal.network_id(setup.data)
+    sample_BCHW = representative_input(setup.validation, setup.latency_input_size)
+
+    tell("counting operations")
+    with observed.timed("counting"):
+        observed.macs_check = _check_macs(network, sample_BCHW)
+
+    if training is not None:
+        tell("scoring untrained")
+        with observed.timed("untrained evaluation"):
+            observed.untrained = evaluate(network, setup.validation, setup.protocol, device=setup.train_device)
+        tell("training")
+        with observed.timed("training"):
+            batches = CropSampler(
+                setup.train,
+                batch_size=training.batch_size,
+                hr_patch_size=training.hr_patch_size,
+                augment=training.augment,
+                seed=derive_seed(training.seed, "crops"),
+            )
+            observed.training_result = train(
+                network,
+                batches,
+                training,
+                device=setup.train_device,
+                threads=setup.threads,
+                checkpoint=setup.folder.checkpoint_file(identity),
+                identity=identity,
+                progress=progress.training,
+                should_stop=should_stop,
+            )
+        with atomic_path(setup.folder.weights_file(identity)) as temporary:
+            save_file(network.state_dict(), temporary)
+
+    tell("evaluating")
+    network.eval()
+    variants = {str(index): routed(network, routing) for index, routing in enumerate(proposal.routings)}
+    with observed.timed("evaluation"):
+        evaluations = {
+            name: evaluate(variant, setup.validation, setup.protocol, device=setup.train_device)
+            for name, variant in variants.items()
+        }
+    tell("measuring latency")
+    with observed.timed("latency"):
+        latencies = _measure(setup, variants)
+    with observed.timed("memory"):
+        memory = {
+            name: measure_peak_memory(variant.config, setup.latency_input_size, setup.devices[0])
+            for name, variant in variants.items()
+            if setup.measure_memory
+        }
+    assert observed.params is not None
+    points = [
+        PointRecord(
+            routing=routing,
+            evaluation=evaluations[name],
+            macs=_point_macs(variant.config, setup.macs_input_size, evaluations[name]),
+            params=observed.params,
+            latency=latencies[name],
+            peak_memory_bytes=memory.get(name),
+        )
+        for (name, variant), routing in zip(variants.items(), proposal.routings, strict=True)
+    ]
+    observed.points = tuple(
+        point.model_copy(
+            update={
+                "constraints": {
+                    constraint.name: constraint.violation(point.value(constraint.metric))
+                    for constraint in setup.constraints
+                }
+            }
+        )
+        for point in points
+    )
+
+
+def load_trained(folder: StudyFolder, record: TrialRecord, routing: RoutingConfig | None) -> SRNetwork:
+    """Rebuild a record's network with its trained weights, in eval mode, under `routing`."""
+    network = build_model(_with_routing(record.model, routing))
+    if record.training is not None:
+        network.load_state_dict(load_file(folder.weights_file(record.network_id)))
+    return network.eval()
+
+
+def _with_routing(model: AnyModelConfig, routing: RoutingConfig | None) -> AnyModelConfig:
+    if routing is None or not isinstance(model, CAMixerSRConfig):
+        return model
+    return model.with_routing(routing)
+
+
+def _check_macs(network: SRNetwork, input_BCHW: Tensor) -> MacsRecord:
+    """Count one forward pass with every counter, beside the closed form at the share that this pass realises."""
+    network.eval()
+    with torch.inference_mode():
+        share_S = network.restore(input_BCHW).hard_share_SB.mean(dim=1)
+    share = share_S.tolist() if len(share_S) else None
+    return count_macs(network, input_BCHW, config=network.config, attention_share=share)
+
+
+def _measure(setup: TrialSetup, variants: dict[str, SRNetwork]) -> dict[str, tuple[LatencyRecord, ...]]:
+    """Measure all variants on all devices, interleaved with the reference."""
+    input_BCHW = representative_input(setup.validation, setup.latency_input_size)
+    per_device = [
+        measure_latencies(
+            variants,
+            input_BCHW,
+            device=device,
+            reference=setup.reference,
+            reference_name=setup.reference_name,
+            min_repeats=setup.latency_repeats,
+            min_seconds=setup.latency_seconds,
+        )
+        for device in setup.devices
+    ]
+    return {name: tuple(records[name] for records in per_device) for name in variants}
+
+
+def _point_macs(model: AnyModelConfig, size: tuple[int, int], evaluation: EvaluationRecord) -> int:
+    """Return canonical MACs: of the static K where the policy has one, else at the share realised on the dataset."""
+    depends_on_content = isinstance(model, CAMixerSRConfig) and model.routing.policy in ("probability", "threshold")
+    return canonical_macs(
+        model, size, attention_share=evaluation.attention_share_per_block if depends_on_content else None
+    )
