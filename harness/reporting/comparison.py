@@ -60,7 +60,9 @@ def headline(study: Study, front: Front | None = None) -> str:
     """
     front = front or study_front(study)
     if front.knee is None:
-        return "No network is on the front yet: no trial has finished with a feasible point."
+        if study.points:
+            return "No network is on the front: every point violates a constraint or lacks the value of an objective."
+        return "No network is on the front yet: no trial has finished."
     reference = study.baseline("swinir-light")
     if reference is None:
         knee = front.knee

@@ -133,7 +133,7 @@ def _figure(figure: Any, identity: str) -> str:
 
 def _comparison_table(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
-        return "<p>No point and no baseline was measured yet.</p>"
+        return "<p>No point is on the front, and no baseline was measured.</p>"
     names = ["network", "routing", "trial", "PSNR", "against SwinIR-light", "above bicubic", "latency", "times faster"]
     names += ["MACs", "fewer MACs", "parameters", "SSIM", "attention share", "training"]
     missing = [

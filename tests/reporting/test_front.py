@@ -24,6 +24,7 @@ from tests.records import (
     trial,
 )
 
+DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
 MIN2: list[Direction] = ["minimize", "minimize"]
 
 
@@ -36,8 +37,9 @@ def study(*records: TrialRecord, **changes: Any) -> Study:
 def problems(draw: st.DrawFn) -> tuple[list[list[float]], list[Direction]]:
     """Small integers make ties and duplicates common."""
     objectives = draw(st.integers(1, 4))
+    ways: st.SearchStrategy[Direction] = st.sampled_from(DIRECTIONS)
     rows = draw(st.lists(st.lists(st.integers(0, 4).map(float), min_size=objectives, max_size=objectives), max_size=12))
-    directions = draw(st.lists(st.sampled_from(["minimize", "maximize"]), min_size=objectives, max_size=objectives))
+    directions = draw(st.lists(ways, min_size=objectives, max_size=objectives))
     return rows, directions
 
 
@@ -94,7 +96,7 @@ def test_values_that_are_not_finite_or_do_not_fit_are_refused() -> None:
 
 def test_the_knee_is_furthest_from_the_line_through_the_extremes() -> None:
     # Distances to x + y = 1 after scaling: 0, 0.3/√2, 0.6/√2, 0.1/√2, 0.
-    front = [[0, 1], [0.1, 0.6], [0.2, 0.2], [0.7, 0.2 - 1e-9], [1, 0]]
+    front: list[list[float]] = [[0, 1], [0.1, 0.6], [0.2, 0.2], [0.7, 0.2 - 1e-9], [1, 0]]
     assert knee_index(front, MIN2) == 2
     scaled = [[100 - 30 * x, 7e9 * y] for x, y in front]
     assert knee_index(scaled, ["maximize", "minimize"]) == 2
@@ -105,7 +107,8 @@ def test_the_knee_of_small_fronts() -> None:
     assert knee_index([[0, 1], [1, 0]], MIN2) == 0  # both are extremes: the first
     assert knee_index([[5], [2], [3]], ["minimize"]) == 1
     assert knee_index([[1, 5], [1, 2]], MIN2) == 1  # the first objective has no say
-    assert knee_index([[0, 0, 1, 1], [1, 1, 0, 0], [0.2, 0.2, 0.2, 0.2]], ["minimize"] * 4) == 2
+    four: list[list[float]] = [[0, 0, 1, 1], [1, 1, 0, 0], [0.2, 0.2, 0.2, 0.2]]
+    assert knee_index(four, ["minimize"] * 4) == 2
 
 
 def test_the_front_holds_feasible_points_of_trials_with_every_objective() -> None:

@@ -92,15 +92,16 @@ def test_every_kind_of_study_is_drawn_and_reported(name: str, tmp_path: Path) ->
     assert pixels.shape[0] > 600
     assert (pixels.reshape(-1, 3) != 255).any(axis=1).mean() > 0.005  # something is drawn on the white
     draw_front_html(study).to_json()
-    words = " ".join(read_html(render_report(study)).words)
+    text = render_report(study)
+    words = " ".join(read_html(text).words)
     assert record.name in words
     if not study.points:
         assert "No trial has finished yet" in words
     if not any(baseline.state == "complete" for baseline in baselines) and study.points:
-        assert "No SwinIR-light baseline was measured" in words
+        assert "No SwinIR-light baseline was measured" in words or "No point is on the front, and no baseline" in words
     for found in trials:
         if found.state in ("rejected", "stopped", "failed"):
-            assert found.reason in words
+            assert str(found.reason) in words
 
 
 def test_front_png_shows_front_baselines_and_knee_in_their_colours(tmp_path: Path) -> None:
