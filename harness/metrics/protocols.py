@@ -15,9 +15,10 @@ from harness.metrics.fidelity import latitude_weights, psnr_db, ssim
 class Protocol:
     """How outputs are made and compared.
 
-    `colour`: 'y' the BT.601 luma, 'y-rounded' the same in whole numbers, 'rgb' the three channels alike. `border`: pixels shaved off each side, 'scale' for as many
-    as the scale. `spherical`: rows weighted by latitude. `tile`, `overlap`: the low-resolution tiles that the network
-    is to be run on, None for the whole image at once; scoring itself does not need them.
+    `colour`: 'y' the BT.601 luma, 'y-rounded' the same in whole numbers, 'rgb' the three channels alike.
+    `border`: pixels shaved off each side, 'scale' for as many as the scale. `spherical`: rows weighted by latitude.
+    `tile`, `overlap`: the low-resolution tiles that the network is to be run on, None for the whole image at once;
+    scoring itself does not need them.
     """
 
     name: str
