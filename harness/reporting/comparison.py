@@ -138,7 +138,7 @@ def _row(study: Study, point: Point, role: str, front: Front) -> dict[str, Any]:
         **{name: row[name] for name in _SHOWN},
         "knee": row["knee"],
         **{name: found.get(name) for name in ("macs_saving_percent", "times_faster", "psnr_difference_db")},
-        "note": not_converged([trained]) if trained and not trained.is_full_recipe else None,
+        "note": found.get("note") or (not_converged([trained]) if trained and not trained.is_full_recipe else None),
         "sentence": found.get("sentence"),
         "psnr_above_bicubic_db": above,
         "source": "this study",

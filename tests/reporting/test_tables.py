@@ -149,6 +149,7 @@ def test_the_comparison_says_macs_speed_and_decibels() -> None:
     roles = {row["label"]: (row["role"], row["steps"], row["training_seconds"]) for row in comparison["rows"]}
     assert roles["SwinIR-light"] == ("baseline", 100, 10.0)
     assert roles["bicubic"] == ("baseline", 0, 0.0)
+    assert {row["note"] for row in comparison["rows"]} == {"not converged: 100 steps"}
 
 
 def test_a_larger_slower_network_is_said_to_be_so() -> None:
