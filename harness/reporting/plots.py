@@ -89,8 +89,9 @@ def draw_front_png(study: Study, path: Path) -> None:
             handles, labels, loc="lower center", ncols=len(handles), frameon=False, fontsize=10, columnspacing=1.8
         )
     left = panels[0].get_position().x0
-    figure.text(left, 0.945, f"{study.record.name}: ×{study.record.scale} super-resolution", fontsize=14, weight="bold")
-    figure.text(left, 0.892, _subtitle(study), fontsize=10, color="#5A5F69")
+    title = f"{_shorten(study.record.name)}: ×{study.record.scale} super-resolution"
+    figure.text(left, 0.945, title, fontsize=14, weight="bold", parse_math=False)
+    figure.text(left, 0.892, _subtitle(study), fontsize=10, color="#5A5F69", parse_math=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -117,7 +118,7 @@ def _legend(panels: Sequence["Axes"]) -> tuple[list[Any], list[str]]:
 def _draw_panel(panel: "Axes", study: Study, front: Front, cost: _Axis, quality: _Axis, *, annotate: bool) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    panel.set_xlabel(cost.label, fontsize=11)
+    panel.set_xlabel(cost.label, fontsize=11, parse_math=False)
     panel.grid(visible=True, which="major", color="#E4E7EC", linewidth=0.8)
     panel.set_axisbelow(True)
     for side in ("top", "right"):
@@ -147,7 +148,7 @@ def _draw_panel(panel: "Axes", study: Study, front: Front, cost: _Axis, quality:
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.xaxis.set_minor_formatter(NullFormatter())
-        panel.set_xlabel(f"{cost.label}, log scale", fontsize=11)
+        panel.set_xlabel(f"{cost.label}, log scale", fontsize=11, parse_math=False)
         _tick_log_axis(panel, min(costs), max(costs))
     floor = quality.value(bicubic) if bicubic else None
     if floor is not None:
@@ -172,7 +173,13 @@ def _draw_panel(panel: "Axes", study: Study, front: Front, cost: _Axis, quality:
         panel.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
         panel.grid(visible=False)
         panel.text(
-            0.5, 0.5, "no finished trial yet", transform=panel.transAxes, ha="center", color="#5A5F69", fontsize=12
+            0.5,
+            0.5,
+            "not measured" if study.points else "no finished trial yet",
+            transform=panel.transAxes,
+            ha="center",
+            color="#5A5F69",
+            fontsize=12,
         )
 
 
@@ -222,6 +229,7 @@ def _annotate_knee(panel: "Axes", knee: Point, at: tuple[float, float], marks: l
     note = panel.annotate(
         "\n".join(lines),
         at,
+        parse_math=False,
         xytext=(0, 0),
         textcoords="axes fraction",
         fontsize=9.5,

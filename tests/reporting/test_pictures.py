@@ -128,6 +128,11 @@ def test_everything_from_a_record_is_escaped() -> None:
     assert any(EVIL in words for words in tags.words)
 
 
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    trials = (trial(0, [point(27.0, 10)], label="$\\frac{$ \\x"), *search_trials(2)[1:])
+    draw_front_png(Study(study_record(name="$\\frac{$ \\x", protocol="$^$"), trials, BASELINES), tmp_path / "front.png")
+
+
 def test_the_report_is_one_file_that_needs_no_network() -> None:
     trials, baselines, record = STUDIES["usual"]
     text = render_report(Study(record, trials, baselines))
