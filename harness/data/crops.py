@@ -35,8 +35,7 @@ class CropSampler:
                 f"hr_patch_size {hr_patch_size} is not a multiple of the scale {scale}; "
                 f"use {below or scale} or {below + scale}"
             )
-        small = set(dataset.names_smaller_than(hr_patch_size))
-        self._usable = [index for index, pair in enumerate(dataset) if pair.name not in small]
+        self._usable = [index for index, pair in enumerate(dataset) if min(pair.hr_HWC.shape[:2]) >= hr_patch_size]
         if not self._usable:
             raise UserError(
                 f"no image of {dataset.name} has {hr_patch_size}×{hr_patch_size} pixels, the size of a patch; "

@@ -110,7 +110,7 @@ def test_downscale_crops_top_left(rng: np.random.Generator) -> None:
 def test_mistakes_are_named() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(UserError, match="expected a uint8 image"):
-        imresize(image.astype(np.float64), scale=2)  # type: ignore[arg-type]
+        imresize(image.astype(np.float64), scale=2)
     with pytest.raises(UserError, match="expected a uint8 image"):
         imresize(image[:0], scale=2)
     with pytest.raises(UserError, match="exactly one"):
