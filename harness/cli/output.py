@@ -16,8 +16,16 @@ from rich.table import Table
 from harness.core.records import PointRecord, TrialRecord
 from harness.core.units import format_count
 
-console = Console(highlight=False, soft_wrap=True)
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
+_WIDTH = 140  # of tables where there is no terminal to ask
+
+
+def _make_console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _WIDTH)
+
+
+console = _make_console(stderr=False)
+messages = _make_console(stderr=True)
 
 
 def print_json(document: Any) -> None:

@@ -59,6 +59,10 @@ def search(
     _check_study_name(name)
     setup = _make_setup(name, parsed, results, device, options.resolve_threads(threads), download)
     record = study_record(name, parsed, path.read_text(encoding="utf-8"), setup)
+    if setup.folder.study_file.is_file():
+        known = setup.folder.read_study()
+        if known.space_hash == record.space_hash:  # the study goes on under the record that it began with
+            record = known
     tracker = _open_tracker(tracking_uri, record, results) if tracking else None
     phases = {"set-up": time.perf_counter() - started}
 
@@ -176,12 +180,11 @@ def _warn(text: str) -> None:
 
 
 def _open_tracker(tracking_uri: str | None, record: "StudyRecord", results: Path) -> "MlflowTracker":
-    from harness.tracking import MlflowTracker, initialise_store
+    from harness.tracking import MlflowTracker
 
     results.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri or _default_store(results)
     artifacts = None if tracking_uri else (results / "mlartifacts").resolve()
-    initialise_store(uri, _warn)
     return MlflowTracker(uri, record, artifact_root=artifacts, warn=_warn)
 
 

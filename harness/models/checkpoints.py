@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -103,12 +102,9 @@ def _read_state(path: Path) -> tuple[str, dict[str, Tensor]]:
         if path.suffix == ".safetensors":
             return "safetensors", load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, ValueError, EOFError) as error:
-        raise UserError(f"weights {path} cannot be read: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # pickle's own errors have no common base
-        if type(error).__module__ not in ("pickle", "_pickle"):
-            raise
-        raise UserError(f"weights {path} are not plain tensors: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the loaders' errors have no common base
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"weights {path} cannot be read as plain tensors: {reason}") from None
     for entry in ("params_ema", "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(entry), dict):
             return entry, content[entry]
