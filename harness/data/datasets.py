@@ -75,7 +75,7 @@ def open_dataset(
     another size, image smaller than `scale`, image that cannot be read.
     """
     sources = _find_sources(source, scale, split, data_dir, download, progress)
-    name = source if source == "demo" or source in CATALOGUE else Path(source).resolve().name
+    name = source if source == "demo" or source in CATALOGUE else _name_folder(Path(source).resolve())
     entries: list[_CachedPair] = []
     for index, image in enumerate(sources):
         entries.append(_cache_pair(image, scale, cache_dir))
@@ -109,6 +109,10 @@ def _find_sources(
     if (folder / "HR").is_dir():
         return _list_sources(folder / "HR", scale)
     return _list_sources(folder, scale)
+
+
+def _name_folder(folder: Path) -> str:
+    return f"{folder.parent.name}/HR" if folder.name == "HR" else folder.name
 
 
 def _list_sources(hr_folder: Path, scale: int) -> list[_Source]:

@@ -67,7 +67,7 @@ def _reason_to_refuse(path: Path, image: Image.Image) -> str | None:
         return f"holds {getattr(image, 'n_frames', 1)} frames or pages, expected one image; save them one by one"
     bits = _bits_per_sample(path, image)
     if bits == 16 and image.mode in (*_GREY_16_MODES, "I"):
-        return None
+        return "has a transparent grey level, expected an opaque image" if "transparency" in image.info else None
     if bits > 8:
         return f"has {bits} bits per channel (mode {image.mode}), expected 8, or 16 in grey; convert it to 8 bits first"
     if image.mode not in ("1", "L", "P", "RGB", "LA", "PA", "La", "RGBA", "RGBa", "RGBX"):

@@ -1,6 +1,7 @@
 """MATLAB's bicubic `imresize` on uint8 images, bit for bit: how the field makes its low-resolution images.
 
-Shape suffixes: H rows, W columns, C channels; N entries along the axis being resized, M entries along it afterwards.
+Shape suffixes: H rows, W columns, C channels; N entries along the axis being resized, M entries along it
+afterwards, T taps of the kernel, L lines along that axis.
 """
 
 import math
@@ -18,6 +19,7 @@ ImageArray = npt.NDArray[np.uint8]
 RESIZE_VERSION = 1
 
 _KERNEL_WIDTH = 4.0
+_CHUNK_LINES = 2048  # pixels are float64 only so many lines at a time: little memory, and faster
 
 
 def imresize(
@@ -85,13 +87,16 @@ def _resize_axis(image_HWC: ImageArray, axis: int, length: int, scale: float) ->
         return image_HWC
     moved = np.moveaxis(image_HWC, axis, 0)
     weights_MN = _contributions(moved.shape[0], length, scale)
-    columns = np.ascontiguousarray(moved).reshape(moved.shape[0], -1).astype(np.float64)
-    # A sparse product adds the taps of a pixel in their order, one after the other.
-    values = np.asarray(weights_MN @ columns)
-    values += 0.5
-    np.floor(values, out=values)
-    np.clip(values, 0, 255, out=values)
-    return np.moveaxis(values.astype(np.uint8).reshape(length, *moved.shape[1:]), 0, axis)
+    lines_NL = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+    resized_ML = np.empty((length, lines_NL.shape[1]), np.uint8)
+    for start in range(0, lines_NL.shape[1], _CHUNK_LINES):
+        chunk = slice(start, start + _CHUNK_LINES)
+        # A sparse product adds the taps of a pixel in their order, one after the other.
+        values = np.asarray(weights_MN @ lines_NL[:, chunk].astype(np.float64))
+        values += 0.5
+        np.floor(values, out=values)
+        resized_ML[:, chunk] = np.clip(values, 0, 255, out=values)
+    return np.moveaxis(resized_ML.reshape(length, *moved.shape[1:]), 0, axis)
 
 
 def _contributions(in_length: int, out_length: int, scale: float) -> sparse.csr_array:

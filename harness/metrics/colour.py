@@ -14,7 +14,9 @@ def luma_bt601(image_HWC: npt.NDArray[Any]) -> FloatArray:
     Y = 16 + (65.481·R + 128.553·G + 24.966·B) / 255, as in MATLAB's `rgb2ycbcr` before its rounding.
     """
     assert image_HWC.shape[2:] == (3,), f"expected (H, W, 3), got {image_HWC.shape}"
-    luma_HW: FloatArray = image_HWC.astype(np.float64) @ np.array([65.481, 128.553, 24.966])
+    luma_HW: FloatArray = np.multiply(image_HWC[..., 0], 65.481, dtype=np.float64)
+    luma_HW += np.multiply(image_HWC[..., 1], 128.553, dtype=np.float64)
+    luma_HW += np.multiply(image_HWC[..., 2], 24.966, dtype=np.float64)
     luma_HW /= 255
     luma_HW += 16
     return luma_HW

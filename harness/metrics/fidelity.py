@@ -18,7 +18,7 @@ SSIM_SIGMA = 1.5
 SSIM_K1 = 0.01
 SSIM_K2 = 0.03
 
-_STRIP_ROWS = 256  # SSIM goes through the image in strips, so that 8k images need little memory
+_STRIP_ROWS = 256  # images are gone through in strips, so that those of 8k need little memory
 
 
 def latitude_weights(height: int) -> FloatArray:
@@ -39,9 +39,12 @@ def psnr_db(
     Raises `UserError` when the shapes differ.
     """
     _check_shapes(a, b, weights_H)
-    row_axes = tuple(range(1, a.ndim))
-    error_H = np.square(np.subtract(a, b, dtype=np.float64)).mean(axis=row_axes)
-    mse = float(np.average(error_H, weights=weights_H))
+    errors_H: list[FloatArray] = []
+    for start in range(0, len(a), _STRIP_ROWS):
+        strip = slice(start, start + _STRIP_ROWS)
+        difference = np.subtract(a[strip], b[strip], dtype=np.float64)
+        errors_H.append(np.square(difference, out=difference).mean(axis=tuple(range(1, a.ndim))))
+    mse = float(np.average(np.concatenate(errors_H), weights=weights_H))
     return math.inf if mse == 0 else 10 * math.log10(data_range**2 / mse)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.core.errors import UserError, unknown_name
-from harness.metrics.colour import FloatArray, luma_bt601
+from harness.metrics.colour import luma_bt601
 from harness.metrics.fidelity import latitude_weights, psnr_db, ssim
 
 
@@ -129,11 +129,16 @@ def score(
 
 
 def to_uint8(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Turn values in [0, 1] into uint8: times 255, clipped to 0..255, halves rounded up. NaN raises `UserError`."""
-    scaled: FloatArray = image.astype(np.float64) * 255
-    if np.isnan(scaled).any():
-        raise UserError("the output holds NaN: it is no image")
-    return np.floor(np.clip(scaled, 0, 255) + 0.5).astype(np.uint8)
+    """Turn values in [0, 1] (an array of one axis or more) into uint8: times 255, clipped to 0..255, halves rounded up.
+
+    Raises `UserError` for NaN.
+    """
+    levels = np.empty(image.shape, np.uint8)
+    for row, values in enumerate(image):  # one by one: a large image as float64 would need 8 times its memory
+        if np.isnan(values).any():
+            raise UserError("the output holds NaN: it is no image")
+        levels[row] = np.floor(np.clip(values.astype(np.float64) * 255, 0, 255) + 0.5)
+    return levels
 
 
 def _planes(image_HWC: npt.NDArray[np.uint8], protocol: Protocol) -> npt.NDArray[Any]:

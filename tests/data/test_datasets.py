@@ -38,7 +38,7 @@ def test_set5_folder_uses_its_lr_files_and_they_equal_ours(reference: Path, tmp_
     )
     assert [pair.name for pair in given] == ["baby", "bird", "butterfly", "head", "woman"]
     assert given.content_hash == named.content_hash
-    assert named.name == "set5"
+    assert (given.name, made.name, named.name) == ("Set5", "Set5/HR", "set5")
     # The folder HR/ given by itself has LR_bicubic/ beside it and means the same images.
     assert made.content_hash == given.content_hash
 

@@ -164,6 +164,17 @@ def test_16_bit_grey_is_rounded(tmp_path: Path, suffix: str) -> None:
     assert np.array_equal(read_rgb(path), np.repeat(expected[..., None], 3, axis=2))
 
 
+def test_16_bit_grey_with_a_transparent_level_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    write_raw_png(path, np.array([[0, 128, 129]], np.uint16), 16, 0)
+    content = path.read_bytes()
+    key = b"tRNS" + struct.pack(">H", 128)
+    chunk = struct.pack(">I", 2) + key + struct.pack(">I", zlib.crc32(key))
+    path.write_bytes(content[:33] + chunk + content[33:])  # after IHDR
+    with pytest.raises(UserError, match=r"grey\.png: has a transparent grey level"):
+        read_rgb(path)
+
+
 @pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
 def test_16_bit_colour_png_is_refused_not_cut(
     tmp_path: Path, rng: np.random.Generator, colour_type: int, channels: int
