@@ -52,7 +52,11 @@ def window_coordinates(window: int, height: int, width: int, like: Tensor) -> Te
 
 
 def warp(x_BHWC: Tensor, offsets_BHW2: Tensor) -> Tensor:
-    """Read pixel (u, v) at (u + dx, v + dy), bilinear, border padding; `offsets` in pixels, channel 0 = x, 1 = y."""
+    """Read pixel (u, v) at (u + dx, v + dy), bilinear, border padding; `offsets` in pixels, channel 0 = x, 1 = y.
+
+    Where the offset is NaN, so is the result: `grid_sample` would read a border pixel there, and its gradient on a CPU
+    ends the process.
+    """
     _, H, W, _ = x_BHWC.shape
     columns = torch.arange(W, device=x_BHWC.device, dtype=offsets_BHW2.dtype)
     rows = torch.arange(H, device=x_BHWC.device, dtype=offsets_BHW2.dtype)
@@ -66,7 +70,7 @@ def warp(x_BHWC: Tensor, offsets_BHW2: Tensor) -> Tensor:
     warped = F.grid_sample(
         x_BHWC.permute(0, 3, 1, 2).to(grid_BHW2.dtype), grid_BHW2, "bilinear", "border", align_corners=True
     )
-    return to_channels_last(warped)
+    return to_channels_last(warped) + 0 * offsets_BHW2.sum(dim=-1, keepdim=True)
 
 
 class Predictor(nn.Module):
