@@ -15,6 +15,7 @@ Scale = Literal[2, 3, 4]
 Policy = Literal["fixed", "probability", "threshold", "schedule"]
 Precision = Literal["fp32", "bf16", "fp16"]
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]  # AdamW divides by 1 − β^step
 
 
 class FrozenConfig(BaseModel):
@@ -169,7 +170,7 @@ class TrainingConfig(FrozenConfig):
     hr_patch_size: Annotated[int, Field(ge=8)] = 192
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    betas: tuple[UnitInterval, UnitInterval] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     schedule: ScheduleConfig = ScheduleConfig()
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     grad_clip_norm: Annotated[float, Field(gt=0)] | None = 1.0

@@ -23,7 +23,8 @@ class Constraint:
     @property
     def name(self) -> str:
         """The canonical text, which records and samplers know the constraint by."""
-        return f"{self.metric} {self.operator} {self.bound:g}"
+        short = f"{self.bound:g}"
+        return f"{self.metric} {self.operator} {short if float(short) == self.bound else repr(self.bound)}"
 
     @property
     def is_known_before_training(self) -> bool:
@@ -39,9 +40,11 @@ class Constraint:
 
 def parse_metric(text: str) -> str:
     """Check the name of a metric, with its device if it has one; `UserError` lists the known names."""
-    name, _, device = text.partition("/")
+    name, slash, device = text.partition("/")
     if name not in METRIC_DIRECTIONS:
         raise unknown_name("metric", text, METRIC_DIRECTIONS)
+    if slash and not device:
+        raise UserError(f"metric {text!r} ends in '/'; expected a device after it, or no '/'")
     if device and name not in _DEVICE_METRICS:
         raise UserError(f"metric {text!r} names a device, but only {', '.join(sorted(_DEVICE_METRICS))} have one")
     return text

@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+_LONGEST_INPUT = 100  # characters of a value that an error quotes
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: one line that says what, got, expected and the remedy.
@@ -35,4 +37,7 @@ def describe_finding(finding: Any) -> str:
         return f"{place}: unknown key"
     if finding["type"] == "missing":
         return f"{place}: required key is missing"
-    return f"{place}: {message} (got {finding['input']!r})"
+    if finding["type"] == "json_invalid":  # the input is the whole file
+        return f"{place}: {message}"
+    got = repr(finding["input"])
+    return f"{place}: {message} (got {got if len(got) <= _LONGEST_INPUT else got[:_LONGEST_INPUT] + '…'})"

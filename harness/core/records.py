@@ -176,7 +176,7 @@ class TrialRecord(FrozenConfig):
     a `reason`.
     """
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     study: str
     record_id: str
     kind: Literal["trial", "baseline"]
@@ -211,7 +211,7 @@ class ObjectiveConfig(FrozenConfig):
 class StudyRecord(FrozenConfig):
     """What a reader of a study's folder needs to know of it; `space` is the space's text as it was run."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     name: str
     scale: int
     task: str

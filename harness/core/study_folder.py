@@ -85,7 +85,7 @@ class StudyFolder:
 
 def _read(record_type: type[RecordT], path: Path) -> RecordT:
     try:
-        return record_type.model_validate_json(path.read_text(encoding="utf-8"))
+        return record_type.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(
             f"{path}: not a {record_type.__name__} of this version: {describe_validation_error(error)}"
