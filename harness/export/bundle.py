@@ -1,7 +1,6 @@
 """A deployable folder: config.json, model.safetensors, metrics.json and README.md (the model card)."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -47,10 +46,13 @@ def write_bundle(
     """Write a bundle folder in one step and return its path.
 
     `network` carries the trained weights and the routing of `point`, which is one of `record`'s; `baselines` are
-    measured in the same study and stand in the model card. `UserError` where `path` exists and is not to be replaced.
+    measured in the same study and stand in the model card. `UserError` where `path` exists and is not to be replaced,
+    or is no bundle. Whatever goes wrong, the old bundle stays.
     """
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; give --overwrite to replace it, or another --out")
+    if path.exists() and not is_bundle(path):
+        raise UserError(f"{path} is no bundle, so it is not replaced; give another --out")
     config = BundleConfig(
         model=network.config,
         study=record.study,
@@ -70,23 +72,23 @@ def write_bundle(
         "baselines": {name: baseline.model_dump(mode="json") for name, baseline in baselines.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary, retired = workplace / "new", workplace / "old"
     try:
+        temporary.mkdir()
         (temporary / _CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
         save_file(network.state_dict(), temporary / _WEIGHTS)
         (temporary / _METRICS).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         (temporary / _CARD).write_text(write_card(record, point, picked_as, baselines), encoding="utf-8")
-        temporary.chmod(0o755)
         if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-            os.replace(path, retired / path.name)  # noqa: PTH105
-            temporary.rename(path)
-            shutil.rmtree(retired)
-        else:
-            temporary.rename(path)
+            path.rename(retired)
+        temporary.rename(path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if retired.exists() and not path.exists():
+            retired.rename(path)
+        shutil.rmtree(workplace, ignore_errors=True)
         raise
+    shutil.rmtree(workplace)
     return path
 
 
@@ -101,7 +103,7 @@ def read_bundle_config(path: Path) -> BundleConfig:
     if not file.is_file():
         raise UserError(f"{path} is no bundle: {_CONFIG} not found; `harness export` makes one")
     try:
-        return BundleConfig.model_validate_json(file.read_text(encoding="utf-8"))
+        return BundleConfig.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{file}: {describe_validation_error(error)}") from None
 
@@ -117,5 +119,5 @@ def load_bundle(path: str | Path) -> SRNetwork:
     try:
         network.load_state_dict(load_file(path / _WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path / _WEIGHTS} does not fit {_CONFIG}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path / _WEIGHTS} does not fit {_CONFIG}: {' '.join(str(error).split())}") from None
     return network.eval()

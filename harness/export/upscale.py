@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 
 from harness.core.errors import UserError
-from harness.data.images import list_images
+from harness.data.images import IMAGE_SUFFIXES, list_images
+from harness.metrics import to_uint8
 from harness.models import SRNetwork, restore_tiled
 
 
@@ -27,14 +28,26 @@ def upscale_image(
             restored = network.restore(input_BCHW)
         else:
             restored = restore_tiled(network, input_BCHW, tile=tile, overlap=overlap, progress=progress)
-    scaled_HWC = (restored.image_BCHW[0].permute(1, 2, 0).clamp(0, 1) * 255).round()
-    return scaled_HWC.to(torch.uint8).numpy()
+    return to_uint8(restored.image_BCHW[0].permute(1, 2, 0).numpy())
 
 
 def list_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """Pair every input file with its output file: one file, or every image of a folder."""
+    """Pair every input file with its output file: one file, or every image of a folder.
+
+    `UserError` where there is nothing to do, where the target cannot be, and where two inputs would become one output.
+    """
     if source.is_dir():
-        return [(path, target / f"{path.stem}.png") for path in list_images(source)]
+        if target.is_file():
+            raise UserError(f"{target} is a file; expected a folder, because {source} is one")
+        jobs: dict[Path, Path] = {}  # from output to input
+        for path in list_images(source):
+            output = target / f"{path.stem}.png"
+            if output in jobs:
+                raise UserError(f"{jobs[output]} and {path} would both become {output}; rename one of them")
+            jobs[output] = path
+        if not jobs:
+            raise UserError(f"{source} has no images ({', '.join(IMAGE_SUFFIXES)})")
+        return [(path, output) for output, path in jobs.items()]
     if not source.is_file():
         raise UserError(f"{source} not found; expected an image file or a folder of images")
     if target.suffix.lower() == ".png":
