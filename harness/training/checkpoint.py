@@ -26,7 +26,9 @@ def load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"expected a dictionary, got {type(state).__name__}")
     except Exception as error:
         raise UserError(
             f"checkpoint {path} cannot be read ({type(error).__name__}); delete it to start again"

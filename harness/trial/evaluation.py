@@ -15,6 +15,7 @@ from harness.core.records import EvaluationRecord, ImageScore
 from harness.data import PairedDataset
 from harness.metrics import Protocol, score, to_uint8
 from harness.models import Restoration, SRNetwork, restore_tiled
+from harness.models.tiling import tile_starts
 
 
 def to_tensor(image_HWC: npt.NDArray[np.uint8]) -> Tensor:
@@ -74,7 +75,7 @@ def evaluate(
             )
             if routed:
                 shares_SI.append(share_S)
-                windows.append(_count_windows(network.config, input_BCHW.shape[-2:]))
+                windows.append(_count_windows(network.config, input_BCHW.shape[-2:], tile, overlap))
             if progress is not None:
                 progress(index + 1, len(dataset))
     finally:
@@ -101,10 +102,14 @@ def _restore(network: SRNetwork, input_BCHW: Tensor, tile: int | None, overlap: 
     return restore_tiled(network, input_BCHW, tile=tile, overlap=overlap)
 
 
-def _count_windows(config: Any, size: torch.Size) -> float:
-    """Return N of an image; it weighs the image's share in ΣK/ΣN."""
+def _count_windows(config: Any, size: torch.Size, tile: int | None, overlap: int) -> float:
+    """Return N of an image, over all of its tiles; it weighs the image's share in ΣK/ΣN."""
     assert isinstance(config, CAMixerSRConfig)
-    return float(np.prod([-(-side // config.window) for side in size]))
+    count = 1
+    for side in size:
+        tiles, side_of_tile = (1, side) if tile is None else (len(tile_starts(side, tile, overlap)), min(side, tile))
+        count *= tiles * -(-side_of_tile // config.window)
+    return float(count)
 
 
 def _mean_share(shares_SI: list[Tensor], windows: list[float]) -> tuple[float | None, tuple[float, ...] | None]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from harness.core.configs import (
 )
 from harness.core.constraints import Constraint
 from harness.core.environment import now, observe_environment
-from harness.core.errors import TrialFailedError
+from harness.core.errors import TrialFailedError, UserError
 from harness.core.files import atomic_path, write_text
 from harness.core.records import (
     EvaluationRecord,
@@ -142,9 +143,9 @@ class _Observed:
 
 
 def build_seeded(config: AnyModelConfig, seed: int) -> SRNetwork:
-    """Build a network whose initial weights depend on `seed` alone; no global generator is touched."""
+    """Build a network whose initial weights depend on `seed` alone; every global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "weights"))
+        torch.default_generator.manual_seed(derive_seed(seed, "weights"))  # torch.manual_seed would reseed GPUs too
         return build_model(config)
 
 
@@ -394,10 +395,19 @@ def _train_and_measure(
 
 
 def load_trained(folder: StudyFolder, record: TrialRecord, routing: RoutingConfig | None) -> SRNetwork:
-    """Rebuild a record's network with its trained weights, in eval mode, under `routing`."""
+    """Rebuild a record's network with its trained weights, in eval mode, under `routing`.
+
+    `UserError` where the study's folder has no such weights, or they cannot be read.
+    """
     network = build_model(_with_routing(record.model, routing))
     if record.training is not None:
-        network.load_state_dict(load_file(folder.weights_file(record.network_id)))
+        path = folder.weights_file(record.network_id)
+        try:
+            network.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(
+                f"the weights of {record.record_id} cannot be read from {path}: {' '.join(str(error).split())}"
+            ) from None
     return network.eval()
 
 
