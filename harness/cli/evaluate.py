@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from harness.cli import options
-from harness.cli.output import console, counting, format_number, make_table, messages, print_json
+from harness.cli.output import counting, format_number, messages, print_json, print_table
 
 
 def evaluate(
@@ -81,10 +81,5 @@ def evaluate(
             format_number(record.attention_share, 3),
         ]
     )
-    console.print(
-        make_table(
-            f"{label} on {record.dataset}, protocol {record.protocol}, weights {origin}",
-            ["image", "PSNR (dB)", "SSIM", "attention share"],
-            rows,
-        )
-    )
+    title = f"{label} on {record.dataset}, protocol {record.protocol}, weights {origin}"
+    print_table(title, ["image", "PSNR (dB)", "SSIM", "attention share"], rows)

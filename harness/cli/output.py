@@ -41,14 +41,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def make_table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """Make a table; the first column is text, the others are right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+def print_table(title: str, columns: list[str], rows: list[list[str]], *, text_columns: int = 1) -> None:
+    """Print a table under its title; the first `text_columns` columns are text, the others right-aligned numbers."""
+    table = Table(pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        is_text = index < text_columns
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in rows:
         table.add_row(*row)
-    return table
+    console.print(f"[bold]{title}[/bold]")
+    console.print(table)
 
 
 def format_number(value: float | None, digits: int = 2) -> str:

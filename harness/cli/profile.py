@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli import options
-from harness.cli.output import console, format_number, make_table, messages, print_json
+from harness.cli.output import format_number, messages, print_json, print_table
 
 
 def profile(
@@ -105,4 +105,4 @@ def profile(
         rows.append(["peak memory", f"{document['peak_memory_bytes'] / 2**20:.1f} MiB"])
     label = f"{network.config.label()} ×{network.scale}" + (f", {settings.label()}" if settings else "")
     where = f"{latency.device_name}, {latency.device}, {precision}"
-    console.print(make_table(f"{label}, input {height}×{width}\n{where}", ["", "value"], rows))
+    print_table(f"{label}, input {height}×{width}, {where}", ["", "value"], rows)

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli import options
-from harness.cli.output import console, format_number, make_table, print_json
+from harness.cli.output import console, format_number, print_json, print_table
 from harness.core.units import format_count
 
-_COLUMNS = ["", "PSNR (dB)", "SSIM", "MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"]
+_COLUMNS = ["", "routing", "PSNR (dB)", "SSIM", "MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"]
 
 
 def report(study: options.StudyName, results: options.Results = Path("results"), json: options.Json = False) -> None:
@@ -36,7 +36,7 @@ def print_front(folder: Path) -> None:
             steps = f" ({entry['steps']} steps)" if entry.get("steps") else ""
             rows.append(_row(entry, f"[bold]{name}[/bold]{steps}"))
     where = f"{summary['num_points']} points of {summary['num_architectures']} networks"
-    console.print(make_table(f"\nfront of {summary['study']}: {len(summary['front'])} of {where}", _COLUMNS, rows))
+    print_table(f"\nfront of {summary['study']}: {len(summary['front'])} of {where}", _COLUMNS, rows, text_columns=2)
     console.print(headline(study))
     if not summary["converged"]:
         console.print(f"[dim]{summary['note']}[/dim]")
@@ -49,9 +49,17 @@ def _describe_front(entry: dict[str, Any], knee: Any) -> str:
     return f"{entry['label']}" + ("  ← knee" if same else "")
 
 
+def _describe_routing(entry: dict[str, Any]) -> str:
+    if entry["routing"] is None:
+        return ""
+    gamma = "" if entry["routing"] in ("threshold", "schedule") else f" γ={entry['gamma']:g}"
+    return f"{entry['routing']}{gamma}"
+
+
 def _row(entry: dict[str, Any], name: str) -> list[str]:
     return [
         name,
+        _describe_routing(entry),
         format_number(entry["psnr_db"], 3),
         format_number(entry["ssim"], 4),
         format_count(entry["macs"]),
