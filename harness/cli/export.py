@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.cli import options
-from harness.cli.output import console, describe_point
+from harness.cli.output import command, console, describe_point
 
 
 def export(
@@ -19,7 +19,7 @@ def export(
 ) -> None:
     """Export a trained network with config, weights, metrics and a model card."""
     bundle = export_point(options.study_path(study, results), pick, out, overwrite=overwrite)
-    console.print(f"bundle   {bundle}\nnext: harness upscale {bundle} IMAGE OUT.png")
+    console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
 
 
 def export_point(folder: Path, pick: str, out: Path | None, *, overwrite: bool) -> Path:

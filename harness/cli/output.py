@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +28,13 @@ def _make_console(*, stderr: bool) -> Console:
 
 console = _make_console(stderr=False)
 messages = _make_console(stderr=True)
+
+
+def command(name: str = "harness") -> str:
+    """Return how to type a command of this installation: by name where the shell finds the same one, else by path."""
+    here = Path(sys.argv[0]).with_name(name)
+    found = shutil.which(name)
+    return name if found and here.exists() and Path(found).samefile(here) else str(here)
 
 
 def print_json(document: Any) -> None:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli import options
-from harness.cli.output import TrainingBar, console, counting, describe_record, messages, stop_on_signals, warn_of_small
+from harness.cli.output import (
+    TrainingBar,
+    command,
+    console,
+    counting,
+    describe_record,
+    messages,
+    stop_on_signals,
+    warn_of_small,
+)
 from harness.core.errors import UserError
 from harness.core.units import format_seconds
 
@@ -236,12 +245,20 @@ def _print_whereabouts(
         console.print(f"bundle   {bundle}")
     if tracker is not None:
         console.print(f"MLflow   {tracking_uri or _default_store(results)}, experiment {name}")
+    typed = command()
     console.print("\nnext:")
-    console.print(f"  harness compare {name}{option} --published    the front beside SwinIR-light and published tables")
+    console.print(
+        f"  {typed} compare {name}{option} --published\n    the front beside SwinIR-light and published tables"
+    )
     if bundle is not None:
-        console.print(f"  harness upscale {bundle} IMAGE OUT.png    the exported network on your image")
+        console.print(f"  {typed} upscale {bundle} IMAGE OUT.png\n    the exported network on an image of yours")
     else:
-        console.print(f"  harness export {name}{option} --pick knee    a deployable bundle")
+        console.print(f"  {typed} export {name}{option} --pick knee\n    a deployable bundle")
     if tracker is not None and tracking_uri is None:
-        console.print(f"  mlflow ui --backend-store-uri {_default_store(results)}    every run in the browser")
-    console.print("  harness search light_x4 --train FOLDER --validation FOLDER    the paper's space on your images")
+        console.print(
+            f"  {command('mlflow')} ui --backend-store-uri {_default_store(results)}\n    every run in the browser"
+        )
+    console.print(
+        f"  {typed} search quickstart --study mine --train FOLDER --validation FOLDER{option}\n"
+        "    the same search on images of yours"
+    )

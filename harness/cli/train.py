@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli import options
-from harness.cli.output import TrainingBar, console, describe_record, stop_on_signals, warn_of_small
+from harness.cli.output import TrainingBar, command, console, describe_record, stop_on_signals, warn_of_small
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def train(
     bundle = write_bundle(
         out / "bundle", network, record, record.points[0], picked_as="trained", baselines={}, overwrite=True
     )
-    console.print(f"bundle   {bundle}\nnext: harness upscale {bundle} IMAGE OUT.png")
+    console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
 
 
 def _training_config(recipe: str | None, settings: dict[str, Any]) -> "TrainingConfig":
