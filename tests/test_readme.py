@@ -1,0 +1,34 @@
+"""What the README says can be typed, can be typed."""
+
+import re
+from pathlib import Path
+
+from harness.cli.app import app
+from harness.search.space import load_space
+from harness.search.yaml_lines import parse_yaml
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```\n", README, re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
+
+
+def test_the_example_space_is_valid() -> None:
+    (text,) = blocks("yaml")
+    space = load_space(parse_yaml(text, "README.md"))
+    assert len(space.routings()) == 5 + 5 + 1
+
+
+def test_every_command_and_option_exists() -> None:
+    import typer
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    typed = [line.split("#")[0].split() for block in blocks("") for line in block.splitlines()]
+    used = [words for words in typed if words[:1] == ["harness"]]
+    assert {words[1] for words in used} == set(commands)
+    for words in used:
+        known = {option for parameter in commands[words[1]].params for option in parameter.opts}
+        options = {word for word in words if word.startswith("--")}
+        assert options <= known, (words, options - known)
