@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.photographs import Photographs, cut_photographs
+
 torch.set_num_threads(1)  # results do not depend on the machine, and two test processes do not fight over its cores
 
 
@@ -19,3 +21,9 @@ def reference() -> Path:
     if not path.is_dir():
         pytest.fail(f"HARNESS_REFERENCE={folder} is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
+    """Tiny real photographs to train and validate on; read-only."""
+    return cut_photographs(tmp_path_factory.mktemp("photographs"))

@@ -75,8 +75,12 @@ class Dimension(FrozenConfig):
             raise ValueError("a range needs `low` ≤ `high`")
         if self.log and (self.step is not None or self.low <= 0):
             raise ValueError("`log` needs `low` > 0 and goes without `step`")
-        if self.step is not None and self.step <= 0:
-            raise ValueError("`step` must be > 0")
+        if self.step is not None:
+            if self.step <= 0:
+                raise ValueError("`step` must be > 0")
+            steps = (self.high - self.low) / self.step
+            if abs(steps - round(steps)) > 1e-6:
+                raise ValueError(f"`high` must be `low` and a whole number of steps; {self.high:g} is never reached")
         return self
 
     @property
@@ -93,7 +97,7 @@ class Dimension(FrozenConfig):
         step = self.step or (1 if self.is_integer and not self.log else None)
         if step is None:
             return None
-        count = int((self.high - self.low) / step + 1e-9) + 1
+        count = round((self.high - self.low) / step) + 1
         grid = (self.low + index * step for index in range(count))
         return tuple(grid) if self.is_integer else tuple(round(value, 10) for value in grid)
 
@@ -239,6 +243,11 @@ class SearchSpace(FrozenConfig):
             return RoutingConfig(policy="threshold")
         return parse_config(RoutingConfig, settings, "routing")
 
+    @property
+    def routes(self) -> bool:
+        """Whether the space's networks route, so that each has a point for every γ and policy."""
+        return str(self.model.get("family", "camixersr")) == "camixersr"
+
     def routings(self) -> tuple[RoutingConfig, ...]:
         """Return every routing that each trained network is evaluated at: all γ for all policies, each once."""
         listed = [self.dimensions[name].values() if name in self.dimensions else None for name in ROUTING_DIMENSIONS]
@@ -286,9 +295,6 @@ def load_space(located: LocatedYaml) -> SearchSpace:
         endless = [name for name, dimension in space.dimensions.items() if dimension.values() is None]
         if endless:
             raise located.error(("dimensions", endless[0]), "the grid sampler needs `choices` or a `step`")
-        conditional = [name for name, dimension in space.dimensions.items() if dimension.when]
-        if conditional:
-            raise located.error(("dimensions", conditional[0], "when"), "the grid sampler takes no conditions")
     return space
 
 
@@ -307,12 +313,13 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
             build()
         except UserError as error:
             raise located.error(*_blame(located, section, str(error))) from None
-    if (
-        space.training.get("recipe") is None
-        and "steps" not in space.training
-        and "training.steps" not in space.dimensions
-    ):
-        raise located.error(("training",), "`steps` is missing: say how long to train, or take `recipe: paper`")
+    if space.model.get("family") == "bicubic":
+        raise located.error(("model", "family"), "bicubic has nothing to search; expected camixersr or swinir")
+    if space.training.get("recipe") is None and "steps" not in space.training:
+        remedy = "say how long to train, or take `recipe: paper`"
+        if "training.steps" in space.dimensions:
+            remedy = "say how long the baselines are trained; the dimension wins over it"
+        raise located.error(("training",), f"`steps` is missing: {remedy}")
 
 
 def _blame(located: LocatedYaml, section: str, message: str) -> tuple[KeyPath, str]:

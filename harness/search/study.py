@@ -1,37 +1,51 @@
 """The search: ask, train, tell; killed at any moment it goes on where it was.
 
-The records in the study's folder are the source of truth and are written before the sampler is told. What a killed
-process leaves in the database is a trial still marked running; the next run re-queues its proposal, which is answered
-from its record where one was written, and trained on from its checkpoint where not.
+The records in the study's folder are the source of truth and are written before the sampler is told. A run begins by
+bringing the database up to them: points of trained networks that it does not hold are added, and a trial that a killed
+process left running is closed and, where it has no record, proposed again, to be trained on from its checkpoint. One
+process at a time searches in a folder; two folders must not share a study of the same name in one storage.
 """
 
 import contextlib
 import hashlib
-import sqlite3
+import json
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
+import sqlalchemy
 from filelock import FileLock, Timeout
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.core.configs import SwinIRConfig, TrainingConfig
+from harness.core.configs import RoutingConfig, SwinIRConfig, TrainingConfig
 from harness.core.environment import now
 from harness.core.errors import UserError
 from harness.core.records import PointRecord, StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.models import preset_config
+from harness.search.proposals import (
+    Params,
+    count_networks,
+    decode_params,
+    distribution,
+    encode_values,
+    grid,
+    suggest,
+)
 from harness.search.samplers import make_sampler
-from harness.search.space import ROUTING_DIMENSIONS, Dimension, SearchSpace, Values, encode
+from harness.search.space import SearchSpace, Values
 from harness.training import TrainingInterruptedError
-from harness.trial import Proposal, TrialProgress, TrialSetup, answer_from, run_trial
+from harness.trial import Proposal, TrialProgress, TrialSetup, abandon, answer_from, run_trial
 
-_MAX_RETRIES = 3
+_MAX_DEATHS = 3  # of the process in one proposal, with no checkpoint written in between
 _MAX_FAILURES_IN_A_ROW = 5
-_PROPOSALS_PER_NETWORK = 20  # repeats and rejections before the space counts as exhausted
+_MAX_IDLE_PROPOSALS = 20  # repeats and rejections in a row before the space counts as exhausted
+_STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -70,25 +84,37 @@ def run_search(
     record: StudyRecord,
     *,
     storage: str | None = None,
+    on_start: Callable[[], None] = lambda: None,
     on_record: Callable[[TrialRecord], None] = lambda record: None,
     progress: TrialProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> SearchOutcome:
     """Run a study until its budget is spent, from the start or from where it was left.
 
-    `storage` is any Optuna RDB URL; by default an SQLite database (WAL) in the study's folder. `on_record` gets every
-    record that this run makes, after it is on disk. One search at a time runs in a folder: a second is refused.
-    Raises `UserError` where the folder or storage holds another space's study, or the storage cannot be reached.
+    `storage` is any Optuna RDB URL; by default an SQLite database in the study's folder. `on_start` is called when the
+    study is open and nothing speaks against it; `on_record` gets every record that this run makes, after it is on disk.
+    A second search in the same folder is refused. Raises `UserError` where the folder or the storage holds another
+    space's study, and where the storage cannot be reached.
     """
     folder = setup.folder
+    connection = _connect(storage) if storage is not None else None  # before anything is written
     folder.path.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         if folder.study_file.is_file():
-            _refuse_other_space(folder.read_study(), record)
-        else:
-            folder.write_study(record)
-        study = _open_study(space, record, storage or _embedded_storage(folder))
-        return _Search(space, setup, study, on_record, progress, should_stop).run()
+            known = folder.read_study()
+            _refuse_other_space(known, record)
+            record = record.model_copy(update={"created_at": known.created_at})
+        connection = connection or _connect(f"sqlite:///{folder.database.resolve()}")
+        study = _open_study(space, record, connection)
+        folder.write_study(record)
+        on_start()
+        try:
+            return _Search(space, setup, study, on_record, progress, should_stop).run()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise UserError(
+                f"storage {_describe(connection)} failed: {_first_line(error)}; every finished trial is on disk, and "
+                "the same command goes on from there"
+            ) from error
 
 
 class _Search:
@@ -111,10 +137,19 @@ class _Search:
         self.should_stop = should_stop
         self.started = time.monotonic()
         self.routings = space.routings()
+        self.num_networks = count_networks(space)
+        self.records: dict[str, TrialRecord] = {}
         self.trained: dict[str, TrialRecord] = {}
-        self.baselines: set[str] = set()
         for record in setup.folder.read_trials():
             self._remember(record)
+        self.told: defaultdict[str, set[RoutingConfig | None]] = defaultdict(set)  # what the study knows, by network
+        self.queued: set[str] = set()
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state == TrialState.COMPLETE and "network" in trial.user_attrs:
+                self.told[trial.user_attrs["network"]].add(self._routing(decode_params(space, trial.params)))
+            if "proposal" in trial.user_attrs:
+                self.queued.add(_key(trial.user_attrs["proposal"]))
+        self.plan = self._plan()
 
     def run(self) -> SearchOutcome:
         """Baselines first, then trials."""
@@ -123,8 +158,9 @@ class _Search:
                 if self.should_stop():
                     return self._outcome("interrupted", "stopped on request")
                 self._run_baseline(name)
-            self._requeue_interrupted()
-            self._enqueue_presets()
+            self._close_interrupted()
+            for record in self.trained.values():
+                self._add_points(record)
             return self._run_trials()
         except TrainingInterruptedError as interruption:
             return self._outcome("interrupted", f"training was {interruption}")
@@ -140,20 +176,23 @@ class _Search:
                 return self._outcome("out of time", f"the budget of {budget.seconds:g} s is spent")
             if failures >= _MAX_FAILURES_IN_A_ROW:
                 return self._outcome("failing", f"{failures} trials in a row failed; see their reasons in the report")
-            if idle >= _PROPOSALS_PER_NETWORK:
+            if self.num_networks is not None and len(self.trained) >= self.num_networks:
+                return self._outcome("exhausted", f"all {self.num_networks} networks of the space are trained")
+            if idle >= _MAX_IDLE_PROPOSALS:
                 return self._outcome("exhausted", f"{idle} proposals in a row were repeats or rejected")
+            if not self._queue_next() and self.space.sampler.name == "grid":
+                return self._outcome("exhausted", "every point of the grid was proposed")
             state = self._run_one()
             failures = failures + 1 if state == "failed" else 0
-            idle = idle + 1 if state in ("answered", "rejected") else 0
+            idle = idle + 1 if state in ("answered", "rejected") and self.space.sampler.name != "grid" else 0
         return self._outcome("finished", f"the budget of {budget.networks} networks is spent")
 
     def _outcome(self, ending: str, reason: str) -> SearchOutcome:
         return SearchOutcome(ending, reason, len(self.trained))
 
     def _remember(self, record: TrialRecord) -> None:
-        if record.kind == "baseline" and record.state == "complete":
-            self.baselines.add(record.record_id)
-        elif record.state == "complete":
+        self.records[record.record_id] = record
+        if record.kind == "trial" and record.state == "complete":
             self.trained[record.network_id] = record
 
     def _finish(self, record: TrialRecord) -> None:
@@ -162,7 +201,7 @@ class _Search:
 
     def _run_baseline(self, name: str) -> None:
         record_id = f"baseline-{name}"
-        if record_id in self.baselines:
+        if record_id in self.records and self.records[record_id].state == "complete":
             return
         model = preset_config(name, self.space.scale)
         if isinstance(model, SwinIRConfig):  # the baseline gets the residual that the networks get
@@ -175,112 +214,164 @@ class _Search:
         if record.state != "complete":
             raise UserError(f"baseline {name} failed: {record.reason}")
 
-    def _requeue_interrupted(self) -> None:
-        """Close what a killed run left open and queue its proposal again, a bounded number of times."""
+    def _close_interrupted(self) -> None:
+        """Close what a killed run left open, and propose it again where no record of it was written."""
         for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            retries = int(left.user_attrs.get("retries", 0)) + 1
-            if retries <= _MAX_RETRIES and left.params:
-                self.study.enqueue_trial(left.params, user_attrs={"retries": retries})
-            self.study.tell(left.number, state=TrialState.FAIL)
+            written = self.records.get(str(left.user_attrs.get("record_id")))
+            if written is None:
+                self._propose_again(left)
+            is_pruned = written is not None and written.state in ("rejected", "stopped")
+            self.study.tell(left.number, state=TrialState.PRUNED if is_pruned else TrialState.FAIL)
 
-    def _enqueue_presets(self) -> None:
-        if self.study.get_trials(deepcopy=False):
+    def _propose_again(self, left: FrozenTrial) -> None:
+        """Queue a proposal again, until the process has died too often in it without getting on."""
+        params: Params = {**left.user_attrs.get("proposal", {}), **left.params}
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not params or any(_key(trial.user_attrs.get("proposal", {})) == _key(params) for trial in waiting):
+            return  # nothing was proposed yet, or it was queued again before the process died once more
+        network = left.user_attrs.get("network")
+        checkpoint = self.setup.folder.checkpoint_file(network) if network is not None else None
+        mark = checkpoint.stat().st_mtime_ns if checkpoint is not None and checkpoint.is_file() else 0
+        is_stuck = mark == left.user_attrs.get("checkpoint", 0)
+        deaths = int(left.user_attrs.get("deaths", 0)) + 1 if is_stuck else 1
+        if deaths <= _MAX_DEATHS:
+            self._queue(params, deaths=deaths, checkpoint=mark)
             return
-        for entry in self.space.enqueue:
-            self.study.enqueue_trial({name: encode(value) for name, value in entry.items()})
+        reason = f"the process died {deaths} times in this trial without getting on"
+        record_id = str(left.user_attrs["record_id"])
+        proposal = self._proposal(record_id, int(record_id.partition("-")[2]), decode_params(self.space, params))
+        self._finish(abandon(self.setup, proposal, reason))
+
+    def _plan(self) -> Iterator[Params]:
+        """Yield what is to be proposed before the sampler is asked: the space's queue, then the points of a grid."""
+        yield from (encode_values(entry) for entry in self.space.enqueue)
+        if self.space.sampler.name != "grid":
+            return
+        for params in grid(self.space):
+            try:
+                proposal = self._proposal("", 0, decode_params(self.space, params))
+            except UserError:
+                continue  # settings that do not go together
+            if proposal.network_id(self.setup.data) not in self.trained:
+                yield params
+
+    def _queue_next(self) -> bool:
+        """Queue the next planned proposal, unless one is waiting; return whether one is waiting now.
+
+        At most one waits at any time, so that an interrupted proposal is the first of the next run.
+        """
+        if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return True
+        for params in self.plan:
+            if _key(params) not in self.queued:
+                self._queue(params)
+                return True
+        return False
+
+    def _queue(self, params: Params, **marks: int) -> None:
+        self.queued.add(_key(params))
+        self.study.enqueue_trial(params, user_attrs={"proposal": params, **marks})
 
     def _run_one(self) -> str:
         """Ask for one proposal and see it through; return the state that it ended in."""
         self.study.sampler = make_sampler(self.space, len(self.study.get_trials(deepcopy=False)))
         trial = self.study.ask()
-        values = suggest(trial, self.space)
-        record_id = f"trial-{trial.number:05d}"
+        number = trial.number
+        while f"trial-{number:05d}" in self.records:  # a new database knows nothing of older records
+            number += 1
+        record_id = f"trial-{number:05d}"
+        trial.set_user_attr("record_id", record_id)
         try:
-            proposal = Proposal(
-                record_id=record_id,
-                kind="trial",
-                number=trial.number,
-                model=self.space.model_config_for(values),
-                training=self.space.training_config(values),
-                routings=self.routings if self._routes(values) else (None,),
-                suggested=self.space.routing_config(values) if self._routes(values) else None,
-                suggestion=values,
-            )
+            proposal = self._proposal(record_id, number, suggest(trial, self.space))
         except UserError as error:  # settings that do not go together, each of them fine alone
-            self._tell_unfinished(trial, TrialState.FAIL, str(error))
-            return "failed"
-        known = self.trained.get(proposal.network_id(self.setup.data))
+            self._tell_unfinished(trial, TrialState.PRUNED, str(error))
+            return "rejected"
+        network = proposal.network_id(self.setup.data)
+        trial.set_user_attr("network", network)
+        known = self.trained.get(network)
         if known is not None:
             record = answer_from(self.setup, proposal, known)
-            self._tell_points(trial, proposal, known)
+            self._tell_point(trial, proposal, known)
         else:
             try:
                 record = run_trial(self.setup, proposal, progress=self.progress, should_stop=self.should_stop)
             except TrainingInterruptedError:  # asked to stop: the next run takes this proposal up first
-                self.study.enqueue_trial(trial.params, user_attrs={"retries": trial.user_attrs.get("retries", 0)})
+                self._queue({**trial.params})
                 self._tell_unfinished(trial, TrialState.FAIL, "interrupted; proposed again")
                 raise
             if record.state == "complete":
-                self._tell_points(trial, proposal, record)
+                self._tell_point(trial, proposal, record)
+                self._add_points(record)
             else:
-                self._tell_rejection(trial, record)
+                self._tell_unmeasured(trial, record)
         self._finish(record)
         return record.state
 
-    def _routes(self, values: Values) -> bool:
-        return self.space.model_config_for(values).family == "camixersr"
+    def _proposal(self, record_id: str, number: int, values: Values) -> Proposal:
+        model = self.space.model_config_for(values)
+        suggested = self._routing(values)
+        return Proposal(
+            record_id=record_id,
+            kind="trial",
+            number=number,
+            model=model,
+            training=self.space.training_config(values),
+            routings=(None,) if suggested is None else self.routings,
+            suggested=suggested,
+            suggestion=values,
+        )
 
-    def _tell_points(self, trial: Trial, proposal: Proposal, record: TrialRecord) -> None:
-        """Tell the suggested point's values, and add the network's other points as finished sibling trials."""
-        trial.set_user_attr("record_id", record.record_id)
-        suggested = next(point for point in record.points if point.routing == proposal.suggested)
-        for name, violation in suggested.constraints.items():
-            trial.set_constraint(name, violation)
-        values = self._objective_values(suggested)
+    def _routing(self, values: Values) -> RoutingConfig | None:
+        return self.space.routing_config(values) if self.space.routes else None
+
+    def _tell_point(self, trial: Trial, proposal: Proposal, record: TrialRecord) -> None:
+        """Tell the values of the suggested point of a trained network."""
+        point = next(point for point in record.points if point.routing == proposal.suggested)
+        values = self._objective_values(point)
         if values is None:
             self._tell_unfinished(trial, TrialState.FAIL, "an objective was not measured")
-        else:
-            self.study.tell(trial, values)
-        self._add_siblings(trial, record)
-
-    def _add_siblings(self, trial: Trial, record: TrialRecord) -> None:
-        """Add each of the network's points that the study does not hold yet, tagged with the trial that trained it."""
-        names: list[str] = [name for name in ROUTING_DIMENSIONS if name in self.space.dimensions]
-        if not names or self.space.sampler.name == "grid":  # a grid proposes every point itself, and counts trials
             return
-        held = {
-            _sibling_key(known.params, names)
-            for known in self.study.get_trials(deepcopy=False)
-            if known.user_attrs.get("record_id") == record.record_id
-        }
-        distributions = trial.distributions
+        for name, violation in self._relative_violations(point).items():
+            trial.set_constraint(name, violation)
+        self.study.tell(trial, values)
+        self.told[record.network_id].add(point.routing)
+
+    def _add_points(self, record: TrialRecord) -> None:
+        """Add each point of a trained network that the study does not know, as a finished sibling of its trial."""
         for point in record.points:
-            assert point.routing is not None
-            chosen: Values = {"routing.gamma": point.routing.gamma, "routing.policy": point.routing.policy}
-            params = {**trial.params, **{name: encode(chosen[name]) for name in names}}
-            if point.routing.policy == "threshold" and "routing.gamma" in names:
-                params["routing.gamma"] = trial.params["routing.gamma"]  # ignored, but it must be one of the space's
             values = self._objective_values(point)
-            if values is None or _sibling_key(params, names) in held:
+            if values is None or point.routing in self.told[record.network_id]:
                 continue
+            suggestion = dict(record.suggestion)
+            if point.routing is not None:
+                chosen: Values = {"routing.gamma": point.routing.gamma, "routing.policy": point.routing.policy}
+                if point.routing.policy == "threshold":  # γ is ignored, but it must be one of the space's
+                    del chosen["routing.gamma"]
+                suggestion |= {name: value for name, value in chosen.items() if name in self.space.dimensions}
             self.study.add_trial(
                 create_trial(
-                    params=params,
-                    distributions=distributions,
+                    params=encode_values(suggestion),
+                    distributions={name: distribution(self.space.dimensions[name]) for name in suggestion},
                     values=values,
-                    constraints=point.constraints or None,
-                    user_attrs={"parent": record.number, "record_id": record.record_id},
+                    constraints=self._relative_violations(point) or None,
+                    user_attrs={"parent": record.number, "record_id": record.record_id, "network": record.network_id},
                 )
             )
+            self.told[record.network_id].add(point.routing)
 
     def _objective_values(self, point: PointRecord) -> list[float] | None:
         values = [point.value(objective.metric) for objective in self.space.objectives]
-        return (
-            None if any(value is None for value in values) else [float(value) for value in values if value is not None]
-        )
+        measured = [float(value) for value in values if value is not None and math.isfinite(value)]
+        return measured if len(measured) == len(values) else None
 
-    def _tell_rejection(self, trial: Trial, record: TrialRecord) -> None:
-        trial.set_user_attr("record_id", record.record_id)
+    def _relative_violations(self, point: PointRecord) -> dict[str, float]:
+        """Return violations as fractions of their bounds, because samplers add them up; 1 for what was not measured."""
+        return {
+            constraint.name: _relative(point.constraints[constraint.name], constraint.bound)
+            for constraint in self.space.parsed_constraints()
+        }
+
+    def _tell_unmeasured(self, trial: Trial, record: TrialRecord) -> None:
         if record.state == "rejected":  # the sampler learns that this region is infeasible
             for constraint in self.space.parsed_constraints():
                 violated = record.reason is not None and record.reason.endswith(constraint.name)
@@ -293,33 +384,12 @@ class _Search:
         self.study.tell(trial, state=state)
 
 
-def _sibling_key(params: Values, names: list[str]) -> tuple[Any, ...]:
-    return tuple(params[name] for name in names)
+def _key(params: Params) -> str:
+    return json.dumps(params, sort_keys=True)
 
 
-def suggest(trial: Trial, space: SearchSpace) -> Values:
-    """Ask the trial for every dimension whose condition holds; return decoded values by dimension name."""
-    values: Values = {}
-    for name, dimension in space.dimensions.items():
-        if all(_holds(values, other, allowed) for other, allowed in dimension.when.items()):
-            values[name] = _suggest_value(trial, name, dimension)
-    return values
-
-
-def _suggest_value(trial: Trial, name: str, dimension: Dimension) -> Any:
-    if dimension.choices is not None:
-        by_code = {encode(choice): choice for choice in dimension.choices}
-        return by_code[trial.suggest_categorical(name, list(by_code))]
-    assert dimension.low is not None
-    assert dimension.high is not None
-    if dimension.is_integer:
-        low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
-        return trial.suggest_int(name, low, high, step=step, log=dimension.log)
-    return encode(trial.suggest_float(name, dimension.low, dimension.high, step=dimension.step, log=dimension.log))
-
-
-def _holds(values: Values, name: str, allowed: tuple[Any, ...]) -> bool:
-    return name in values and encode(values[name]) in {encode(value) for value in allowed}
+def _relative(violation: float, bound: float) -> float:
+    return violation / (abs(bound) or 1.0) if math.isfinite(violation) else 1.0
 
 
 @contextlib.contextmanager
@@ -335,39 +405,46 @@ def _exclusive(folder: StudyFolder) -> Iterator[None]:
         lock.release()
 
 
-def _embedded_storage(folder: StudyFolder) -> str:
-    """Return the URL of the study's SQLite database, in WAL mode (a property of the file, set once)."""
-    connection = sqlite3.connect(folder.database)
+def _connect(url: str) -> RDBStorage:
+    """Open a storage; an SQLite file is put into WAL mode, in which readers do not wait for the writer."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are about its own means, not about the study
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{folder.database} is no study database: {error}; move it away to start again") from None
-    finally:
-        connection.close()
-    return f"sqlite:///{folder.database.resolve()}"
+        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        if storage.engine.dialect.name == "sqlite":
+            with storage.engine.connect() as connection:
+                connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
+    except _STORAGE_ERRORS as error:
+        raise UserError(f"storage {_without_password(url)} cannot be used: {_first_line(error)}") from None
+    return storage
 
 
-def _open_study(space: SearchSpace, record: StudyRecord, url: str) -> optuna.Study:
+def _open_study(space: SearchSpace, record: StudyRecord, storage: RDBStorage) -> optuna.Study:
     """Open or create the Optuna study, and refuse one of another space."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions = [objective.direction for objective in space.objectives]
     try:
-        study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True}),
-            study_name=record.name,
-            directions=[objective.direction for objective in space.objectives],
-            load_if_exists=True,
-        )
+        study = optuna.create_study(storage=storage, study_name=record.name, directions=directions, load_if_exists=True)
         known = study.user_attrs.get("space_hash")
-        if known is None:
-            study.set_user_attr("space_hash", record.space_hash)
-    except (SQLAlchemyError, ImportError) as error:
-        raise UserError(f"storage {_without_password(url)} cannot be used: {str(error).splitlines()[0]}") from None
-    if known not in (None, record.space_hash):
+        is_ours = known == record.space_hash
+        if known is None and not study.get_trials(deepcopy=False):  # new, or killed just here
+            is_ours = [direction.name.lower() for direction in study.directions] == directions
+            if is_ours:
+                study.set_user_attr("space_hash", record.space_hash)
+    except _STORAGE_ERRORS as error:
+        raise UserError(f"storage {_describe(storage)} cannot be used: {_first_line(error)}") from None
+    if not is_ours:
         raise UserError(
-            f"study {record.name!r} in {_without_password(url)} was made with another search space; "
+            f"study {record.name!r} in {_describe(storage)} was made with another search space or other images; "
             "give this one another name with --study"
         )
     return study
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _describe(storage: RDBStorage) -> str:
+    return storage.engine.url.render_as_string(hide_password=True)
 
 
 def _without_password(url: str) -> str:

@@ -211,6 +211,13 @@ def answer_from(setup: TrialSetup, proposal: Proposal, trained: TrialRecord) -> 
     return record
 
 
+def abandon(setup: TrialSetup, proposal: Proposal, reason: str) -> TrialRecord:
+    """Return (and write) the record of a proposal that is given up, with its reason."""
+    record = make_record(setup, proposal, _Observed(started_at=now()), "failed", reason)
+    setup.folder.write_trial(record)
+    return record
+
+
 def make_record(
     setup: TrialSetup, proposal: Proposal, observed: _Observed, state: TrialState, reason: str | None
 ) -> TrialRecord:

@@ -1,0 +1,108 @@
+"""What a trial proposes: values by dimension name, their coding for Optuna, and the points of a grid.
+
+Coded values (`params`) are scalars that a sampler can hold; decoded ones (`values`) are what the configs take.
+"""
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+
+from harness.core.seeding import derive_seed
+from harness.search.space import ROUTING_DIMENSIONS, Dimension, Scalar, SearchSpace, Values, encode
+
+Params = dict[str, Scalar]
+
+
+def suggest(trial: Trial, space: SearchSpace) -> Values:
+    """Ask the trial for every dimension whose condition holds; return decoded values by dimension name."""
+    values: Values = {}
+    for name, dimension in space.dimensions.items():
+        if _is_varied(dimension, values):
+            values[name] = decode(dimension, _suggest_code(trial, name, distribution(dimension)))
+    return values
+
+
+def _suggest_code(trial: Trial, name: str, known: BaseDistribution) -> Any:
+    if isinstance(known, CategoricalDistribution):
+        return trial.suggest_categorical(name, known.choices)
+    if isinstance(known, IntDistribution):
+        return trial.suggest_int(name, known.low, known.high, step=known.step, log=known.log)
+    assert isinstance(known, FloatDistribution)
+    return trial.suggest_float(name, known.low, known.high, step=known.step, log=known.log)
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """Return what Optuna knows the dimension as."""
+    if dimension.choices is not None:
+        return CategoricalDistribution([encode(choice) for choice in dimension.choices])
+    assert dimension.low is not None
+    assert dimension.high is not None
+    if dimension.is_integer:
+        low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
+        return IntDistribution(low, high, log=dimension.log, step=step)
+    return FloatDistribution(float(dimension.low), float(dimension.high), log=dimension.log, step=dimension.step)
+
+
+def decode(dimension: Dimension, code: Any) -> Any:
+    """Return the value of a code; `encode` is the other way."""
+    if dimension.choices is not None:
+        return next(choice for choice in dimension.choices if encode(choice) == code)
+    return encode(code)
+
+
+def decode_params(space: SearchSpace, params: Params) -> Values:
+    """Return the values of a proposal's params."""
+    return {name: decode(space.dimensions[name], code) for name, code in params.items()}
+
+
+def encode_values(values: Values) -> Params:
+    """Return the params of a proposal's values."""
+    return {name: encode(value) for name, value in values.items()}
+
+
+def grid(space: SearchSpace) -> list[Params]:
+    """Return every point of a space whose dimensions can all be listed, in an order that the space's seed settles."""
+    points = [encode_values(values) for values in _combine(space, space.dimensions)]
+    random.Random(derive_seed(space.seed, "grid")).shuffle(points)
+    return points
+
+
+def count_networks(space: SearchSpace, limit: int = 100_000) -> int | None:
+    """Return how many networks a space has; None where they are endless, or more than `limit` before conditions."""
+    names = [name for name in space.dimensions if name not in ROUTING_DIMENSIONS]
+    total = 1
+    for name in names:
+        listed = space.dimensions[name].values()
+        if listed is None:
+            return None
+        total *= len(listed)
+        if total > limit:
+            return None
+    return len(_combine(space, names))
+
+
+def _combine(space: SearchSpace, names: Iterable[str]) -> list[Values]:
+    points: list[Values] = [{}]
+    for name in names:
+        dimension = space.dimensions[name]
+        listed = dimension.values()
+        assert listed is not None
+        points = [
+            extended
+            for values in points
+            for extended in (
+                [{**values, name: value} for value in listed] if _is_varied(dimension, values) else [values]
+            )
+        ]
+    return points
+
+
+def _is_varied(dimension: Dimension, values: Values) -> bool:
+    """Whether the dimension's condition holds under the values of earlier dimensions."""
+    return all(
+        name in values and encode(values[name]) in {encode(value) for value in allowed}
+        for name, allowed in dimension.when.items()
+    )
