@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from skimage.data import data_dir
+
+from harness.data.demo import find_demo_files
 
 
 @dataclass(frozen=True)
@@ -27,5 +28,6 @@ def cut_photographs(folder: Path) -> Photographs:
 
 def _cut(name: str, left: int, top: int, side: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with Image.open(Path(data_dir) / name) as image:
+    files = {path.name: path for path in (*find_demo_files("train"), *find_demo_files("validation"))}
+    with Image.open(files[name]) as image:
         image.convert("RGB").crop((left, top, left + side, top + side)).save(folder / f"{Path(name).stem}.png")
