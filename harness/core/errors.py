@@ -37,7 +37,7 @@ def describe_finding(finding: Any) -> str:
         return f"{place}: unknown key"
     if finding["type"] == "missing":
         return f"{place}: required key is missing"
-    if finding["type"] == "json_invalid":  # the input is the whole file
+    if finding["type"] in ("json_invalid", "value_error"):  # the input is the whole file; the message quotes it already
         return f"{place}: {message}"
     got = repr(finding["input"])
     return f"{place}: {message} (got {got if len(got) <= _LONGEST_INPUT else got[:_LONGEST_INPUT] + '…'})"

@@ -15,11 +15,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
-    temporary.touch(exist_ok=False)  # with the permissions that the user's umask gives to new files
+    temporary.touch(exist_ok=False)
+    permissions = temporary.stat().st_mode  # those that the user's umask gives to new files
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(permissions)  # safetensors puts a file of its own there, which only its owner can read
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

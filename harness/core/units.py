@@ -13,7 +13,7 @@ def format_count(count: float, digits: int = 2) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Write a duration: 75 → '1 min 15 s'."""
-    if seconds < 60:
+    if seconds < 59.95:  # which is written as 60.0
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

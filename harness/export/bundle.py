@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from harness.core.configs import FrozenConfig, ModelConfig
 from harness.core.environment import EnvironmentRecord, now, observe_environment
@@ -77,7 +77,7 @@ def write_bundle(
     try:
         temporary.mkdir()
         (temporary / _CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
-        save_file(network.state_dict(), temporary / _WEIGHTS)
+        (temporary / _WEIGHTS).write_bytes(save(network.state_dict()))
         (temporary / _METRICS).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         (temporary / _CARD).write_text(write_card(record, point, picked_as, baselines), encoding="utf-8")
         if path.exists():
