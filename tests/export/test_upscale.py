@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.core.configs import BicubicConfig, CAMixerSRConfig
+from harness.core.errors import UserError
+from harness.data.images import write_png
+from harness.data.imresize import ImageArray
+from harness.export import list_jobs, upscale_image
+from harness.metrics import to_uint8
+from harness.models import SRNetwork, build_model
+from tests.tiny_pairs import cut
+
+
+@pytest.fixture(scope="module")
+def network() -> SRNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_model(CAMixerSRConfig(channels=8, groups=(1,), window=4, scale=3, image_residual=True)).eval()
+
+
+def forward(network: SRNetwork, image_HWC: ImageArray) -> ImageArray:
+    x_BCHW = torch.from_numpy(image_HWC.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        return to_uint8(network(x_BCHW)[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("size", [(20, 30), (1, 1), (5, 3), (16, 16)])
+def test_upscaling_is_one_forward_pass(network: SRNetwork, size: tuple[int, int]) -> None:
+    image_HWC = cut("coffee", *size)
+    upscaled_HWC = upscale_image(network, image_HWC)
+    assert upscaled_HWC.dtype == np.uint8
+    assert upscaled_HWC.shape == (3 * size[0], 3 * size[1], 3)
+    assert np.array_equal(upscaled_HWC, forward(network, image_HWC))
+
+
+def test_a_tile_that_covers_the_image_changes_nothing(network: SRNetwork) -> None:
+    image_HWC = cut("coffee", 20, 30)
+    assert np.array_equal(upscale_image(network, image_HWC, tile=30), upscale_image(network, image_HWC))
+    told: list[tuple[int, int]] = []
+    upscale_image(network, image_HWC, tile=30, progress=lambda *state: told.append(state))
+    assert told == []
+
+
+def test_tiles_are_those_of_the_image_and_progress_counts_them(network: SRNetwork) -> None:
+    image_HWC = cut("coffee", 16, 32)
+    told: list[tuple[int, int]] = []
+    tiled_HWC = upscale_image(network, image_HWC, tile=16, overlap=0, progress=lambda *state: told.append(state))
+    assert told == [(1, 2), (2, 2)]
+    halves = [upscale_image(network, np.ascontiguousarray(image_HWC[:, half : half + 16])) for half in (0, 16)]
+    assert np.array_equal(tiled_HWC, np.concatenate(halves, axis=1))
+
+
+def test_overlapping_tiles_of_bicubic_come_close_to_the_whole() -> None:
+    """Away from tiles' borders bicubic sees the same pixels; with the overlap averaged little is left at them."""
+    bicubic = build_model(BicubicConfig(scale=2)).eval()
+    image_HWC = cut("coffee", 40, 40)
+    whole, tiled = upscale_image(bicubic, image_HWC), upscale_image(bicubic, image_HWC, tile=24, overlap=8)
+    difference = np.abs(whole.astype(int) - tiled.astype(int))
+    assert np.array_equal(whole[:30, :30], tiled[:30, :30])
+    assert difference.mean() < 1
+
+
+def test_the_input_is_not_changed_and_may_be_read_only(network: SRNetwork) -> None:
+    image_HWC = cut("coffee", 12, 12).copy()
+    before = image_HWC.copy()
+    image_HWC.flags.writeable = False
+    upscale_image(network, image_HWC[::-1])
+    assert np.array_equal(image_HWC, before)
+
+
+def test_broken_weights_are_no_image() -> None:
+    broken = build_model(CAMixerSRConfig(channels=8, groups=(1,), window=4, scale=2)).eval()
+    with torch.no_grad():
+        for parameter in broken.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(UserError, match="NaN"):
+        upscale_image(broken, cut("coffee", 12, 12))
+
+
+# What becomes what ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.png", "a.png"):
+        write_png(tmp_path / "in" / name, cut("coffee", 8, 8))
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    return tmp_path / "in"
+
+
+def test_a_folder_becomes_a_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert list_jobs(folder, out) == [(folder / "a.png", out / "a.png"), (folder / "b.png", out / "b.png")]
+
+
+def test_a_file_becomes_a_file_or_goes_into_a_folder(folder: Path, tmp_path: Path) -> None:
+    source = folder / "a.png"
+    assert list_jobs(source, tmp_path / "x.png") == [(source, tmp_path / "x.png")]
+    assert list_jobs(source, tmp_path / "X.PNG") == [(source, tmp_path / "X.PNG")]
+    assert list_jobs(source, tmp_path / "out") == [(source, tmp_path / "out" / "a.png")]
+    (tmp_path / "v1.2").mkdir()
+    assert list_jobs(source, tmp_path / "v1.2") == [(source, tmp_path / "v1.2" / "a.png")]
+    with pytest.raises(UserError, match=r"x\.jpg: outputs are PNG"):
+        list_jobs(source, tmp_path / "x.jpg")
+
+
+def test_two_inputs_never_become_one_output(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.jpg").write_bytes((folder / "a.png").read_bytes())
+    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png would both become .*a\.png; rename one of them"):
+        list_jobs(folder, tmp_path / "out")
+
+
+def test_impossible_sources_and_targets_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.png not found; expected an image file or a folder of images"):
+        list_jobs(tmp_path / "nowhere.png", tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file is a file; expected a folder, because .*in is one"):
+        list_jobs(folder, tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty has no images \(\.png, \.jpg"):
+        list_jobs(tmp_path / "empty", tmp_path / "out")
