@@ -7,11 +7,12 @@ every γ and policy of the space.
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from harness.core.configs import (
     PAPER_RECIPE,
@@ -30,10 +31,12 @@ from harness.core.configs import (
 from harness.core.constraints import Constraint, parse_constraint, parse_metric
 from harness.core.errors import UserError, describe_finding
 from harness.core.records import METRIC_DIRECTIONS, ObjectiveConfig
+from harness.metrics import get_protocol
 from harness.search.yaml_lines import KeyPath, LocatedYaml, read_yaml
 
 Scalar = bool | int | float | str | None
 Values = dict[str, Any]
+_DEVICE = re.compile(r"cpu(:[1-9]\d*)?|cuda(:\d+)?")
 ROUTING_DIMENSIONS = ("routing.gamma", "routing.policy")
 _SIZE = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], "height, width"]
 
@@ -129,6 +132,11 @@ class SpaceData(FrozenConfig):
     data_dir: str | None = None
     protocol: str = "light"
 
+    @field_validator("protocol")
+    @classmethod
+    def _is_known(cls, protocol: str) -> str:
+        return get_protocol(protocol).name
+
 
 class ProfileConfig(FrozenConfig):
     """How points are measured. Sizes are low-resolution (height, width); MACs default to a 1280×720 output."""
@@ -138,6 +146,17 @@ class ProfileConfig(FrozenConfig):
     macs_input_size: _SIZE | None = None
     min_repeats: Annotated[int, Field(ge=3)] = 10
     min_seconds: Annotated[float, Field(ge=0)] = 1.0
+
+    @field_validator("devices")
+    @classmethod
+    def _complete_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
+        for device in devices:  # whether it is there shows when it is used: a space is read on other machines too
+            if not _DEVICE.fullmatch(device):
+                raise ValueError(f"unknown device {device!r}; expected cpu:THREADS or cuda:INDEX, for example cpu:1")
+        completed = tuple({"cpu": "cpu:1", "cuda": "cuda:0"}.get(device, device) for device in devices)
+        if len(set(completed)) != len(completed):
+            raise ValueError("the same device stands twice")
+        return completed
 
 
 class SamplerConfig(FrozenConfig):
@@ -176,7 +195,7 @@ class SearchSpace(FrozenConfig):
     routing: RoutingSettings = RoutingSettings()
     dimensions: Annotated[dict[str, Dimension], Field(min_length=1)]
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
-    constraints: tuple[str, ...] = ()
+    constraints: tuple[Annotated[str, AfterValidator(lambda text: parse_constraint(text).name)], ...] = ()
     profile: ProfileConfig = ProfileConfig()
     sampler: SamplerConfig = SamplerConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -200,11 +219,6 @@ class SearchSpace(FrozenConfig):
         if len(set(metrics)) != len(metrics):
             raise ValueError("the same metric stands twice")
         return completed
-
-    @field_validator("constraints")
-    @classmethod
-    def _check_constraints(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(parse_constraint(text).name for text in constraints)
 
     def parsed_constraints(self) -> tuple[Constraint, ...]:
         """Return the constraints, parsed."""
@@ -285,21 +299,20 @@ def load_space(located: LocatedYaml) -> SearchSpace:
                 raise located.error(("enqueue", index, name), f"no such dimension; known: {_list(space.dimensions)}")
             if not space.dimensions[name].contains(value):
                 raise located.error(("enqueue", index, name), f"{value!r} is not in the dimension")
-    for name in (*(objective.metric for objective in space.objectives), *_constrained(space)):
-        device = name.partition("/")[2]
+    named = [("objectives", index, objective.metric) for index, objective in enumerate(space.objectives)]
+    named += [("constraints", index, constraint.metric) for index, constraint in enumerate(space.parsed_constraints())]
+    for section, index, metric in named:
+        device = metric.partition("/")[2]
         if device and device not in space.profile.devices:
             raise located.error(
-                ("profile", "devices"), f"{name!r} names a device that is not in {space.profile.devices}"
+                (section, index),
+                f"{metric!r} names a device that is not in profile.devices: {_list(space.profile.devices)}",
             )
     if space.sampler.name == "grid":
         endless = [name for name, dimension in space.dimensions.items() if dimension.values() is None]
         if endless:
             raise located.error(("dimensions", endless[0]), "the grid sampler needs `choices` or a `step`")
     return space
-
-
-def _constrained(space: SearchSpace) -> list[str]:
-    return [constraint.metric for constraint in space.parsed_constraints()]
 
 
 def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
@@ -325,9 +338,15 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
 def _blame(located: LocatedYaml, section: str, message: str) -> tuple[KeyPath, str]:
     """Find the key of a section that a message is about."""
     settings = located.values.get(section)
+    message = message.removeprefix(f"{section}: ").replace("Input should be a valid tuple", "expected a list")
+    for family in ("camixersr", "swinir"):
+        message = message.removeprefix(f"{family}.")
     for key in settings if isinstance(settings, dict) else ():
-        if f".{key}:" in message or f" {key}:" in message:
-            return (section, key), _with_allowed(message, section, located)
+        if re.match(rf"({section}\.)?{key}\b", message):
+            text = message.removeprefix(f"{section}.").removeprefix(f"{key}: ")
+            return (section, key), _with_allowed(text, section, located)
+    if "tag 'family'" in message or "using 'family'" in message:
+        return (section, "family"), f"expected camixersr or swinir (got {located.values[section].get('family')!r})"
     return (section,), message
 
 
@@ -376,7 +395,9 @@ def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimens
             hint = "; a schedule is calibrated on a trained network" if value == "schedule" else ""
             raise located.error(path, f"{describe_finding(error.errors()[0])}{hint}") from None
         except UserError as error:
-            raise located.error(path, str(error)) from None
+            message = str(error).removeprefix(f"{section}: ").removeprefix(f"{family}.").removeprefix(f"{setting}: ")
+            message = message.replace("Input should be a valid tuple", "expected a list")
+            raise located.error(path, message) from None
     names = list(space.dimensions)
     for other, values in dimension.when.items():
         if other not in names or names.index(other) >= names.index(name) or other in ROUTING_DIMENSIONS:
@@ -387,6 +408,23 @@ def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimens
                 raise located.error((*path, "when", other), f"{value!r} is not a value of that dimension")
     if section == "routing" and dimension.when:
         raise located.error((*path, "when"), "γ and policy are varied for every network, so they take no condition")
+    if name == "routing.gamma" and space.routing.policy == "threshold" and "routing.policy" not in space.dimensions:
+        raise located.error(path, "routing.policy is threshold, which ignores γ")
+
+
+_EXPECTED = {
+    "tuple_type": "expected a list",
+    "dict_type": "expected settings, `key: value`",
+    "model_type": "expected settings, `key: value`",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "string_type": "expected text",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+}
 
 
 def _locate(located: LocatedYaml, finding: Any) -> UserError:
@@ -396,7 +434,10 @@ def _locate(located: LocatedYaml, finding: Any) -> UserError:
         return located.error(path, f"unknown key; allowed: {_list(_allowed_at(path[:-1]))}")
     if finding["type"] == "missing":
         return located.error(path, "required key is missing")
-    return located.error(path, f"{str(finding['msg']).removeprefix('Value error, ')} (got {finding['input']!r})")
+    if path[0] == "dimensions" and path[-1] in ("int", "float"):  # which of a number's kinds was tried
+        path, finding = path[:-1], {**finding, "type": "float_type"}
+    message = _EXPECTED.get(finding["type"]) or str(finding["msg"]).removeprefix("Value error, ")
+    return located.error(path, f"{message} (got {finding['input']!r})")
 
 
 def _allowed_at(path: KeyPath) -> list[str]:
@@ -452,4 +493,5 @@ def read_space(path: Path, overrides: Mapping[str, Any] | None = None) -> Search
             if not isinstance(target, dict):
                 raise UserError(f"--set {dotted}: {part} holds no settings")
         target[parts[-1]] = value
+        located.override(tuple(parts))
     return load_space(located)

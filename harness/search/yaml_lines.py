@@ -11,12 +11,17 @@ KeyPath = tuple[str | int, ...]
 
 
 class LocatedYaml:
-    """A parsed YAML mapping and the line (from 1) of each of its keys and items."""
+    """A parsed YAML mapping, the line (from 1) of each of its keys and items, and what the command line put over it."""
 
     def __init__(self, source: str, values: dict[str, Any], lines: dict[KeyPath, int]):
         self.source = source
         self.values = values
         self.lines = lines
+        self.overridden: list[KeyPath] = []
+
+    def override(self, path: KeyPath) -> None:
+        """Remember that what stands at `path` was given on the command line."""
+        self.overridden.append(path)
 
     def error(self, path: KeyPath, message: str) -> UserError:
         """Build the error for what stands at `path`, or at the nearest parent that stands in the file."""
@@ -24,6 +29,8 @@ class LocatedYaml:
         while nearest and nearest not in self.lines:
             nearest = nearest[:-1]
         place = f"{self.source}:{self.lines[nearest]}" if nearest else self.source
+        if any(path[: len(given)] == given for given in self.overridden):
+            place = "command line"
         name = ".".join(str(part) for part in path)
         return UserError(f"{place}: {name}: {message}" if name else f"{place}: {message}")
 
@@ -54,6 +61,8 @@ def parse_yaml(text: str, source: str) -> LocatedYaml:
     try:
         node = loader.get_single_node()
         values = convert(node, ()) if node is not None else None
+    except RecursionError:
+        raise UserError(f"{source}: an alias stands inside its own anchor") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{source}:{mark.line + 1}" if mark is not None else source
