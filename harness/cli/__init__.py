@@ -1,18 +1,36 @@
 """The command line: one file per command, and the only place that reads environment variables or prints."""
 
 import sys
+from typing import Any
+
+import typer
 
 from harness.cli.app import app
 from harness.core.errors import UserError
+
+_UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries click inside or needs it, by version
 
 
 def main() -> None:
     """Run the `harness` command: exit code 0, 1 for our own failures, 2 with one line for a user's mistake."""
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except UserError as error:
-        print(f"harness: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            raise
+        _refuse(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         print("harness: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, _UsageError):
+            raise
+        _refuse(f"{error.format_message()} (`harness COMMAND --help` says more)")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> None:
+    print(f"harness: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

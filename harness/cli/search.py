@@ -84,18 +84,26 @@ def search(
             tracker.log_record(finished)
             phases["tracking"] = phases.get("tracking", 0.0) + time.perf_counter() - before
 
-    points = len(parsed.routings())
-    console.print(
-        f"study {name}: {parsed.budget.networks} networks, each at {points} points (γ × policy), "
-        f"{setup.train.name} ({len(setup.train)} images) → {setup.validation.name} ({len(setup.validation)} images), "
-        f"×{parsed.scale}, in {setup.folder.path}"
-    )
-    if tracker is not None:
-        tracker.start()
-        tracker.sync(setup.folder)
+    def on_start() -> None:
+        images = f"{setup.train.name} ({len(setup.train)} images) → {setup.validation.name} ({len(setup.validation)})"
+        console.print(
+            f"study {name}: {parsed.budget.networks} networks, each at {len(parsed.routings())} points (γ × policy), "
+            f"{images}, ×{parsed.scale}, in {setup.folder.path}"
+        )
+        if tracker is not None:
+            tracker.start()
+            tracker.sync(setup.folder)
+
     with stop_on_signals() as should_stop, TrainingBar() as bar:
         outcome = run_search(
-            parsed, setup, record, storage=storage, on_record=on_record, progress=bar, should_stop=should_stop
+            parsed,
+            setup,
+            record,
+            storage=storage,
+            on_start=on_start,
+            on_record=on_record,
+            progress=bar,
+            should_stop=should_stop,
         )
     console.print(f"\n{outcome.ending}: {outcome.reason}; {outcome.networks} networks trained")
     before = time.perf_counter()
