@@ -53,6 +53,7 @@ def write_bundle(
         raise UserError(f"{path} exists; give --overwrite to replace it, or another --out")
     if path.exists() and not is_bundle(path):
         raise UserError(f"{path} is no bundle, so it is not replaced; give another --out")
+    assert getattr(network.config, "routing", None) == point.routing, "a bundle's metrics are those of its routing"
     config = BundleConfig(
         model=network.config,
         study=record.study,

@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -37,23 +38,40 @@ def test_training_lowers_the_loss_and_records_what_it_did(model: object) -> None
         assert record.curves["l1_loss"] == record.curves["loss"]
 
 
-def test_a_step_is_l1_and_ratio_loss_by_adamw_and_the_average() -> None:
-    """One step written out again with torch's own parts."""
-    config = SHORT.model_copy(update={"steps": 1, "grad_clip_norm": None, "ratio_gamma": 0.7})
+def test_steps_are_l1_and_ratio_loss_by_adamw_and_the_average() -> None:
+    """Two steps written out again with torch's own parts."""
+    changes = {"steps": 2, "grad_clip_norm": None, "ratio_gamma": 0.7, "betas": (0.5, 0.7), "weight_decay": 0.1}
+    config = SHORT.model_copy(update={**changes, "schedule": ScheduleConfig(name="constant")})
     trained, record, _ = run(config)
-    network = build().train()
-    start = weights_of(network)
-    low, high = sampler(config).next_batch()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    restored = network.restore(low, generator=torch.Generator().manual_seed(derive_seed(0, "routing noise")))
-    loss = (restored.image_BCHW - high).abs().mean() + 2 * 0.7 * (restored.hard_share_SB.mean() - 0.5) ** 2
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    assert record.curves["loss"][0] == pytest.approx(loss.item(), rel=1e-6)
-    assert record.curves["attention_share"][0] == pytest.approx(restored.hard_share_SB.mean().item())
+    network, batches = build().train(), sampler(config)
+    average = weights_of(network)
+    generator = torch.Generator().manual_seed(derive_seed(0, "routing noise"))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, betas=(0.5, 0.7), weight_decay=0.1)
+    for step, decay in enumerate((1 / 10, 2 / 11)):
+        low, high = batches.next_batch()
+        restored = network.restore(low, generator=generator)
+        loss = (restored.image_BCHW - high).abs().mean() + 2 * 0.7 * (restored.hard_share_SB.mean() - 0.5) ** 2
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        average = {name: decay * average[name] + (1 - decay) * value for name, value in weights_of(network).items()}
+        assert record.curves["loss"][step] == pytest.approx(loss.item(), rel=1e-6)
+        assert record.curves["attention_share"][step] == pytest.approx(restored.hard_share_SB.mean().item())
     for name, value in trained.state_dict().items():
-        expected = 0.1 * start[name] + 0.9 * network.state_dict()[name]  # the average's first decay is 1/10
-        assert torch.allclose(value, expected, atol=1e-6), name
+        assert torch.allclose(value, average[name], atol=1e-6), name
+
+
+class SlowBatches(Batches):
+    """Takes a hundredth of a second for a batch, at the least."""
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        time.sleep(0.01)
+        return super().next_batch()
+
+
+def test_the_loaders_own_rate_is_recorded() -> None:
+    record = train(build(), SlowBatches(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)), SHORT)
+    assert record.images_per_second < record.loader_images_per_second <= 2 / 0.01
 
 
 def test_gradient_norm_is_clipped() -> None:

@@ -256,6 +256,13 @@ def test_constraints_on_cost_act_on_the_suggested_routing(tmp_path: Path) -> Non
     assert [point.feasible for point in record.points] == [True, False]
 
 
+def test_a_cost_that_content_decides_rejects_nothing_before_training(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path, "macs <= 1")
+    record = run_trial(setup, propose(routings=(RoutingConfig(policy="threshold"),)))
+    assert record.state == "complete"
+    assert [point.feasible for point in record.points] == [False]
+
+
 def test_baselines_are_measured_whatever_they_cost(tmp_path: Path) -> None:
     setup = setup_study(tmp_path, "params <= 1", "latency_ms <= 0.0001")
     for name, model, training in (("swinir", SWINIR, SHORT), ("bicubic", BicubicConfig(scale=2), None)):
