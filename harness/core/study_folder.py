@@ -62,6 +62,10 @@ class StudyFolder:
         """Return the file that a network's training goes on from."""
         return self.network_dir(network_id) / "checkpoint.pt"
 
+    def traceback_file(self, network_id: str) -> Path:
+        """Return the file that says where a failed trial failed."""
+        return self.network_dir(network_id) / "traceback.txt"
+
     def write_study(self, record: StudyRecord) -> None:
         """Write the study's record in one step."""
         write_text(self.study_file, record.model_dump_json(indent=1))

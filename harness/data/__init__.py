@@ -4,5 +4,6 @@ from harness.data.crops import CropSampler
 from harness.data.datasets import open_dataset
 from harness.data.overlap import refuse_overlap
 from harness.data.pairs import ImagePair, PairedDataset
+from harness.data.tensors import to_tensor
 
-__all__ = ["CropSampler", "ImagePair", "PairedDataset", "open_dataset", "refuse_overlap"]
+__all__ = ["CropSampler", "ImagePair", "PairedDataset", "open_dataset", "refuse_overlap", "to_tensor"]

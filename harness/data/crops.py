@@ -6,12 +6,12 @@ Shape suffixes: B batch, C = 3 channels (RGB), H rows, W columns.
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from harness.core.errors import UserError
 from harness.data.imresize import ImageArray
 from harness.data.pairs import PairedDataset
+from harness.data.tensors import to_tensor
 
 
 class CropSampler:
@@ -62,7 +62,7 @@ class CropSampler:
             lr_BHWC[index] = _orient(pair.lr_HWC[row : row + lr_side, column : column + lr_side], variant)
             row, column = row * scale, column * scale
             hr_BHWC[index] = _orient(pair.hr_HWC[row : row + hr_side, column : column + hr_side], variant)
-        return _to_tensor(lr_BHWC), _to_tensor(hr_BHWC)
+        return to_tensor(lr_BHWC), to_tensor(hr_BHWC)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs, in plain Python values that JSON and `torch.save` can hold."""
@@ -97,12 +97,3 @@ def _orient(patch_HWC: ImageArray, variant: int) -> ImageArray:
     if variant & 4:
         patch_HWC = patch_HWC[:, ::-1]
     return patch_HWC
-
-
-def _to_tensor(images_BHWC: ImageArray) -> Tensor:
-    return (
-        torch.from_numpy(images_BHWC)
-        .permute(0, 3, 1, 2)
-        .to(torch.float32, memory_format=torch.contiguous_format)
-        .div_(255)
-    )

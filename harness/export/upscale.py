@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from harness.core.errors import UserError
+from harness.data import to_tensor
 from harness.data.images import IMAGE_SUFFIXES, list_images
 from harness.metrics import to_uint8
 from harness.models import SRNetwork, restore_tiled
@@ -22,7 +23,7 @@ def upscale_image(
     progress: Callable[[int, int], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Upscale a uint8 RGB image H×W×3; `tile` (low-resolution pixels a side) bounds the memory on large ones."""
-    input_BCHW = torch.from_numpy(np.array(image_HWC).transpose(2, 0, 1)[None]).float() / 255
+    input_BCHW = to_tensor(image_HWC)
     with torch.inference_mode():
         if tile is None or max(input_BCHW.shape[-2:]) <= tile:
             restored = network.restore(input_BCHW)

@@ -1,6 +1,6 @@
 """One trial from proposal to record, and evaluation."""
 
-from harness.trial.evaluation import evaluate, to_image, to_tensor
+from harness.trial.evaluation import evaluate, to_image
 from harness.trial.run import (
     Proposal,
     Silent,
@@ -29,5 +29,4 @@ __all__ = [
     "routed",
     "run_trial",
     "to_image",
-    "to_tensor",
 ]

@@ -12,15 +12,10 @@ from torch import Tensor
 from harness.core.configs import CAMixerSRConfig
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import EvaluationRecord, ImageScore
-from harness.data import PairedDataset
+from harness.data import PairedDataset, to_tensor
 from harness.metrics import Protocol, score, to_uint8
 from harness.models import Restoration, SRNetwork, restore_tiled
 from harness.models.tiling import tile_starts
-
-
-def to_tensor(image_HWC: npt.NDArray[np.uint8]) -> Tensor:
-    """Return a uint8 image H×W×3 as a float32 tensor 1×3×H×W in [0, 1]."""
-    return torch.from_numpy(np.array(image_HWC).transpose(2, 0, 1)[None]).float() / 255
 
 
 def to_image(image_BCHW: Tensor) -> npt.NDArray[np.uint8]:

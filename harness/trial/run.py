@@ -42,12 +42,12 @@ from harness.core.records import (
 )
 from harness.core.seeding import derive_seed
 from harness.core.study_folder import StudyFolder
-from harness.data import CropSampler, PairedDataset
+from harness.data import CropSampler, PairedDataset, to_tensor
 from harness.metrics import Protocol as ScoreProtocol
 from harness.models import CAMixerSR, SRNetwork, build_model
 from harness.profiling import canonical_macs, count_macs, measure_latencies, measure_peak_memory
 from harness.training import TrainingInterruptedError, TrainingProgress, train
-from harness.trial.evaluation import evaluate, to_tensor
+from harness.trial.evaluation import evaluate
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 
@@ -195,10 +195,12 @@ def run_trial(
     except Exception as error:  # a crash is a state of its own, never a bad number
         state = "failed"
         reason = f"{error}" if isinstance(error, TrialFailedError) else f"{type(error).__name__}: {error}"
-        write_text(setup.folder.network_dir(identity) / "traceback.txt", traceback.format_exc())
+        write_text(setup.folder.traceback_file(identity), traceback.format_exc())
     record = make_record(setup, proposal, observed, state, reason)
     setup.folder.write_trial(record)
-    setup.folder.checkpoint_file(identity).unlink(missing_ok=True)
+    if state == "complete":  # any other end may be mended, and then training goes on from where it was
+        setup.folder.checkpoint_file(identity).unlink(missing_ok=True)
+        setup.folder.traceback_file(identity).unlink(missing_ok=True)
     return record
 
 

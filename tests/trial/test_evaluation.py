@@ -7,10 +7,10 @@ import torch
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import EvaluationRecord
-from harness.data import ImagePair, PairedDataset
+from harness.data import ImagePair, PairedDataset, to_tensor
 from harness.metrics import get_protocol, score, to_uint8
 from harness.models import SRNetwork, restore_tiled
-from harness.trial import build_seeded, evaluate, routed, to_image, to_tensor
+from harness.trial import build_seeded, evaluate, routed, to_image
 from tests.tiny_pairs import VALIDATION, cut, tiny_pairs
 from tests.trial.studies import ROUTINGS, SMALL
 
