@@ -7,11 +7,15 @@ import typer
 
 from harness.cli import options
 from harness.cli.output import console, format_number, print_json, print_table
+from harness.core.errors import UserError
 from harness.core.units import format_count
 
 
 def compare(
-    study: options.StudyName,
+    study: Annotated[str | None, typer.Argument(help="A study's name, or the path of its folder.")] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's cost columns beside ours; needs no study.")
+    ] = False,
     published: Annotated[bool, typer.Option("--published", help="Lay the published tables beside.")] = False,
     results: options.Results = Path("results"),
     json: options.Json = False,
@@ -20,6 +24,11 @@ def compare(
     from harness.reporting import compare as make_comparison
     from harness.reporting import load_study
 
+    if paper == (study is not None):
+        raise UserError("say either a STUDY to compare, or --paper")
+    if study is None:
+        _compare_paper(json)
+        return
     document = make_comparison(load_study(options.study_path(study, results)), published=published)
     if json:
         print_json(document)
@@ -42,6 +51,34 @@ def compare(
     console.print(document["headline"])
     if not document["converged"]:
         console.print(f"[dim]{document['note']}[/dim]")
+
+
+def _compare_paper(json: bool) -> None:
+    """Print published parameters, MACs and FLOPs beside ours."""
+    from harness.reporting import compare_with_paper
+
+    rows = compare_with_paper()
+    if json:
+        print_json({"rows": rows})
+        return
+    table = [
+        [
+            str(row["network"]),
+            str(row["source"]),
+            f"×{row['scale']}",
+            format_number(row["gamma"]),
+            str(row["quantity"]),
+            format_count(row["published"]),
+            format_count(row["ours"]),
+            f"{row['difference_percent']:+.2f} %",
+        ]
+        for row in rows
+    ]
+    columns = ["", "source", "scale", "γ", "", "published", "ours", "difference"]
+    print_table("published costs of CAMixerSR (CVPR 2024) and ours", columns, table, text_columns=2)
+    for quantity in ("macs", "flops", "params"):
+        for convention in dict.fromkeys(str(row["convention"]) for row in rows if row["quantity"] == quantity):
+            console.print(f"{quantity}: {convention}")
 
 
 def _print_published(rows: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from harness.reporting.comparison import compare
 from harness.reporting.front import pick, study_front
 from harness.reporting.html import ReportFiles, write_report
+from harness.reporting.paper import compare_with_paper
 from harness.reporting.plots import draw_front_html, draw_front_png
 from harness.reporting.published import load_published, published_dir
 from harness.reporting.study import Point, Study, load_study
@@ -14,6 +15,7 @@ __all__ = [
     "ReportFiles",
     "Study",
     "compare",
+    "compare_with_paper",
     "draw_front_html",
     "draw_front_png",
     "front_table",

@@ -28,11 +28,11 @@ def load_published(scale: int) -> list[dict[str, Any]]:
     All were trained to convergence on full data, as `trained_on` says. Source: CAMixerSR, CVPR 2024, and supplementary.
     """
     rows: list[dict[str, Any]] = []
-    for line in _read("light_by_gamma.csv"):
+    for line in read_published_table("light_by_gamma.csv"):
         if int(line["scale"]) == scale:
             label = f"CAMixerSR γ={float(line['gamma']):g}"
             rows += _datasets(line, label, float(line["gamma"]), line["trained_on"], "CAMixerSR supplementary, table 3")
-    for line in _read("light_peers_x4.csv"):
+    for line in read_published_table("light_peers_x4.csv"):
         if int(line["scale"]) == scale:
             gamma = 0.5 if line["method"] == "CAMixerSR" else None
             rows += _datasets(line, line["method"], gamma, "full data", "CAMixerSR main paper, lightweight SR ×4")
@@ -57,6 +57,7 @@ def _datasets(line: dict[str, str], label: str, gamma: float | None, data: str, 
     ]
 
 
-def _read(name: str) -> list[dict[str, str]]:
+def read_published_table(name: str) -> list[dict[str, str]]:
+    """Return the lines of a transcribed table, as text by column name."""
     with (published_dir() / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
