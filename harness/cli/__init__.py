@@ -14,7 +14,7 @@ _UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries c
 def main() -> None:
     """Run the `harness` command: exit code 0, 1 for our own failures, 2 with one line for a user's mistake."""
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except UserError as error:
         _refuse(str(error))
     except OSError as error:

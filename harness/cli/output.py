@@ -111,7 +111,8 @@ class TrainingBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if messages.is_terminal:  # stopping what was never started would print an empty line
+            self._progress.stop()
 
     def phase(self, record_id: str, label: str, phase: str) -> None:
         """Show that a trial enters a phase."""

@@ -67,7 +67,8 @@ def search(
     name = study or path.stem
     _check_study_name(name)
     setup = _make_setup(name, parsed, results, device, options.resolve_threads(threads), download)
-    record = study_record(name, parsed, path.read_text(encoding="utf-8"), setup)
+    given_here = "".join(f"# on the command line: {key}: {value}\n" for key, value in overrides.items())
+    record = study_record(name, parsed, path.read_text(encoding="utf-8") + given_here, setup)
     if setup.folder.study_file.is_file():
         known = setup.folder.read_study()
         if known.space_hash == record.space_hash:  # the study goes on under the record that it began with

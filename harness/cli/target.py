@@ -34,7 +34,12 @@ def resolve_config(model: str, scale: int | None, gamma: float | None, policy: s
         return config
     if not isinstance(config, CAMixerSRConfig):
         raise UserError(f"--gamma and --routing: {config.label()} does not route")
-    settings = {"policy": policy or config.routing.policy, "gamma": config.routing.gamma if gamma is None else gamma}
+    settings: dict[str, Any] = {
+        "policy": policy or config.routing.policy,
+        "gamma": config.routing.gamma if gamma is None else gamma,
+    }
+    if settings["policy"] == "detail":  # calibrated once, for any γ
+        settings["block_weights"] = config.routing.block_weights
     if settings["policy"] == "schedule":
         raise UserError(f"--gamma: {model} routes by a schedule, which has a γ for each block; give --routing too")
     return config.with_routing(parse_config(RoutingConfig, settings, "--gamma/--routing"))
