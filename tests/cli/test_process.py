@@ -1,0 +1,66 @@
+"""What only a process of its own shows: imports, exit codes, where output goes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.cli.app import app
+from tests.cli.conftest import Call, run_harness
+from tests.photographs import Photographs
+from tests.spaces import tiny_space
+
+PRINT_LOADED = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+HEAVY = ("torch", "mlflow", "optuna", "pandas", "matplotlib", "plotly", "sqlalchemy", "numpy")
+COMMANDS = sorted(str(command.name) for command in app.registered_commands)
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return which heavy modules are loaded after the code ran in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_LOADED + code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = done.stderr.split()
+    assert "harness" in loaded
+    return set(HEAVY).intersection(loaded)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import harness", "import harness.cli", "import harness.cli as c; sys.argv = ['harness', '--help']; c.main()"],
+    ids=["import", "import of the commands", "--help"],
+)
+def test_starts_without_heavy_imports(code: str) -> None:
+    assert loaded_by(code) == set()
+
+
+def test_help_of_every_command(call: Call) -> None:
+    assert {"search", "train", "evaluate", "profile", "compare", "report", "export", "upscale"} <= set(COMMANDS)
+    overview = call("--help")
+    assert (overview.code, overview.err) == (0, "")
+    assert call().out == overview.out
+    for command in COMMANDS:
+        assert command in overview.out
+        shown = call(command, "--help")
+        assert (shown.code, shown.err) == (0, "")
+        assert f"harness {command}" in shown.out
+        assert call(command, "-h").out == shown.out
+
+
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path: Path, photographs: Photographs) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(tiny_space(photographs, objectives=["psnr"])), encoding="utf-8")
+    message = run_harness("search", "space.yaml", cwd=tmp_path).mistake
+    assert re.match(r"space\.yaml:\d+: objectives: unknown metric 'psnr'; expected one of: .*psnr_db", message)
+    assert list(tmp_path.iterdir()) == [space]
+
+
+def test_the_module_and_the_script_are_one(call: Call) -> None:
+    script = Path(sys.executable).with_name("harness")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.split() == call("--help").out.split()
