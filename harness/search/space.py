@@ -41,6 +41,10 @@ ROUTING_DIMENSIONS = ("routing.gamma", "routing.policy")
 _SIZE = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], "height, width"]
 
 
+# What the baselines must share with the networks that they are compared with.
+_SAME_FOR_ALL = frozenset({"steps", "batch_size", "hr_patch_size", "augment", "seed", "recipe"})
+
+
 class Dimension(FrozenConfig):
     """One dimension: `choices`, or `low` to `high` (whole numbers when all are) with `step`, or `log` without one.
 
@@ -192,6 +196,7 @@ class SearchSpace(FrozenConfig):
     data: SpaceData = SpaceData()
     model: dict[str, Any] = {}
     training: dict[str, Any] = {}
+    baseline_training: dict[str, Any] = {}
     routing: RoutingSettings = RoutingSettings()
     dimensions: Annotated[dict[str, Dimension], Field(min_length=1)]
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
@@ -242,6 +247,11 @@ class SearchSpace(FrozenConfig):
             raise UserError(f"training.recipe: unknown recipe {recipe!r}; expected 'paper', or no recipe at all")
         base = PAPER_RECIPE.model_dump() if recipe == "paper" else {"seed": self.seed}
         return parse_config(TrainingConfig, {**base, **settings, **_part(values, "training.")}, "training")
+
+    def baseline_training_config(self) -> TrainingConfig:
+        """Return the training of the baselines: the fixed settings, `baseline_training` winning over them."""
+        changed = self.training_config().model_dump() | self.baseline_training
+        return parse_config(TrainingConfig, changed, "baseline_training")
 
     def model_config_for(
         self, values: Mapping[str, Any] | None = None
@@ -321,7 +331,13 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
         raise located.error(("model", "scale"), "the scale stands at the top level")
     if "routing" in space.model:
         raise located.error(("model", "routing"), "the routing stands at the top level")
-    for section, build in (("model", space.model_config_for), ("training", space.training_config)):
+    for key in _SAME_FOR_ALL & space.baseline_training.keys():
+        raise located.error(("baseline_training", key), "baselines train on the same images for the same steps")
+    for section, build in (
+        ("model", space.model_config_for),
+        ("training", space.training_config),
+        ("baseline_training", space.baseline_training_config),
+    ):
         try:
             build()
         except UserError as error:
@@ -363,8 +379,8 @@ def _fields(section: str, family: str) -> list[str]:
         "swinir": SwinIRConfig,
         "bicubic": BicubicConfig,
     }
-    config = TrainingConfig if section == "training" else families.get(family, CAMixerSRConfig)
-    hidden = {"scale", "routing"} if section == "model" else set()
+    config = families.get(family, CAMixerSRConfig) if section == "model" else TrainingConfig
+    hidden = {"model": {"scale", "routing"}, "baseline_training": _SAME_FOR_ALL}.get(section, set())
     extra = ["recipe"] if section == "training" else []
     return [name for name in config.model_fields if name not in hidden] + extra
 

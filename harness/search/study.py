@@ -207,7 +207,7 @@ class _Search:
         if isinstance(model, SwinIRConfig):  # the baseline gets the residual that the networks get
             residual = bool(self.space.model.get("image_residual", False))
             model = model.model_copy(update={"image_residual": residual})
-        training: TrainingConfig | None = None if name == "bicubic" else self.space.training_config()
+        training: TrainingConfig | None = None if name == "bicubic" else self.space.baseline_training_config()
         proposal = Proposal(record_id, "baseline", None, model, training, (None,), None)
         record = run_trial(self.setup, proposal, progress=self.progress, should_stop=self.should_stop)
         self._finish(record)

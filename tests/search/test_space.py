@@ -12,8 +12,9 @@ from harness.core.errors import UserError
 from harness.models import preset_config
 from harness.search import SearchSpace, find_space, preset_names, read_space
 from harness.search.proposals import count_networks, decode, encode_values, grid
-from harness.search.space import Dimension, encode
+from harness.search.space import Dimension, encode, load_space
 from harness.search.space import presets_dir as find_presets_dir
+from harness.search.yaml_lines import parse_yaml
 
 SPACE = """\
 scale: 4
@@ -579,3 +580,20 @@ class TestPresets:
 
     def test_a_preset_may_be_named_by_its_path(self) -> None:
         assert find_space(str(find_presets_dir() / "quickstart.yaml")) == find_space("quickstart")
+
+
+def test_baselines_may_have_their_own_rate_but_not_their_own_data_or_steps() -> None:
+    text = (find_presets_dir() / "quickstart.yaml").read_text(encoding="utf-8")
+    space = load_space(parse_yaml(text, "quickstart.yaml"))
+    own, shared = space.baseline_training_config(), space.training_config()
+    assert own.learning_rate == 5e-4 != shared.learning_rate
+    assert own.model_copy(update={"learning_rate": shared.learning_rate}) == shared
+    line = text.splitlines().index(next(row for row in text.splitlines() if row.startswith("baseline_training"))) + 1
+    for settings, finding in (
+        ("{steps: 4}", "same steps"),
+        ("{learning_rat: 1}", "unknown key; allowed: learning_rate"),
+        ("{learning_rate: -1}", "greater than 0"),
+    ):
+        changed = text.replace("{learning_rate: 5.0e-4}", settings)
+        with pytest.raises(UserError, match=rf"^space\.yaml:{line}: .*{finding}"):
+            load_space(parse_yaml(changed, "space.yaml"))
