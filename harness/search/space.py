@@ -245,7 +245,7 @@ class SearchSpace(FrozenConfig):
         recipe = settings.pop("recipe", None)
         if recipe not in (None, "paper"):
             raise UserError(f"training.recipe: unknown recipe {recipe!r}; expected 'paper', or no recipe at all")
-        base = PAPER_RECIPE.model_dump() if recipe == "paper" else {"seed": self.seed}
+        base = {**(PAPER_RECIPE.model_dump() if recipe == "paper" else {}), "seed": self.seed}
         return parse_config(TrainingConfig, {**base, **settings, **_part(values, "training.")}, "training")
 
     def baseline_training_config(self) -> TrainingConfig:

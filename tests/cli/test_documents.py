@@ -74,7 +74,11 @@ class TestProfile:
 
     @pytest.mark.parametrize(
         ("model", "scale", "params"),
-        [("camixersr-s", 4, 351_238), ("camixersr-b", 2, 745_846), ("swinir-light", 3, 918_267)],
+        [
+            ("camixersr-s", 4, 351_238),
+            pytest.param("camixersr-b", 2, 745_846, marks=pytest.mark.slow),
+            pytest.param("swinir-light", 3, 918_267, marks=pytest.mark.slow),
+        ],
     )
     def test_presets_have_the_published_parameters(self, call: Call, model: str, scale: int, params: int) -> None:
         arguments = ("--scale", str(scale), "--input-size", "16", "16", "--no-reference", "--json")
@@ -232,7 +236,9 @@ class TestCompare:
 
 def test_documents_are_alone_on_stdout(study: FinishedStudy) -> None:
     """In a process of its own, whatever libraries print."""
-    outcome = run_harness("profile", study.folder / "bundles" / "knee", "--input-size", "8", "8", "--json", *QUICK)
+    outcome = run_harness(
+        "profile", study.folder / "bundles" / "knee", "--input-size", "8", "8", "--no-reference", "--json", *QUICK
+    )
     assert outcome.document["weights"].endswith("model.safetensors")
     assert outcome.out.startswith("{\n")
     assert outcome.out.endswith("}\n")

@@ -424,6 +424,7 @@ class TestConfigs:
 
     def test_training_takes_the_seed_of_the_space(self, tmp_path: Path) -> None:
         assert read(tmp_path, SPACE + "seed: 7\n").training_config().seed == 7
+        assert read(tmp_path, replaced("steps: 2", "recipe: paper") + "seed: 7\n").training_config().seed == 7
 
     def test_macs_are_counted_for_720p_unless_told(self, tmp_path: Path) -> None:
         assert read(tmp_path, SPACE).macs_input_size == (180, 320)

@@ -81,6 +81,7 @@ class TestRun:
             record.number for record in study.trained
         }
 
+    @pytest.mark.slow
     def test_is_reproducible(self, make_study: MakeStudy) -> None:
         suggestions: list[object] = []
         for name in ("one", "two"):
@@ -310,16 +311,16 @@ class TestResumption:
 
     def test_killed_again_and_again_but_getting_on(self, make_study: MakeStudy) -> None:
         study = make_study(
-            training={"steps": 8, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 1},
+            training={"steps": 6, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 1},
             budget={"networks": 1},
         )
-        for step in (2, 3, 4, 5, 6, 7):
+        for step in (2, 3, 4, 5):
             with pytest.raises(Killed):
                 study.run(progress=_KillAfter(step))
         study.run()
         (record,) = study.records
         assert record.training_result is not None
-        assert record.training_result.resumed_from == (1, 2, 3, 4, 5, 6)
+        assert record.training_result.resumed_from == (1, 2, 3, 4)
 
     def test_a_proposal_that_kills_the_process_is_given_up(self, make_study: MakeStudy) -> None:
         study = make_study(
@@ -383,7 +384,7 @@ class _Count(Silent):
 
 
 class TestKilledBetweenAnyTwoSteps:
-    @pytest.mark.parametrize("moment", ["before", "after"])
+    @pytest.mark.parametrize("moment", ["before", pytest.param("after", marks=pytest.mark.slow)])
     @pytest.mark.parametrize(
         ("owner", "name"),
         [
@@ -609,7 +610,10 @@ _DIMENSIONS: dict[str, Any] = {
 
 
 class TestSamplers:
-    @pytest.mark.parametrize("name", ["tpe", "nsga2", "nsga3", "gp", "qmc", "random"])
+    @pytest.mark.parametrize(
+        "name",
+        ["tpe", "nsga2", "gp", "qmc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nsga3", "random"))],
+    )
     def test_every_sampler_searches_every_kind_of_dimension(
         self, make_study: MakeStudy, name: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
