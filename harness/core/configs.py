@@ -7,14 +7,24 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from harness.core.errors import UserError, describe_validation_error
 
 Scale = Literal[2, 3, 4]
-Policy = Literal["fixed", "probability", "threshold", "schedule"]
+Policy = Literal["fixed", "probability", "threshold", "schedule", "detail"]
 Precision = Literal["fp32", "bf16", "fp16"]
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]  # AdamW divides by 1 − β^step
 
 
@@ -40,17 +50,40 @@ class RoutingConfig(FrozenConfig):
     `probability`: K = floor(Σw + 0.5), w = 2γ·p for γ ≤ .5 and p + (2γ−1)(1−p) above.
     `threshold`: the windows with p > 0.5, γ ignored.
     `schedule`: K = floor(γ_b·N + 1e-9) with one γ_b for each block.
+    `detail`: with S blocks, the floor(γSN + 1e-9) pairs of block and window with the highest w_b·e_n get attention,
+    w_b the block's weight of `block_weights` and e_n the detail of the window in the input image (`measure_detail`);
+    blocks of weight 0 get none. The logits play no part. `harness calibrate` finds the weights.
     """
 
     policy: Policy = "fixed"
     gamma: UnitInterval = 0.5
     schedule: tuple[UnitInterval, ...] | None = None
+    block_weights: tuple[Weight, ...] | None = None
 
     @model_validator(mode="after")
     def _schedule_goes_with_its_policy(self) -> Self:
         if (self.policy == "schedule") != (self.schedule is not None):
             raise ValueError("`schedule` (a γ for each block) goes with policy 'schedule', and only with it")
+        if (self.policy == "detail") != (self.block_weights is not None):
+            raise ValueError("`block_weights` (one for each block) goes with policy 'detail', and only with it")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_weights(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `block_weights` only where there are any, so that every other routing keeps its hash."""
+        values: dict[str, Any] = handler(self)
+        if self.block_weights is None:
+            values.pop("block_weights", None)
+        return values
+
+    @property
+    def per_block(self) -> tuple[float, ...] | None:
+        """The γ_b of a schedule or the weights of `detail`, one for each block; None for the other policies."""
+        return self.schedule if self.schedule is not None else self.block_weights
+
+    def never_attends(self, block: int) -> bool:
+        """Whether a block gets no attention whatever the image; its offsets, q and k are then dead."""
+        return self.per_block is not None and self.per_block[block] == 0
 
     def label(self) -> str:
         """Return a short name such as 'fixed γ=0.5' or 'threshold'."""
@@ -81,10 +114,11 @@ class CAMixerSRConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _schedule_fits_blocks(self) -> Self:
-        schedule = self.routing.schedule
-        if schedule is not None and len(schedule) != self.num_blocks:
+        per_block = self.routing.per_block
+        if per_block is not None and len(per_block) != self.num_blocks:
+            name = "schedule" if self.routing.schedule is not None else "block_weights"
             raise ValueError(
-                f"routing.schedule has {len(schedule)} values, but groups {self.groups} have {self.num_blocks} blocks"
+                f"routing.{name} has {len(per_block)} values, but groups {self.groups} have {self.num_blocks} blocks"
             )
         return self
 

@@ -246,8 +246,8 @@ def point_id(network: str, routing: RoutingConfig | None) -> str:
     """Return the identity of a point: the network's and its routing's."""
     if routing is None:
         return network
-    if routing.policy == "schedule":
-        return f"{network}/schedule-{routing.config_hash()[:6]}"
+    if routing.per_block is not None:
+        return f"{network}/{routing.policy}-{routing.config_hash()[:6]}"
     return (
         f"{network}/{routing.policy}"
         if routing.policy == "threshold"

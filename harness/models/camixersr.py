@@ -11,10 +11,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
+from harness.core.errors import UserError
 from harness.models.bicubic import upscale_bicubic
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
-from harness.models.routing import select_windows
+from harness.models.routing import RoutingPlan, plan_routing, select_windows
 
 _SLOPE = 0.1
 _EPS = 1e-6
@@ -143,7 +144,7 @@ class CAMixer(nn.Module):
         self,
         x_BHWC: Tensor,
         condition_BHWX: Tensor | None,
-        routing: RoutingConfig,
+        plan: RoutingPlan,
         generator: Generator | None,
         noise: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -154,7 +155,7 @@ class CAMixer(nn.Module):
         if self.training:
             mixed_BHWC, hard_share_B = self._mix_masked(x_BHWC, value_BHWC, features_BHWE, generator, noise)
         else:
-            mixed_BHWC, hard_share_B = self._mix_selected(x_BHWC, value_BHWC, features_BHWE, routing)
+            mixed_BHWC, hard_share_B = self._mix_selected(x_BHWC, value_BHWC, features_BHWE, plan)
         convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWC)))
         channel_B11C = self.predictor.attend_channels(features_BHWE)
         if channel_B11C is not None:
@@ -162,16 +163,20 @@ class CAMixer(nn.Module):
         return self.out(convolved + mixed_BHWC), hard_share_B
 
     def _mix_selected(
-        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, routing: RoutingConfig
+        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan
     ) -> tuple[Tensor, Tensor]:
         """Inference: attention for the selected windows, spatial attention for the others."""
         B, H, W, C = x_BHWC.shape
         M = self.window
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
         mixed_BHWC = value_BHWC.clone() if spatial_BHW1 is None else value_BHWC * spatial_BHW1
-        if routing.schedule is not None and routing.schedule[self.block] == 0:
+        if plan.routing.never_attends(self.block):
             return mixed_BHWC, x_BHWC.new_zeros(B)  # offsets, logits, q and k are dead by construction
-        mask_BN = select_windows(self.predictor.route(features_BHWE), routing, self.block)
+        if plan.mask_SBN is not None:
+            mask_BN = plan.mask_SBN[self.block]  # the logits are dead
+        else:
+            logits_BN2 = self.predictor.route(features_BHWE)
+            mask_BN = select_windows(logits_BN2, plan.routing, self.block, plan.importance_BN)
         keyed_BHWC = self._warped_sum(x_BHWC, features_BHWE)
         image_K, row_K, column_K = mask_BN.view(B, H // M, W // M).nonzero(as_tuple=True)
         query_KLC = self.query(as_windows(x_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C))
@@ -227,6 +232,17 @@ def draw_mask(logits_BN2: Tensor, generator: Generator | None, noise: bool) -> T
     return onehot_BN - soft_BN.detach() + soft_BN
 
 
+def check_importance(importance_BHW: Tensor, input_BCHW: Tensor) -> None:
+    """Raise `UserError` unless a map of importance is finite and lies over the images, one for each or one for all."""
+    count, (h, w) = len(input_BCHW), input_BCHW.shape[-2:]
+    if importance_BHW.dim() != 3 or importance_BHW.shape[0] not in (1, count) or importance_BHW.shape[1:] != (h, w):
+        raise UserError(
+            f"the map of importance has shape {tuple(importance_BHW.shape)}, expected ({count} or 1, {h}, {w})"
+        )
+    if not torch.isfinite(importance_BHW).all():
+        raise UserError("the map of importance holds values that are not finite; expected 0 where nothing matters")
+
+
 class GatedFFN(nn.Module):
     """The convolutional feed-forward network: 1×1 C→2C, depthwise 3×3, GELU(a)·b, 1×1 C→C; no biases."""
 
@@ -257,12 +273,12 @@ class Block(nn.Module):
         self,
         x_BHWC: Tensor,
         condition_BHWX: Tensor | None,
-        routing: RoutingConfig,
+        plan: RoutingPlan,
         generator: Generator | None,
         noise: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return the features and each image's share of hard windows."""
-        mixed, hard_share_B = self.mixer(x_BHWC, condition_BHWX, routing, generator, noise)
+        mixed, hard_share_B = self.mixer(x_BHWC, condition_BHWX, plan, generator, noise)
         x_BHWC = self.norm1(mixed + x_BHWC)
         return self.norm2(self.ffn(x_BHWC) + x_BHWC), hard_share_B
 
@@ -318,11 +334,21 @@ class CAMixerSR(SRNetwork):
     def routing(self, routing: RoutingConfig) -> None:
         self.config = self.config.with_routing(routing)
 
-    def restore(self, input_BCHW: Tensor, *, generator: Generator | None = None) -> Restoration:
-        """Restore a batch of any size; see `Restoration`."""
+    def restore(
+        self, input_BCHW: Tensor, *, generator: Generator | None = None, importance_BHW: Tensor | None = None
+    ) -> Restoration:
+        """Restore a batch of any size; see `Restoration`.
+
+        `importance_BHW` (a map for each image, or one for all: 1×h×w) guides the attention at inference: its mean over
+        a window is added to what windows are ranked by, the logit difference or, under `detail`, log w_b + log e_n. The
+        number of windows that get attention stays the policy's own; a map of zeros changes nothing.
+        """
         config = self.config
         h, w = input_BCHW.shape[-2:]
+        if importance_BHW is not None:
+            check_importance(importance_BHW, input_BCHW)
         padded_BCHW = pad_to_multiple(input_BCHW, config.window)
+        plan = plan_routing(config.routing, padded_BCHW, (h, w), config.window, importance_BHW)
         shallow_BHWC = to_channels_last(self.head(padded_BCHW.contiguous(memory_format=torch.channels_last)))
         condition_BHWX = self._conditions(shallow_BHWC)
         x_BHWC = shallow_BHWC
@@ -330,7 +356,7 @@ class CAMixerSR(SRNetwork):
         for group in self.groups:
             start_BHWC = x_BHWC
             for block in group.blocks:  # type: ignore[union-attr]
-                x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, config.routing, generator, self.routing_noise)
+                x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, plan, generator, self.routing_noise)
                 shares.append(hard_share_B)
             x_BHWC = group.tail(x_BHWC) + start_BHWC  # type: ignore[operator]
         deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC

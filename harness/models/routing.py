@@ -2,13 +2,23 @@
 
 The released network draws noise at inference and couples the images of a batch; here the windows of each image are
 ranked by the logit difference "hard minus simple" (which, unlike the probability, does not saturate in float32), ties
-in window order, and the policy says how many of them are hard.
+in window order, and the policy says how many of them are hard. The policy `detail` ranks by the detail of the input
+instead, over all blocks at once. A map of importance may be added to either ranking.
+
+Shape suffixes: B images, H W sides in pixels, N windows of an image, S blocks.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from harness.core.configs import RoutingConfig
+
+_LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # of BT.601, for inputs in [0, 1]
+_LEAST_DETAIL = 1e-12  # of flat windows, so that they are ranked by the weights of the blocks alone
 
 
 def count_fixed(gamma: float, num_windows: int) -> int:
@@ -16,20 +26,101 @@ def count_fixed(gamma: float, num_windows: int) -> int:
     return int(gamma * num_windows + 1e-9)
 
 
-def select_windows(logits_BN2: Tensor, routing: RoutingConfig, block: int) -> Tensor:
-    """Select the hard windows of one block: a boolean mask B×N.
+def select_windows(
+    logits_BN2: Tensor, routing: RoutingConfig, block: int, importance_BN: Tensor | None = None
+) -> Tensor:
+    """Select the hard windows of one block by its logits: a boolean mask B×N, of any policy but `detail`.
 
     `logits_BN2`: routing logits, [..., 0] for "hard". The policies are those of `RoutingConfig`; `block` counts from 0
-    over the whole network and picks γ_b of a schedule. Image i's row depends on image i alone.
+    over the whole network and picks γ_b of a schedule. `importance_BN` is added to the logit differences that windows
+    are ranked by; it never changes K. Image i's row depends on image i alone.
     """
     num_windows = logits_BN2.shape[1]
-    if routing.policy == "threshold":
-        return logits_BN2[..., 0] > logits_BN2[..., 1]  # p > 0.5
-    ranks_BN = _rank(logits_BN2[..., 0] - logits_BN2[..., 1])
+    difference_BN = logits_BN2[..., 0] - logits_BN2[..., 1]
+    score_BN = difference_BN if importance_BN is None else difference_BN + importance_BN
+    if routing.policy == "threshold":  # p > 0.5
+        if importance_BN is None:
+            return difference_BN > 0
+        return _rank(score_BN) < (difference_BN > 0).sum(1, keepdim=True)
+    ranks_BN = _rank(score_BN)
     if routing.policy == "probability":
         return ranks_BN < _count_by_probability(logits_BN2, routing.gamma)
     gamma = routing.schedule[block] if routing.schedule is not None else routing.gamma
     return ranks_BN < count_fixed(gamma, num_windows)
+
+
+def select_by_detail(detail_BN: Tensor, routing: RoutingConfig, importance_BN: Tensor | None = None) -> Tensor:
+    """Select the hard windows of all blocks under the policy `detail`: a boolean mask S×B×N.
+
+    The floor(γSN + 1e-9) pairs with the highest log w_b + log e_n, plus `importance_BN` where it is given, get
+    attention: ties in the order of the blocks, then of the windows. Blocks of weight 0 get none.
+    """
+    assert routing.block_weights is not None
+    num_images, num_windows = detail_BN.shape
+    num_blocks = len(routing.block_weights)
+    alive = [block for block, weight in enumerate(routing.block_weights) if weight > 0]
+    weights_S = torch.tensor([math.log(routing.block_weights[block]) for block in alive], dtype=torch.float64)
+    score_BN = detail_BN.double().clamp(min=_LEAST_DETAIL).log()
+    if importance_BN is not None:
+        score_BN = score_BN + importance_BN
+    score_BSN = weights_S.to(score_BN.device)[None, :, None] + score_BN[:, None]
+    ranks_BX = _rank(score_BSN.reshape(num_images, len(alive) * num_windows))
+    chosen_BX = ranks_BX < count_fixed(routing.gamma, num_blocks * num_windows)
+    mask_SBN = torch.zeros(num_blocks, num_images, num_windows, dtype=torch.bool, device=detail_BN.device)
+    mask_SBN[alive] = chosen_BX.view(num_images, len(alive), num_windows).transpose(0, 1)
+    return mask_SBN
+
+
+def measure_detail(padded_BCHW: Tensor, size: tuple[int, int], window: int) -> Tensor:
+    """Return the detail e_n of each window (B×N ≥ 0, float64): the sum of (Y − mean of Y over 3×3)² of its pixels.
+
+    `padded_BCHW`: RGB in [0, 1], padded to multiples of `window`; Y is the luma of BT.601, borders are replicated. Only
+    the pixels of the image itself, `size` = (h, w) at the top left, count: what restores padding is cut off.
+    """
+    h, w = size
+    weights_C = torch.tensor(_LUMA, dtype=torch.float64, device=padded_BCHW.device)
+    luma_BHW = (padded_BCHW[..., :h, :w].double() * weights_C[:, None, None]).sum(1)
+    bordered_BHW = F.pad(luma_BHW[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    columns = bordered_BHW[..., :-2] + bordered_BHW[..., 1:-1] + bordered_BHW[..., 2:]
+    mean_BHW = (columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:]) / 9
+    return sum_over_windows((luma_BHW - mean_BHW).square(), window)
+
+
+def sum_over_windows(map_BHW: Tensor, window: int) -> Tensor:
+    """Sum a map over each window of `window`² pixels (B×N, row by row); windows may reach over right and bottom."""
+    B, H, W = map_BHW.shape
+    padded_BHW = F.pad(map_BHW, (0, -W % window, 0, -H % window))
+    return padded_BHW.view(B, -(-H // window), window, -(-W // window), window).sum(dim=(2, 4)).flatten(1)
+
+
+class RoutingPlan(NamedTuple):
+    """What routing one batch needs beside the logits of each block.
+
+    `importance_BN`: what is added to the ranking of each window. `mask_SBN`: the hard windows of all blocks where they
+    are known from the input alone (policy `detail`).
+    """
+
+    routing: RoutingConfig
+    importance_BN: Tensor | None
+    mask_SBN: Tensor | None
+
+
+def plan_routing(
+    routing: RoutingConfig, padded_BCHW: Tensor, size: tuple[int, int], window: int, importance_BHW: Tensor | None
+) -> RoutingPlan:
+    """Plan the routing of a batch of images of `size` = (h, w), padded to multiples of `window` at right and bottom.
+
+    `importance_BHW` (one map for each image, or one for all) lies over the images; a window's importance is the mean
+    over its pixels inside the image.
+    """
+    importance_BN = None
+    if importance_BHW is not None:
+        area_BN = sum_over_windows(torch.ones_like(importance_BHW), window)
+        importance_BN = (sum_over_windows(importance_BHW, window) / area_BN).expand(len(padded_BCHW), -1)
+    mask_SBN = None
+    if routing.policy == "detail":
+        mask_SBN = select_by_detail(measure_detail(padded_BCHW, size, window), routing, importance_BN)
+    return RoutingPlan(routing, importance_BN, mask_SBN)
 
 
 def _rank(score_BN: Tensor) -> Tensor:

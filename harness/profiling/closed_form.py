@@ -37,9 +37,9 @@ def macs_by_part(
     """Return the canonical MACs of each part of the network.
 
     `input_size` is the low-resolution (height, width) in pixels, before padding. `attention_share` is the realised K/N:
-    one number for all blocks or one for each; None takes it from the routing of the config: exactly for `fixed` and
-    `schedule`, in expectation (γ) for `probability`. A realised share gives the nearest integer. The image residual
-    and bicubic interpolation have no MACs.
+    one number for all blocks or one for each; None takes it from the routing of the config: exactly for `fixed`,
+    `schedule` and `detail`, in expectation (γ) for `probability`. A realised share gives the nearest integer. The image
+    residual and bicubic interpolation have no MACs.
 
     Raises `UserError` for sizes and shares that make no sense, and for `threshold` without a share.
     """
@@ -106,8 +106,9 @@ def _camixersr_parts(
     pixels = batch_size * height * width
     channels, area, blocks = config.channels, config.window**2, config.num_blocks
     windows = height * width // area
-    hard_windows = sum(_hard_windows_per_block(config, windows, batch_size, attention_share))
+    hard_windows = _count_hard_windows(config, windows, batch_size, attention_share)
     alive = sum(_needs_attention(config))
+    routed = 0 if config.routing.policy == "detail" else alive  # `detail` decides without the routing logits
 
     seen = _predictor_channels(config)
     hidden = seen // 4
@@ -119,7 +120,7 @@ def _camixersr_parts(
         "global_predictor": (8 * channels + 144) * pixels if config.global_condition else 0,
         "predictor_trunk": blocks * trunk * pixels,
         "offsets": alive * offsets * pixels if config.offsets else 0,
-        "routing": alive * routing * batch_size * windows,
+        "routing": routed * routing * batch_size * windows,
         "spatial_attention": blocks * 9 * hidden * pixels if config.spatial_attention else 0,
         "channel_attention": blocks * hidden * channels * batch_size if config.channel_attention else 0,
         "value": blocks * channels**2 * pixels,
@@ -138,16 +139,17 @@ def _predictor_channels(config: CAMixerSRConfig) -> int:
 
 
 def _needs_attention(config: CAMixerSRConfig) -> list[bool]:
-    """Say for each block whether it may attend; one scheduled to γ_b = 0 has no offsets, routing logits, q and k."""
-    if config.routing.schedule is not None:
-        return [gamma > 0 for gamma in config.routing.schedule]
-    return [True] * config.num_blocks
+    """Say for each block whether it may attend.
+
+    One with γ_b = 0 in a schedule, or of weight 0 under `detail`, has no offsets, routing logits, q and k.
+    """
+    return [not config.routing.never_attends(block) for block in range(config.num_blocks)]
 
 
-def _hard_windows_per_block(
+def _count_hard_windows(
     config: CAMixerSRConfig, windows: int, batch_size: int, attention_share: float | Sequence[float] | None
-) -> list[float]:
-    """Return K of the batch for each block: whole where the routing fixes it, else the share of all windows."""
+) -> float:
+    """Return K of the batch over all blocks: whole where the routing fixes it, else the share of all windows."""
     routing, blocks = config.routing, config.num_blocks
     if attention_share is not None:
         shares = list(attention_share) if isinstance(attention_share, Sequence) else [attention_share] * blocks
@@ -155,16 +157,19 @@ def _hard_windows_per_block(
             raise UserError(f"attention_share has {len(shares)} values, but groups {config.groups} make {blocks}")
         if not all(0 <= share <= 1 for share in shares):
             raise UserError(f"attention_share must lie between 0 and 1: got {attention_share}")
-        return [_without_rounding_error(share, batch_size * windows) for share in shares]
+        return sum(_without_rounding_error(share, batch_size * windows) for share in shares)
     if routing.policy == "probability":
-        return [routing.gamma * batch_size * windows] * blocks
+        return routing.gamma * batch_size * windows * blocks
+    if routing.policy == "detail":
+        reached = sum(_needs_attention(config)) * windows
+        return float(batch_size * min(math.floor(routing.gamma * blocks * windows + 1e-9), reached))
     if routing.policy == "threshold":
         raise UserError(
             "the cost of routing `threshold` depends on the image: give the realised attention_share (0 to 1), "
             "which evaluating the network reports"
         )
     gammas = routing.schedule if routing.schedule is not None else (routing.gamma,) * blocks
-    return [float(batch_size * math.floor(gamma * windows + 1e-9)) for gamma in gammas]
+    return float(batch_size * sum(math.floor(gamma * windows + 1e-9) for gamma in gammas))
 
 
 def _without_rounding_error(share: float, windows: int) -> float:

@@ -29,7 +29,7 @@ class Point:
 
     @property
     def identity(self) -> tuple[str, str | None, tuple[float, ...] | None, float | None]:
-        """(network, policy, schedule, realised attention share): what makes a point distinct from another.
+        """(network, policy, γ or weight of each block, realised attention share): what makes points distinct.
 
         Two γ that come to the same K in every block are the same point.
         """
@@ -37,7 +37,7 @@ class Point:
         return (
             self.record.network_id,
             routing.policy if routing else None,
-            routing.schedule if routing else None,
+            routing.per_block if routing else None,
             None if share is None else round(share, 9),
         )
 

@@ -146,8 +146,8 @@ def _point_values(point: PointRecord) -> Iterator[tuple[str, float | None]]:
 def _routing_name(routing: RoutingConfig) -> str:
     if routing.policy == "threshold":
         return "threshold"
-    if routing.policy == "schedule":
-        return f"schedule/{routing.config_hash()[:6]}"
+    if routing.per_block is not None:
+        return f"{routing.policy}/{routing.config_hash()[:6]}"
     short = f"{routing.gamma:.2f}"
     return f"{routing.policy}/gamma_{short if float(short) == routing.gamma else repr(routing.gamma)}"
 

@@ -28,6 +28,7 @@ UNIT = st.floats(0, 1)
 ROUTINGS = st.one_of(
     st.builds(RoutingConfig, policy=st.sampled_from(["fixed", "probability", "threshold"]), gamma=UNIT),
     st.builds(RoutingConfig, policy=st.just("schedule"), schedule=st.tuples(UNIT, UNIT, UNIT)),
+    st.builds(RoutingConfig, policy=st.just("detail"), gamma=UNIT, block_weights=st.tuples(UNIT, UNIT, UNIT)),
 )
 CAMIXERS = st.builds(
     CAMixerSRConfig,
@@ -104,6 +105,18 @@ def test_a_schedule_has_one_gamma_for_each_block() -> None:
         CAMixerSRConfig(groups=(2, 2)).with_routing(schedule)
 
 
+def test_detail_has_one_weight_for_each_block() -> None:
+    routing = RoutingConfig(policy="detail", block_weights=(2.0, 0.0, 0.5))
+    assert CAMixerSRConfig(groups=(1, 2), routing=routing).routing.never_attends(1)
+    with pytest.raises(ValidationError, match="routing.block_weights has 3 values, but groups .2, 2. have 4 blocks"):
+        CAMixerSRConfig(groups=(2, 2), routing=routing)
+    with pytest.raises(ValidationError, match="goes with policy 'detail', and only with it"):
+        RoutingConfig(policy="detail")
+    for wrong in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValidationError):
+            RoutingConfig(policy="detail", block_weights=(wrong,))
+
+
 @pytest.mark.parametrize("values", [{"policy": "schedule"}, {"policy": "fixed", "schedule": (0.5,)}])
 def test_a_schedule_goes_with_its_policy_alone(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="goes with policy 'schedule', and only with it"):
@@ -115,7 +128,7 @@ def test_a_schedule_goes_with_its_policy_alone(values: dict[str, Any]) -> None:
     [
         (RoutingConfig, {"gamma": 1.01}, r"gamma: .*less than or equal to 1 \(got 1.01\)"),
         (RoutingConfig, {"gamma": math.nan}, "gamma: "),
-        (RoutingConfig, {"policy": "random"}, r"policy: .*'fixed', 'probability', 'threshold' or 'schedule'"),
+        (RoutingConfig, {"policy": "random"}, r"policy: .*'fixed', 'probability', 'threshold', 'schedule' or 'detail'"),
         (CAMixerSRConfig, {"scale": 5}, r"scale: .*\(got 5\)"),
         (CAMixerSRConfig, {"groups": ()}, "groups: .*at least 1 item"),
         (CAMixerSRConfig, {"groups": (4, 0)}, r"groups\.1: .*greater than or equal to 1 \(got 0\)"),
@@ -229,8 +242,11 @@ def test_points_of_a_network_have_different_identities() -> None:
         RoutingConfig(policy="threshold"),
         RoutingConfig(policy="schedule", schedule=(0.5,)),
         RoutingConfig(policy="schedule", schedule=(0.5, 0.5)),
+        RoutingConfig(policy="detail", block_weights=(0.5,)),
+        RoutingConfig(policy="detail", block_weights=(0.5, 0.5)),
+        RoutingConfig(policy="detail", block_weights=(0.5, 0.5), gamma=0.25),
     ]
-    assert len({point_id("abc", routing) for routing in (*routings, None)}) == 9
+    assert len({point_id("abc", routing) for routing in (*routings, None)}) == 12
     assert point_id("abc", RoutingConfig(gamma=0.05)) == "abc/fixed-0.05"
     assert point_id("abc", RoutingConfig(policy="threshold", gamma=0.1)) == "abc/threshold"  # γ is ignored by it
     assert point_id("abc", None) == "abc"

@@ -58,12 +58,15 @@ def test_any_size_is_restored(config: AnyModelConfig, size: tuple[int, int]) -> 
     assert output.isfinite().all()
 
 
-@pytest.mark.parametrize("policy", ["fixed", "probability", "threshold", "schedule"])
+@pytest.mark.parametrize("policy", ["fixed", "probability", "threshold", "schedule", "detail"])
 @torch.inference_mode()
 def test_image_of_a_batch_equals_that_image_alone(policy: str) -> None:
     """Images of very different content, so that their K differ where the policy lets them."""
     schedule = (0.3, 0.0, 0.8) if policy == "schedule" else None
-    routing = RoutingConfig.model_validate({"policy": policy, "gamma": 0.6, "schedule": schedule})
+    weights = (0.3, 0.0, 0.8) if policy == "detail" else None
+    routing = RoutingConfig.model_validate(
+        {"policy": policy, "gamma": 0.4, "schedule": schedule, "block_weights": weights}
+    )
     network = build(CAMixerSRConfig(scale=2, groups=(2, 1), channels=8, window=4, routing=routing), seed=3)
     batch = torch.cat([noise(1, 3, 13, 22), torch.full((1, 3, 13, 22), 0.5), noise(1, 3, 13, 22, seed=1) ** 8])
     together = network(batch)

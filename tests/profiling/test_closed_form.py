@@ -107,6 +107,21 @@ def test_a_block_scheduled_to_zero_drops_what_attention_alone_needs() -> None:
     assert extra == canonical_macs(one, (16, 16)) - canonical_macs(none, (16, 16)) + warp
 
 
+def test_detail_spends_a_static_number_of_windows_without_routing_logits() -> None:
+    config = CAMixerSRConfig(channels=12, groups=(3,), window=8)
+    fixed_half, detail = (
+        macs_by_part(config.with_routing(routing), (16, 24), batch_size=2)
+        for routing in (fixed(0.5), RoutingConfig(policy="detail", gamma=0.5, block_weights=(1.0, 0.0, 3.0)))
+    )
+    assert detail["attention"] == fixed_half["attention"]  # 3 of 6 windows in 3 blocks; 9 of the 18 pairs
+    assert detail["query_key"] == fixed_half["query_key"]
+    assert detail["routing"] == 0
+    assert detail["offsets"] * 3 == fixed_half["offsets"] * 2
+    # Blocks of weight 0 cap what can be spent: 6 of 18 pairs.
+    one = config.with_routing(RoutingConfig(policy="detail", gamma=0.9, block_weights=(0.0, 0.0, 3.0)))
+    assert macs_by_part(one, (16, 24))["attention"] == 6 * 2 * 64**2 * 12
+
+
 def test_a_realised_share_stands_in_for_the_policy() -> None:
     config = CAMixerSRConfig(channels=12, groups=(2,), window=8, routing=RoutingConfig(policy="threshold"))
     half = canonical_macs(config.with_routing(fixed(0.5)), (16, 16))

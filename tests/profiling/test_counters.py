@@ -157,10 +157,16 @@ def camixersr_configs(draw: st.DrawFn) -> CAMixerSRConfig:
     groups = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
     gammas = st.sampled_from((0.0, 0.2, 0.5, 0.9, 1.0))
     chosen = draw(switches)
-    if draw(st.booleans()):
+    policy = draw(st.sampled_from(("fixed", "schedule", "detail")))
+    if policy == "fixed":
         routing = RoutingConfig(gamma=draw(gammas))
     else:
-        routing = RoutingConfig(policy="schedule", schedule=tuple(draw(gammas) for _ in range(sum(groups))))
+        values = tuple(draw(gammas) for _ in range(sum(groups)))
+        routing = (
+            RoutingConfig(policy="schedule", schedule=values)
+            if policy == "schedule"
+            else RoutingConfig(policy="detail", gamma=draw(gammas), block_weights=values)
+        )
         # Without either attention nothing reads the predictor of a block scheduled to 0, and a trace drops it as dead.
         chosen["spatial_attention"] |= not chosen["channel_attention"]
     return CAMixerSRConfig.model_validate(
