@@ -32,7 +32,8 @@ messages = _make_console(stderr=True)
 
 def command(name: str = "harness") -> str:
     """Return how to type a command of this installation: by name where the shell finds the same one, else by path."""
-    here = Path(sys.argv[0]).with_name(name)
+    started = Path(sys.argv[0])
+    here = (Path(sys.executable) if started.name == "__main__.py" else started).with_name(name)  # `python -m harness`
     found = shutil.which(name)
     return name if found and here.exists() and Path(found).samefile(here) else str(here)
 
