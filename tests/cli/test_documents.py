@@ -72,13 +72,10 @@ class TestProfile:
         assert macs[0] < macs[1] < macs[2]
         assert macs[2] - macs[1] == macs[1] - macs[0]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("model", "scale", "params"),
-        [
-            ("camixersr-s", 4, 351_238),
-            pytest.param("camixersr-b", 2, 745_846, marks=pytest.mark.slow),
-            pytest.param("swinir-light", 3, 918_267, marks=pytest.mark.slow),
-        ],
+        [("camixersr-s", 4, 351_238), ("camixersr-b", 2, 745_846), ("swinir-light", 3, 918_267)],
     )
     def test_presets_have_the_published_parameters(self, call: Call, model: str, scale: int, params: int) -> None:
         arguments = ("--scale", str(scale), "--input-size", "16", "16", "--no-reference", "--json")
@@ -234,6 +231,7 @@ class TestCompare:
         assert "not converged" in outcome.out
 
 
+@pytest.mark.slow
 def test_documents_are_alone_on_stdout(study: FinishedStudy) -> None:
     """In a process of its own, whatever libraries print."""
     outcome = run_harness(

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import harness
 from harness.cli.app import app
+from harness.cli.output import command
 from tests.cli.conftest import Call, run_harness
 from tests.photographs import Photographs
 from tests.spaces import tiny_space
@@ -64,3 +66,17 @@ def test_the_module_and_the_script_are_one(call: Call) -> None:
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0
     assert done.stdout.split() == call("--help").out.split()
+
+
+@pytest.mark.parametrize("started", ["harness", "-m harness"])
+def test_commands_to_type_next_are_those_of_this_installation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: str
+) -> None:
+    """By name where the shell finds the same script, by its path elsewhere, however the search was started."""
+    script = Path(sys.executable).with_name("harness")
+    package = Path(harness.__file__).with_name("__main__.py")
+    monkeypatch.setattr(sys, "argv", [str(package if started == "-m harness" else script)])
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert command() == "harness"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert command() == str(script)
