@@ -45,12 +45,12 @@ def test_help_of_every_command(call: Call) -> None:
     overview = call("--help")
     assert (overview.code, overview.err) == (0, "")
     assert call().out == overview.out
-    for command in COMMANDS:
-        assert command in overview.out
-        shown = call(command, "--help")
+    for name in COMMANDS:
+        assert name in overview.out
+        shown = call(name, "--help")
         assert (shown.code, shown.err) == (0, "")
-        assert f"harness {command}" in shown.out
-        assert call(command, "-h").out == shown.out
+        assert f"harness {name}" in shown.out
+        assert call(name, "-h").out == shown.out
 
 
 def test_a_mistake_is_one_line_and_writes_nothing(tmp_path: Path, photographs: Photographs) -> None:
