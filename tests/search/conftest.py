@@ -68,7 +68,9 @@ class Study:
 
     def database(self, url: str | None = None) -> optuna.Study:
         """Open the Optuna study."""
-        return optuna.load_study(study_name=self.folder.path.name, storage=url or f"sqlite:///{self.folder.database}")
+        url = url or f"sqlite:///{self.folder.database}"
+        storage = optuna.storages.RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
+        return optuna.load_study(study_name=self.folder.path.name, storage=storage)
 
     def trials(self, state: str | None = None, url: str | None = None) -> list[optuna.trial.FrozenTrial]:
         """Return the Optuna trials (of a state such as 'COMPLETE')."""
