@@ -177,6 +177,7 @@ class TestReportAndExport:
 
 
 class TestAgain:
+    @pytest.mark.slow
     def test_a_larger_budget_goes_on(self, call: Call, photographs: Photographs, tmp_path: Path) -> None:
         space = write_space(tmp_path / "again.yaml", tiny_space(photographs))
         first = call("search", space, "--networks", "1")
@@ -213,6 +214,7 @@ class TestAgain:
         assert not list((tmp_path / "run").glob("networks/*/checkpoint.pt"))
 
 
+@pytest.mark.slow
 def test_a_search_that_only_fails_ends_by_itself(call: Call, photographs: Photographs, tmp_path: Path) -> None:
     training = {"steps": 2, "batch_size": 1, "hr_patch_size": 32, "learning_rate": 1e30, "weight_decay": 0}
     space = write_space(tmp_path / "failing.yaml", tiny_space(photographs, training=training, baselines=[]))

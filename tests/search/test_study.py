@@ -579,6 +579,7 @@ class TestStorage:
         study.run({"budget.networks": 3}, storage=url)
         assert len(study.trained) == 3
 
+    @pytest.mark.slow
     def test_moving_to_another_storage_keeps_every_record(self, make_study: MakeStudy, tmp_path: Path) -> None:
         study = make_study(budget={"networks": 2})
         study.run()
@@ -665,6 +666,7 @@ class TestSamplers:
         assert ours == []
         assert capfd.readouterr().err == ""
 
+    @pytest.mark.slow
     def test_qmc_varies_categories_from_the_start(self, make_study: MakeStudy) -> None:
         """Dimensions that the sequence leaves aside are not drawn with the same seed every time."""
         study = make_study(
