@@ -58,7 +58,7 @@ def study_record(**changes: Any) -> StudyRecord:
     values: dict[str, Any] = {
         "name": STUDY,
         "scale": 4,
-        "task": "light",
+        "task": "classic",
         "protocol": "light",
         "objectives": PSNR_LATENCY_MACS,
         "constraints": ("macs <= 30e9",),

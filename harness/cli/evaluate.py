@@ -19,6 +19,10 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="How to score: light, large, ntire or odi.")] = "light",
     tile: Annotated[int | None, typer.Option(min=8, help="Low-resolution tile side; default: the protocol's.")] = None,
     overlap: Annotated[int, typer.Option(min=0, help="Overlap of tiles in low-resolution pixels.")] = 4,
+    wrap: Annotated[
+        int | None,
+        typer.Option(min=0, help="Columns by which panoramas go on around their seam; default: the protocol's."),
+    ] = None,
     device: options.TrainDevice = "cpu",
     threads: options.Threads = None,
     data_dir: options.DataDir = None,
@@ -45,7 +49,7 @@ def evaluate(
     try:
         with torch_threads(options.resolve_threads(threads)), counting("evaluating") as progress:
             record = run_evaluation(
-                network, dataset, rules, device=place, tile=tile, overlap=overlap, progress=progress
+                network, dataset, rules, device=place, tile=tile, overlap=overlap, wrap=wrap, progress=progress
             )
     except TrialFailedError as error:
         raise UserError(f"{model} with weights {origin}: {error}") from None
@@ -82,4 +86,5 @@ def evaluate(
         ]
     )
     title = f"{label} on {record.dataset}, protocol {record.protocol}, weights {origin}"
-    print_table(title, ["image", "PSNR (dB)", "SSIM", "attention share"], rows)
+    metrics = ["WS-PSNR (dB)", "WS-SSIM"] if rules.spherical else ["PSNR (dB)", "SSIM"]
+    print_table(title, ["image", *metrics, "attention share"], rows)

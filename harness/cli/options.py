@@ -17,6 +17,13 @@ class PolicyName(StrEnum):
     THRESHOLD = "threshold"
 
 
+class TaskName(StrEnum):
+    """What networks are trained for."""
+
+    CLASSIC = "classic"
+    ODI = "odi"
+
+
 Model = Annotated[
     str, typer.Argument(help="A preset (camixersr-s|m|b, swinir-light, bicubic), a config file, a bundle.")
 ]

@@ -23,7 +23,12 @@ def train(
     routing: options.Routing = None,
     recipe: Annotated[str | None, typer.Option(help="`paper` for the released set-up.")] = None,
     settings: options.Settings = None,
-    protocol: Annotated[str, typer.Option(help="How to score: light, large, ntire or odi.")] = "light",
+    task: Annotated[
+        options.TaskName, typer.Option(help="odi for whole panoramas: loss and score weighted by latitude.")
+    ] = options.TaskName.CLASSIC,
+    protocol: Annotated[
+        str | None, typer.Option(help="How to score: light, large, ntire or odi.  [default: light; odi for --task odi]")
+    ] = None,
     latency_device: Annotated[str, typer.Option(help="Where to measure latency: cpu:THREADS or cuda:INDEX.")] = "cpu:1",
     device: options.TrainDevice = "cpu",
     threads: options.Threads = None,
@@ -45,7 +50,10 @@ def train(
     config = resolve_config(model, scale, gamma, routing)
     if config.family == "bicubic":
         raise UserError("bicubic has no weights to train; expected another model")
-    training = _training_config(recipe, options.parse_settings(settings))
+    training = _training_config(recipe, {"task": task.value, **options.parse_settings(settings)})
+    if training.task == "odi" and protocol not in (None, "odi"):
+        raise UserError(f"--protocol {protocol}: panoramas are scored by latitude; expected odi, or no protocol at all")
+    rules = get_protocol(protocol or ("odi" if training.task == "odi" else "light"))
     cache = results / "cache"
     trained_on = open_dataset(train_images, scale=config.scale, split="train", data_dir=data_dir, cache_dir=cache)
     scored_on = open_dataset(validation, scale=config.scale, split="validation", data_dir=data_dir, cache_dir=cache)
@@ -58,7 +66,7 @@ def train(
         data=DataConfig(train=train_images, validation=validation, data_dir=str(data_dir) if data_dir else None),
         train=trained_on,
         validation=scored_on,
-        protocol=get_protocol(protocol),
+        protocol=rules,
         constraints=(),
         devices=(parse_device(latency_device).text,),
         latency_input_size=(64, 64),

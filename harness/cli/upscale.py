@@ -16,15 +16,23 @@ def upscale(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="A PNG file, or a folder.")],
     tile: Annotated[int, typer.Option(min=0, help="Tile side for large images in input pixels; 0: never tile.")] = 512,
     overlap: Annotated[int, typer.Option(min=0, help="Overlap of tiles in input pixels.")] = 32,
+    panorama: Annotated[
+        bool | None,
+        typer.Option(help="Images are panoramas: restore them without a seam.  [default: as the bundle was trained]"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     threads: options.Threads = None,
 ) -> None:
     """Upscale image files; outputs are PNG and never replaced unless asked to."""
     from harness.data.images import read_rgb, write_png
-    from harness.export import list_jobs, load_bundle, upscale_image
+    from harness.export import list_jobs, load_bundle, read_bundle_config, upscale_image
+    from harness.metrics import get_protocol
     from harness.trial.run import torch_threads
 
     network = load_bundle(bundle)
+    if panorama is None:
+        panorama = read_bundle_config(bundle).task == "odi"
+    wrap = get_protocol("odi").wrap if panorama else 0
     jobs = list_jobs(source, target)
     taken = [str(path) for _, path in jobs if path.exists()]
     if taken and not overwrite:
@@ -34,7 +42,12 @@ def upscale(
             image_HWC = read_rgb(path)
             with counting(f"upscaling {path.name}") as progress:
                 upscaled_HWC = upscale_image(
-                    network, image_HWC, tile=tile or None, overlap=min(overlap, tile // 2), progress=progress
+                    network,
+                    image_HWC,
+                    tile=tile or None,
+                    overlap=min(overlap, tile // 2),
+                    wrap=wrap,
+                    progress=progress,
                 )
             write_png(output, upscaled_HWC)
             console.print(f"{output}  {upscaled_HWC.shape[1]}×{upscaled_HWC.shape[0]}")

@@ -23,6 +23,7 @@ from harness.core.errors import UserError, describe_validation_error
 Scale = Literal[2, 3, 4]
 Policy = Literal["fixed", "probability", "threshold", "schedule", "detail"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Task = Literal["classic", "odi"]
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]  # AdamW divides by 1 − β^step
@@ -197,6 +198,9 @@ class TrainingConfig(FrozenConfig):
     `hr_patch_size` is the side of the high-resolution crop in pixels. `ratio_gamma` is γ in the paper's ratio loss
     2γ·(mean mask − 0.5)². `ema_decay` is reached after a warm-up min(decay, (1 + step)/(10 + step)), so that short runs
     are not averaged with their start. `recipe('paper')` gives the released set-up.
+
+    `task`: `classic`, or `odi` for omnidirectional images: whole equirectangular panoramas, whose L1 is weighted by the
+    latitude of each row and whose crops may lie across the seam; `augment` then flips left and right alone.
     """
 
     steps: Annotated[int, Field(ge=1)] = 10_000
@@ -213,6 +217,15 @@ class TrainingConfig(FrozenConfig):
     augment: bool = True
     checkpoint_interval: Annotated[int, Field(ge=1)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
+    task: Task = "classic"
+
+    @model_serializer(mode="wrap")
+    def _leave_out_classic_task(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `task` only where it is not `classic`, so that every classic training keeps its identity."""
+        values: dict[str, Any] = handler(self)
+        if self.task == "classic":
+            values.pop("task", None)
+        return values
 
     @property
     def hr_pixels(self) -> int:

@@ -17,6 +17,7 @@ from harness.core.configs import (
     ModelConfig,
     RoutingConfig,
     SwinIRConfig,
+    Task,
     TrainingConfig,
 )
 from harness.core.environment import EnvironmentRecord
@@ -58,7 +59,11 @@ class ImageScore(FrozenConfig):
 
 
 class EvaluationRecord(FrozenConfig):
-    """Mean scores over a dataset under a named protocol, and those of each image."""
+    """Mean scores over a dataset under a named protocol, and those of each image.
+
+    `tile` and `overlap` are the low-resolution tiles that images were restored in (None: whole), `wrap` the columns by
+    which panoramas were continued beyond each end of their seam.
+    """
 
     protocol: str
     scale: int
@@ -70,6 +75,9 @@ class EvaluationRecord(FrozenConfig):
     attention_share_per_block: tuple[float, ...] | None
     images: tuple[ImageScore, ...]
     seconds: float
+    tile: int | None = None
+    overlap: int = 0
+    wrap: int = 0
 
 
 class MacsRecord(FrozenConfig):
@@ -118,7 +126,8 @@ class LatencyRecord(FrozenConfig):
 class TrainingRecord(FrozenConfig):
     """What training did: steps, time, rates and the curves.
 
-    `curves` maps `loss`, `l1_loss`, `ratio_loss`, `attention_share` and `learning_rate` to values at `curve_steps`.
+    `curves` maps `loss`, `l1_loss` (`ws_l1_loss` where it is weighted by latitude), `ratio_loss`, `attention_share` and
+    `learning_rate` to values at `curve_steps`.
     `loader_images_per_second` is the loader alone, to be read beside `images_per_second` of whole steps.
     `resumed_from` is the step of the checkpoint that the run went on from.
     """
@@ -214,7 +223,7 @@ class StudyRecord(FrozenConfig):
     schema_version: Literal[1] = 1
     name: str
     scale: int
-    task: str
+    task: Task
     protocol: str
     objectives: tuple[ObjectiveConfig, ...]
     constraints: tuple[str, ...]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from harness.core.configs import FrozenConfig, ModelConfig
+from harness.core.configs import FrozenConfig, ModelConfig, Task
 from harness.core.environment import EnvironmentRecord, now, observe_environment
 from harness.core.errors import UserError, describe_validation_error
 from harness.core.records import PointRecord, TrialRecord
@@ -21,10 +21,14 @@ _CONFIG, _WEIGHTS, _METRICS, _CARD = "config.json", "model.safetensors", "metric
 
 
 class BundleConfig(FrozenConfig):
-    """What config.json holds: the network with the routing that it was picked with, and where it came from."""
+    """What config.json holds: the network with the routing that it was picked with, and where it came from.
+
+    `task` is what it was trained for: `odi` networks are for whole panoramas.
+    """
 
     format_version: Literal[1] = 1
     model: ModelConfig
+    task: Task = "classic"
     study: str
     record_id: str
     network_id: str
@@ -56,6 +60,7 @@ def write_bundle(
     assert getattr(network.config, "routing", None) == point.routing, "a bundle's metrics are those of its routing"
     config = BundleConfig(
         model=network.config,
+        task=record.training.task if record.training else "classic",
         study=record.study,
         record_id=record.record_id,
         network_id=record.network_id,

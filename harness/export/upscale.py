@@ -11,7 +11,7 @@ from harness.core.errors import UserError
 from harness.data import to_tensor
 from harness.data.images import IMAGE_SUFFIXES, list_images
 from harness.metrics import to_uint8
-from harness.models import SRNetwork, restore_tiled
+from harness.models import SRNetwork, restore_panorama, restore_tiled
 
 
 def upscale_image(
@@ -20,12 +20,22 @@ def upscale_image(
     *,
     tile: int | None = None,
     overlap: int = 0,
+    wrap: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Upscale a uint8 RGB image H×W×3; `tile` (low-resolution pixels a side) bounds the memory on large ones."""
+    """Upscale a uint8 RGB image H×W×3; `tile` (low-resolution pixels a side) bounds the memory on large ones.
+
+    `wrap` is for panoramas: they are continued around their seam by so many columns (see `restore_panorama`).
+    """
     input_BCHW = to_tensor(image_HWC)
     with torch.inference_mode():
-        if tile is None or max(input_BCHW.shape[-2:]) <= tile:
+        if tile is not None and max(input_BCHW.shape[-2:]) <= tile:
+            tile = None
+        if wrap:
+            restored = restore_panorama(
+                network, input_BCHW, context=wrap, tile=tile, overlap=overlap, progress=progress
+            )
+        elif tile is None:
             restored = network.restore(input_BCHW)
         else:
             restored = restore_tiled(network, input_BCHW, tile=tile, overlap=overlap, progress=progress)

@@ -17,8 +17,9 @@ class Protocol:
 
     `colour`: 'y' the BT.601 luma, 'y-rounded' the same in whole numbers, 'rgb' the three channels alike.
     `border`: pixels shaved off each side, 'scale' for as many as the scale. `spherical`: rows weighted by latitude.
-    `tile`, `overlap`: the low-resolution tiles that the network is to be run on, None for the whole image at once;
-    scoring itself does not need them.
+    `tile`, `overlap`: the low-resolution tiles that the network is to be run on, None for the whole image at once.
+    `wrap`: the low-resolution columns by which the network is to see a panorama continued around its seam. Scoring
+    itself needs none of these three.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Protocol:
     tile: int | None
     overlap: int
     description: str
+    wrap: int = 0
 
     def border_pixels(self, scale: int) -> int:
         """Return how many high-resolution pixels are shaved off each side."""
@@ -87,7 +89,8 @@ PROTOCOLS: dict[str, Protocol] = {
             spherical=True,
             tile=None,
             overlap=0,
-            description="omnidirectional images: WS-PSNR and WS-SSIM, RGB, no border",
+            description="omnidirectional images: WS-PSNR and WS-SSIM, RGB, no border, continued around the seam",
+            wrap=32,
         ),
     )
 }

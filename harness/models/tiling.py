@@ -10,7 +10,12 @@ from harness.models.network import Restoration, SRNetwork
 
 
 def tile_starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin along an axis: every tile − overlap pixels, the last one flush with the end."""
+    """Return where tiles begin along an axis: every tile − overlap pixels, the last one flush with the end.
+
+    Raises `UserError` unless 0 ≤ overlap < tile.
+    """
+    if tile < 1 or not 0 <= overlap < tile:
+        raise UserError(f"tile {tile} with overlap {overlap}: expected 0 ≤ overlap < tile")
     if side <= tile:
         return [0]
     return [*range(0, side - tile, tile - overlap), side - tile]
@@ -26,11 +31,9 @@ def restore_tiled(
 ) -> Restoration:
     """Restore tile by tile (`tile` × `tile` low-resolution pixels) and average where tiles overlap.
 
-    Memory is that of one tile beside the images themselves. The hard share is the mean over tiles. A tile that covers
-    the image gives the untiled result. `progress(done, total)` is called after every tile.
+    Memory is that of one tile beside the input, one output and a map of its size. The hard share is the mean over
+    tiles. A tile that covers the image gives the untiled result. `progress(done, total)` is called after every tile.
     """
-    if tile < 1 or not 0 <= overlap < tile:
-        raise UserError(f"tile {tile} with overlap {overlap}: expected 0 ≤ overlap < tile")
     B, _, h, w = input_BCHW.shape
     scale = network.scale
     rows, columns = tile_starts(h, tile, overlap), tile_starts(w, tile, overlap)
@@ -46,4 +49,4 @@ def restore_tiled(
         shares.append(part.hard_share_SB)
         if progress is not None:
             progress(done, len(rows) * len(columns))
-    return Restoration(total_BCHW / weight_HW, torch.stack(shares).mean(dim=0))
+    return Restoration(total_BCHW.div_(weight_HW), torch.stack(shares).mean(dim=0))

@@ -366,7 +366,7 @@ def draw_training_curves(study: Study) -> "go.Figure | None":
     for record in records:
         result = record.training_result
         assert result is not None
-        curve = "l1_loss" if "l1_loss" in result.curves else "loss"
+        curve = next((name for name in ("l1_loss", "ws_l1_loss") if name in result.curves), "loss")
         pairs = [
             (step, value)
             for step, value in zip(result.curve_steps, result.curves.get(curve, ()), strict=False)

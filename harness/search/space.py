@@ -12,7 +12,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harness.core.configs import (
     PAPER_RECIPE,
@@ -23,6 +32,7 @@ from harness.core.configs import (
     RoutingConfig,
     Scale,
     SwinIRConfig,
+    Task,
     TrainingConfig,
     UnitInterval,
     parse_config,
@@ -42,7 +52,7 @@ _SIZE = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
 
 
 # What the baselines must share with the networks that they are compared with.
-_SAME_FOR_ALL = frozenset({"steps", "batch_size", "hr_patch_size", "augment", "seed", "recipe"})
+_SAME_FOR_ALL = frozenset({"steps", "batch_size", "hr_patch_size", "augment", "seed", "recipe", "task"})
 
 
 class Dimension(FrozenConfig):
@@ -189,10 +199,14 @@ class RoutingSettings(FrozenConfig):
 
 
 class SearchSpace(FrozenConfig):
-    """A whole search space, validated."""
+    """A whole search space, validated.
+
+    `task: odi` is for whole panoramas: loss and score (protocol `odi`, then the default) are weighted by latitude.
+    """
 
     description: str = ""
     scale: Scale
+    task: Task = "classic"
     data: SpaceData = SpaceData()
     model: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -207,6 +221,21 @@ class SearchSpace(FrozenConfig):
     baselines: tuple[Literal["bicubic", "swinir-light"], ...] = ("bicubic", "swinir-light")
     enqueue: tuple[dict[str, Any], ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _score_panoramas_by_latitude(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task") == "odi" and isinstance(values.get("data", {}), dict):
+            return {**values, "data": {"protocol": "odi", **values.get("data", {})}}
+        return values
+
+    @model_serializer(mode="wrap")
+    def _leave_out_classic_task(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `task` only where it is not `classic`, so that every classic space keeps its identity."""
+        values: dict[str, Any] = handler(self)
+        if self.task == "classic":
+            values.pop("task", None)
+        return values
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -246,7 +275,8 @@ class SearchSpace(FrozenConfig):
         if recipe not in (None, "paper"):
             raise UserError(f"training.recipe: unknown recipe {recipe!r}; expected 'paper', or no recipe at all")
         base = {**(PAPER_RECIPE.model_dump() if recipe == "paper" else {}), "seed": self.seed}
-        return parse_config(TrainingConfig, {**base, **settings, **_part(values, "training.")}, "training")
+        varied = {**_part(values, "training."), "task": self.task}
+        return parse_config(TrainingConfig, {**base, **settings, **varied}, "training")
 
     def baseline_training_config(self) -> TrainingConfig:
         """Return the training of the baselines: the fixed settings, `baseline_training` winning over them."""
@@ -331,6 +361,10 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
         raise located.error(("model", "scale"), "the scale stands at the top level")
     if "routing" in space.model:
         raise located.error(("model", "routing"), "the routing stands at the top level")
+    if "task" in space.training:
+        raise located.error(("training", "task"), "the task stands at the top level")
+    if space.task == "odi" and space.data.protocol != "odi":
+        raise located.error(("data", "protocol"), "task odi is scored by latitude; expected odi, or no protocol at all")
     for key in _SAME_FOR_ALL & space.baseline_training.keys():
         raise located.error(("baseline_training", key), "baselines train on the same images for the same steps")
     for section, build in (
@@ -380,7 +414,11 @@ def _fields(section: str, family: str) -> list[str]:
         "bicubic": BicubicConfig,
     }
     config = families.get(family, CAMixerSRConfig) if section == "model" else TrainingConfig
-    hidden = {"model": {"scale", "routing"}, "baseline_training": _SAME_FOR_ALL}.get(section, set())
+    hidden = {
+        "model": {"scale", "routing"},
+        "training": {"task"},
+        "baseline_training": _SAME_FOR_ALL,
+    }.get(section, set())
     extra = ["recipe"] if section == "training" else []
     return [name for name in config.model_fields if name not in hidden] + extra
 

@@ -62,7 +62,7 @@ def study_record(name: str, space: SearchSpace, space_text: str, setup: TrialSet
     return StudyRecord(
         name=name,
         scale=space.scale,
-        task="classic",
+        task=space.task,
         protocol=space.data.protocol,
         objectives=space.objectives,
         constraints=space.constraints,

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from harness.core.configs import TrainingConfig
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import TrainingRecord
 from harness.core.seeding import derive_seed
+from harness.data import CropBatch
 from harness.models.network import SRNetwork
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from harness.training.ema import MovingAverage
-from harness.training.losses import l1_loss, ratio_loss
+from harness.training.losses import crop_weights, l1_loss, ratio_loss, weighted_l1_loss
 from harness.training.schedule import learning_rate_at
 
 _CURVE_POINTS = 200
@@ -28,8 +28,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class BatchSource(Protocol):
     """Where batches come from: an endless, resumable stream."""
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """Return low- and high-resolution patches, float32 in [0, 1]."""
+    def next_batch(self) -> CropBatch:
+        """Return low- and high-resolution patches, float32 in [0, 1], and the rows that they lie at."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the stream as plain values."""
@@ -166,14 +166,18 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         started = time.perf_counter()
-        low_BCHW, high_BCHW = self.batches.next_batch()
+        batch = self.batches.next_batch()
         self.clock.loader += time.perf_counter() - started
-        low_BCHW, high_BCHW = low_BCHW.to(self.device), high_BCHW.to(self.device)
+        low_BCHW, high_BCHW = batch.low_BCHW.to(self.device), batch.high_BCHW.to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         dtype = _DTYPES.get(config.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             restored = self.network.restore(low_BCHW, generator=self.generator)
-        pixel_loss = l1_loss(restored.image_BCHW, high_BCHW)
+        if config.task == "odi":
+            weights_BH = crop_weights(batch.first_row_B, batch.image_rows_B, high_BCHW.shape[-2]).to(self.device)
+            pixel_loss, pixel_loss_name = weighted_l1_loss(restored.image_BCHW, high_BCHW, weights_BH), "ws_l1_loss"
+        else:
+            pixel_loss, pixel_loss_name = l1_loss(restored.image_BCHW, high_BCHW), "l1_loss"
         loss = pixel_loss
         observed = {"learning_rate": rate}
         if len(restored.hard_share_SB):
@@ -181,7 +185,7 @@ class _Run:
             loss = pixel_loss + share_loss
             observed["ratio_loss"] = share_loss.item()
             observed["attention_share"] = restored.hard_share_SB.detach().float().mean().item()
-        observed["l1_loss"] = pixel_loss.item()
+        observed[pixel_loss_name] = pixel_loss.item()
         observed["loss"] = loss.item()
         if not math.isfinite(observed["loss"]):
             raise TrialFailedError(f"loss is {observed['loss']} at step {self.step + 1} (learning rate {rate:.2g})")

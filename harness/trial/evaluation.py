@@ -1,5 +1,6 @@
 """PSNR and SSIM of a network on a dataset under a named protocol, with the attention that it really spent."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,8 @@ from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import EvaluationRecord, ImageScore
 from harness.data import PairedDataset, to_tensor
 from harness.metrics import Protocol, score, to_uint8
-from harness.models import Restoration, SRNetwork, restore_tiled
+from harness.models import Restoration, SRNetwork, restore_panorama, restore_tiled
+from harness.models.panorama import wrap_width
 from harness.models.tiling import tile_starts
 
 
@@ -31,18 +33,23 @@ def evaluate(
     device: str = "cpu",
     tile: int | None = None,
     overlap: int = 0,
+    wrap: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationRecord:
     """Restore every image of `dataset` and score it; means over images, all sides in float32.
 
-    `tile` (low-resolution pixels) defaults to the protocol's own. The network's routing is the one it has now; its mode
-    and device are restored. `UserError` where the dataset's scale is another; `TrialFailedError` where an output is not
-    finite.
+    `tile` (low-resolution pixels) and `wrap` (see `restore_panorama`) default to the protocol's own. `progress(done,
+    total)` counts the tiles of all images; an untiled image is one. The network's routing is the one it has now; its
+    mode and device are restored. `UserError` where the dataset's scale is another; `TrialFailedError` where an output
+    is not finite.
     """
     if dataset.scale != network.scale:
         raise UserError(f"{dataset.name} is of scale ×{dataset.scale}, the network of ×{network.scale}")
     if tile is None:
         tile, overlap = protocol.tile, protocol.overlap
+    wrap = wrap_width(network, protocol.wrap if wrap is None else wrap)
+    sizes = [(pair.lr_HWC.shape[0], pair.lr_HWC.shape[1] + 2 * wrap) for pair in dataset]
+    tiles = [_count_tiles(size, tile, overlap) for size in sizes]
     started = time.perf_counter()
     was_training = network.training
     home = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
@@ -50,11 +57,18 @@ def evaluate(
     scores: list[ImageScore] = []
     shares_SI: list[Tensor] = []
     windows: list[float] = []
+
+    def tell(done: int, _of_image: int) -> None:
+        if progress is not None:
+            progress(sum(tiles[: len(scores)]) + done, sum(tiles))
+
     try:
         for index in range(len(dataset)):
             pair = dataset[index]
             input_BCHW = to_tensor(pair.lr_HWC).to(device)
-            restored = _restore(network, input_BCHW, tile, overlap)
+            restored = _restore(network, input_BCHW, tile, overlap, wrap, tell)
+            if tile is None:
+                tell(1, 1)
             if not torch.isfinite(restored.image_BCHW).all():
                 raise TrialFailedError(f"the output for {pair.name} is not finite")
             result = score(to_image(restored.image_BCHW), pair.hr_HWC, protocol, dataset.scale)
@@ -70,9 +84,7 @@ def evaluate(
             )
             if routed:
                 shares_SI.append(share_S)
-                windows.append(_count_windows(network.config, input_BCHW.shape[-2:], tile, overlap))
-            if progress is not None:
-                progress(index + 1, len(dataset))
+                windows.append(_count_windows(network.config, sizes[index], tile, overlap))
     finally:
         network.train(was_training).to(home)
     share, share_per_block = _mean_share(shares_SI, windows)
@@ -87,24 +99,38 @@ def evaluate(
         attention_share_per_block=share_per_block,
         images=tuple(scores),
         seconds=time.perf_counter() - started,
+        tile=tile,
+        overlap=overlap if tile is not None else 0,
+        wrap=wrap,
     )
 
 
 @torch.inference_mode()
-def _restore(network: SRNetwork, input_BCHW: Tensor, tile: int | None, overlap: int) -> Restoration:
+def _restore(
+    network: SRNetwork,
+    input_BCHW: Tensor,
+    tile: int | None,
+    overlap: int,
+    wrap: int,
+    progress: Callable[[int, int], None],
+) -> Restoration:
+    if wrap:
+        return restore_panorama(network, input_BCHW, context=wrap, tile=tile, overlap=overlap, progress=progress)
     if tile is None:
         return network.restore(input_BCHW)
-    return restore_tiled(network, input_BCHW, tile=tile, overlap=overlap)
+    return restore_tiled(network, input_BCHW, tile=tile, overlap=overlap, progress=progress)
 
 
-def _count_windows(config: Any, size: torch.Size, tile: int | None, overlap: int) -> float:
+def _count_tiles(size: tuple[int, int], tile: int | None, overlap: int) -> int:
+    return 1 if tile is None else math.prod(len(tile_starts(side, tile, overlap)) for side in size)
+
+
+def _count_windows(config: Any, size: tuple[int, int], tile: int | None, overlap: int) -> float:
     """Return N of an image, over all of its tiles; it weighs the image's share in ΣK/ΣN."""
     assert isinstance(config, CAMixerSRConfig)
-    count = 1
-    for side in size:
-        tiles, side_of_tile = (1, side) if tile is None else (len(tile_starts(side, tile, overlap)), min(side, tile))
-        count *= tiles * -(-side_of_tile // config.window)
-    return float(count)
+    sides = size if tile is None else tuple(min(side, tile) for side in size)
+    windows_of_tile = math.prod(-(-side // config.window) for side in sides)
+    return float(_count_tiles(size, tile, overlap) * windows_of_tile)
 
 
 def _mean_share(shares_SI: list[Tensor], windows: list[float]) -> tuple[float | None, tuple[float, ...] | None]:

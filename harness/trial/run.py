@@ -346,6 +346,7 @@ def _train_and_measure(
                 hr_patch_size=training.hr_patch_size,
                 augment=training.augment,
                 seed=derive_seed(training.seed, "crops"),
+                task=training.task,
             )
             observed.training_result = train(
                 network,

@@ -203,6 +203,7 @@ def other_value(value: Any, name: str) -> Any:
         "depths": (1,),
         "grad_clip_norm": None,
         "ema_decay": 0.5,
+        "task": "odi",
         "train": "set5",
         "validation": "set5",
     }

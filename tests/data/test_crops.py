@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.core.configs import Task
 from harness.core.errors import UserError
 from harness.data.crops import CropSampler
 from harness.data.datasets import ImagePair, PairedDataset, open_dataset
@@ -21,7 +22,8 @@ def sampler(dataset: PairedDataset, seed: int = 0, *, augment: bool = True, side
 
 
 def test_batches_have_the_promised_form(dataset: PairedDataset) -> None:
-    lr, hr = sampler(dataset).next_batch()
+    lr, hr, first_rows, image_rows = sampler(dataset).next_batch()
+    assert first_rows.dtype == image_rows.dtype == torch.int64
     assert lr.shape == (4, 3, 16, 16)
     assert hr.shape == (4, 3, 32, 32)
     for batch in (lr, hr):
@@ -45,7 +47,7 @@ def test_crops_are_aligned_and_reach_every_place_and_orientation(scale: int, aug
     crops = CropSampler(dataset, batch_size=16, hr_patch_size=6 * scale, augment=augment, seed=1)
     places, orientations = set(), set()
     for _ in range(40):
-        lr, hr = crops.next_batch()
+        lr, hr, _, _ = crops.next_batch()
         assert torch.equal(hr, lr.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
         for patch in (lr * 255).round().int():
             places.add((int(patch[0].min()), int(patch[1].min())))
@@ -57,7 +59,7 @@ def test_crops_are_aligned_and_reach_every_place_and_orientation(scale: int, aug
 
 def test_patch_as_large_as_the_image_is_the_image() -> None:
     dataset = coordinates(2, 8, 8)
-    lr, hr = CropSampler(dataset, batch_size=1, hr_patch_size=16, augment=False, seed=0).next_batch()
+    lr, hr, _, _ = CropSampler(dataset, batch_size=1, hr_patch_size=16, augment=False, seed=0).next_batch()
     assert torch.equal((lr * 255).round()[0, 0].byte(), torch.from_numpy(np.array(dataset[0].lr_HWC[..., 0])))
     assert hr.shape == (1, 3, 16, 16)
 
@@ -100,10 +102,8 @@ def test_a_resumed_run_draws_the_very_batches(dataset: PairedDataset, through: s
         state = torch.load(buffer, weights_only=True)
     resumed = sampler(dataset, 99)
     resumed.load_state_dict(state)
-    for lr, hr in expected:
-        resumed_lr, resumed_hr = resumed.next_batch()
-        assert torch.equal(resumed_lr, lr)
-        assert torch.equal(resumed_hr, hr)
+    for batch in expected:
+        assert all(torch.equal(again, drawn) for again, drawn in zip(resumed.next_batch(), batch, strict=True))
 
 
 def test_images_smaller_than_the_patch_are_left_out_one_by_one() -> None:
@@ -135,3 +135,47 @@ def test_mistakes_are_named(dataset: PairedDataset) -> None:
         sampler(dataset, side=66)
     with pytest.raises(UserError, match="at least 1"):
         CropSampler(dataset, batch_size=0, hr_patch_size=32, augment=True, seed=0)
+
+
+# Panoramas -----------------------------------------------------------------------------------------------------------
+
+
+def test_crops_say_which_rows_of_their_image_they_are() -> None:
+    dataset = coordinates(3, 8, 9)
+    tasks: list[Task] = ["classic", "odi"]
+    for task in tasks:
+        crops = CropSampler(dataset, batch_size=16, hr_patch_size=18, augment=task == "odi", seed=1, task=task)
+        lr, _, first_rows, image_rows = crops.next_batch()
+        assert first_rows.tolist() == [3 * row for row in (lr[:, 0, 0, 0] * 255).round().int().tolist()]
+        assert set(first_rows.tolist()) == {0, 3, 6}
+        assert image_rows.tolist() == [24] * 16
+
+
+def test_crops_of_panoramas_reach_every_column_across_the_seam_and_are_never_turned_over() -> None:
+    dataset = coordinates(2, 8, 9)
+    crops = CropSampler(dataset, batch_size=16, hr_patch_size=12, augment=True, seed=1, task="odi")
+    starts, flips = set(), set()
+    for _ in range(40):
+        lr, hr, _, _ = crops.next_batch()
+        assert torch.equal(hr, lr.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        for patch in (lr * 255).round().int():
+            assert torch.equal(patch[0], (patch[0, 0, 0] + torch.arange(6))[:, None].expand(6, 6))  # rows downwards
+            columns = patch[1, 0].tolist()
+            step = (columns[1] - columns[0]) % 9
+            assert columns == [(columns[0] + step * index) % 9 for index in range(6)]
+            flips.add(step)
+            starts.add(columns[0] if step == 1 else columns[-1])
+    assert starts == set(range(9))
+    assert flips == {1, 8}  # to the right, and flipped: −1 modulo 9
+
+
+def test_the_classic_stream_knows_no_task(dataset: PairedDataset) -> None:
+    """States written before there were tasks are classic ones."""
+    state = sampler(dataset).state_dict()
+    assert state.pop("task") == "classic"
+    sampler(dataset).load_state_dict(state)
+    panoramas = CropSampler(dataset, batch_size=4, hr_patch_size=32, augment=True, seed=0, task="odi")
+    with pytest.raises(UserError, match="task is 'classic', but this run's is 'odi'"):
+        panoramas.load_state_dict(state)
+    with pytest.raises(UserError, match="task is 'odi', but this run's is 'classic'"):
+        sampler(dataset).load_state_dict(panoramas.state_dict())

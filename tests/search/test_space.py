@@ -66,6 +66,23 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
     "scale": (replaced("scale: 4", "scale: 5"), 1, ["scale: Input should be 2, 3 or 4 (got 5)"]),
     "scale in model": (replaced("{groups", "{scale: 4, groups"), 3, ["model.scale", "top level"]),
     "routing in model": (replaced("{groups", "{routing: {}, groups"), 3, ["model.routing", "top level"]),
+    "task": (SPACE + "task: video\n", 9, ["task: Input should be 'classic' or 'odi' (got 'video')"]),
+    "task in training": (replaced("{steps: 2", "{task: odi, steps: 2"), 4, ["training.task", "top level"]),
+    "task as a dimension": (
+        replaced("model.channels: {low: 8, high: 24, step: 4}", "training.task: {choices: [odi]}"),
+        6,
+        ["training.task: no such setting"],
+    ),
+    "task of a baseline": (
+        SPACE + "baseline_training: {task: odi}\n",
+        9,
+        ["baseline_training.task: baselines train on the same images"],
+    ),
+    "protocol of another task": (
+        replaced("{train: demo", "{protocol: light, train: demo") + "task: odi\n",
+        2,
+        ["data.protocol: task odi is scored by latitude"],
+    ),
     "text for a number": (replaced("low: 8", "low: small"), 6, ["channels.low: expected a number (got 'small')"]),
     "list for a number": (replaced("low: 8", "low: [8]"), 6, ["channels.low: expected a number (got [8])"]),
     "text for a list": (replaced("[psnr_db, macs]", "psnr_db"), 8, ["objectives: expected a list (got 'psnr_db')"]),
@@ -598,3 +615,21 @@ def test_baselines_may_have_their_own_rate_but_not_their_own_data_or_steps() -> 
         changed = text.replace("{learning_rate: 5.0e-4}", settings)
         with pytest.raises(UserError, match=rf"^space\.yaml:{line}: .*{finding}"):
             load_space(parse_yaml(changed, "space.yaml"))
+
+
+def test_panoramas_are_trained_and_scored_by_latitude(tmp_path: Path) -> None:
+    classic, odi = read(tmp_path, SPACE), read(tmp_path, SPACE + "task: odi\n")
+    assert (classic.task, classic.data.protocol, classic.training_config().task) == ("classic", "light", "classic")
+    assert (odi.task, odi.data.protocol) == ("odi", "odi")
+    assert odi.training_config({"training.steps": 3}).task == "odi"
+    assert odi.baseline_training_config().task == "odi"
+    assert read(tmp_path, SPACE.replace("{train", "{protocol: odi, train") + "task: odi\n") == odi
+
+
+def test_the_classic_task_leaves_no_trace_in_identities(tmp_path: Path) -> None:
+    """Studies from before there were tasks are classic, and go on."""
+    plain, said, odi = (read(tmp_path, SPACE + tail) for tail in ("", "task: classic\n", "task: odi\n"))
+    assert plain.identity() == said.identity() != odi.identity()
+    assert "task" not in plain.model_dump()
+    assert "task" not in plain.training_config().model_dump()
+    assert SearchSpace.model_validate_json(odi.model_dump_json()) == odi

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.core.configs import CAMixerSRConfig, SwinIRConfig, TrainingConfig
 from harness.core.records import TrainingRecord
-from harness.data import CropSampler, PairedDataset
+from harness.data import CropBatch, CropSampler, PairedDataset
 from harness.models import SRNetwork, build_model
 from harness.training import TrainingProgress, train
 from tests.tiny_pairs import TRAIN, tiny_pairs
@@ -32,6 +32,7 @@ def sampler(config: TrainingConfig = SHORT, dataset: PairedDataset | None = None
         hr_patch_size=config.hr_patch_size,
         augment=config.augment,
         seed=config.seed,
+        task=config.task,
     )
 
 
@@ -80,9 +81,10 @@ class Batches:
     """The same batch again and again."""
 
     def __init__(self, low_BCHW: Tensor, high_BCHW: Tensor):
-        self.batch = low_BCHW, high_BCHW
+        count, _, rows, _ = high_BCHW.shape
+        self.batch = CropBatch(low_BCHW, high_BCHW, torch.zeros(count).long(), torch.full((count,), rows))
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
+    def next_batch(self) -> CropBatch:
         return self.batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -54,8 +54,13 @@ def test_a_run_stopped_anywhere_and_resumed_gives_the_same_bits(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("model", "changes"),
-    [(SMALL, {"precision": "bf16"}), (SMALL_SWINIR, {}), (SMALL, {"grad_clip_norm": None, "augment": False})],
-    ids=["bf16", "swinir", "unclipped"],
+    [
+        (SMALL, {"precision": "bf16"}),
+        (SMALL_SWINIR, {}),
+        (SMALL, {"grad_clip_norm": None, "augment": False}),
+        (SMALL, {"task": "odi"}),
+    ],
+    ids=["bf16", "swinir", "unclipped", "odi"],
 )
 def test_other_runs_resume_with_the_same_bits(
     tmp_path: Path, model: CAMixerSRConfig | SwinIRConfig, changes: dict[str, object]

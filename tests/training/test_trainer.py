@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.core.configs import RoutingConfig, ScheduleConfig, TrainingConfig
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.seeding import derive_seed
+from harness.data import CropBatch
 from harness.training import TrainingProgress, learning_rate_at, ratio_loss, train
 from tests.training.runs import SHORT, SMALL, SMALL_SWINIR, Batches, build, run, same_weights, sampler
 
@@ -48,7 +49,7 @@ def test_steps_are_l1_and_ratio_loss_by_adamw_and_the_average() -> None:
     generator = torch.Generator().manual_seed(derive_seed(0, "routing noise"))
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, betas=(0.5, 0.7), weight_decay=0.1)
     for step, decay in enumerate((1 / 10, 2 / 11)):
-        low, high = batches.next_batch()
+        low, high, _, _ = batches.next_batch()
         restored = network.restore(low, generator=generator)
         loss = (restored.image_BCHW - high).abs().mean() + 2 * 0.7 * (restored.hard_share_SB.mean() - 0.5) ** 2
         optimizer.zero_grad()
@@ -61,10 +62,28 @@ def test_steps_are_l1_and_ratio_loss_by_adamw_and_the_average() -> None:
         assert torch.allclose(value, average[name], atol=1e-6), name
 
 
+def test_panoramas_are_trained_by_the_loss_that_their_rows_weigh() -> None:
+    """The first step's loss, written out: crops lie at their own latitudes."""
+    config = SHORT.model_copy(update={"steps": 1, "task": "odi", "ratio_gamma": 0.0})
+    _, record, _ = run(config, model=SMALL_SWINIR)
+    network, batches = build(SMALL_SWINIR).train(), sampler(config)
+    low, high, first_rows, image_rows = batches.next_batch()
+    errors_BH = (network(low) - high).abs().mean(dim=(1, 3))
+    expected = np.mean(
+        [
+            errors_BH[index, row].item() * math.cos((first + row + 0.5 - rows / 2) * math.pi / rows)
+            for index, (first, rows) in enumerate(zip(first_rows.tolist(), image_rows.tolist(), strict=True))
+            for row in range(24)
+        ]
+    )
+    assert record.curves["ws_l1_loss"] == record.curves["loss"] == (pytest.approx(expected, rel=1e-5),)
+    assert "l1_loss" not in record.curves
+
+
 class SlowBatches(Batches):
     """Takes a hundredth of a second for a batch, at the least."""
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
+    def next_batch(self) -> CropBatch:
         time.sleep(0.01)
         return super().next_batch()
 
@@ -163,7 +182,7 @@ def test_ratio_loss_pulls_the_attention_share_towards_one_half() -> None:
     with torch.no_grad():
         predictor.routing_out.bias.copy_(torch.tensor([0.5, -0.5]))  # type: ignore[union-attr, operator]
     network.routing_noise = False  # type: ignore[assignment]
-    low, high = sampler(SHORT.model_copy(update={"batch_size": 4})).next_batch()
+    low, high, _, _ = sampler(SHORT.model_copy(update={"batch_size": 4})).next_batch()
     start = network.train().restore(low).hard_share_SB
     assert ratio_loss(start, 1.0).item() == 0.5  # every window is hard
     config = SHORT.model_copy(
@@ -194,7 +213,7 @@ def test_a_gradient_that_is_not_finite_ends_the_trial_before_the_weights_are_tou
     before = weights_of(network)
     for parameter in network.parameters():
         parameter.register_hook(lambda gradient: gradient * math.inf)  # type: ignore[no-untyped-call]
-    low, high = sampler().next_batch()
+    low, high, _, _ = sampler().next_batch()
     for clip in (None, 1.0):
         with pytest.raises(TrialFailedError, match=r"gradient norm is (nan|inf) at step 1"):
             train(network, Batches(low, high), SHORT.model_copy(update={"grad_clip_norm": clip}))

@@ -9,7 +9,7 @@ from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import EvaluationRecord
 from harness.data import ImagePair, PairedDataset, to_tensor
 from harness.metrics import get_protocol, score, to_uint8
-from harness.models import SRNetwork, restore_tiled
+from harness.models import SRNetwork, restore_panorama, restore_tiled
 from harness.trial import build_seeded, evaluate, routed, to_image
 from tests.tiny_pairs import VALIDATION, cut, tiny_pairs
 from tests.trial.studies import ROUTINGS, SMALL
@@ -160,6 +160,46 @@ def test_progress_counts_images() -> None:
     told: list[tuple[int, int]] = []
     evaluate(network(), tiny_pairs(VALIDATION, 2), LIGHT, progress=lambda *state: told.append(state))
     assert told == [(1, 2), (2, 2)]
+
+
+def test_progress_counts_the_tiles_of_all_images() -> None:
+    """At ×2, 24×32 needs 2·3 tiles of 16 overlapping by 4, and 20×20 needs 2·2."""
+    told: list[tuple[int, int]] = []
+    evaluate(
+        network(), tiny_pairs(VALIDATION, 2), LIGHT, tile=16, overlap=4, progress=lambda *state: told.append(state)
+    )
+    assert told == [(done, 10) for done in range(1, 11)]
+
+
+def test_nonsense_tiles_are_refused() -> None:
+    with pytest.raises(UserError, match="tile 8 with overlap 8"):
+        evaluate(network(), tiny_pairs(VALIDATION, 2), LIGHT, tile=8, overlap=8)
+
+
+def test_panoramas_are_continued_around_their_seam_and_scored_by_latitude() -> None:
+    odi = get_protocol("odi")
+    dataset = tiny_pairs((("coffee", 48, 96),), 2)
+    record = evaluate(network(), dataset, odi)
+    with torch.inference_mode():
+        restored = restore_panorama(network(), to_tensor(dataset[0].lr_HWC), context=odi.wrap)
+    output_HWC, target_HWC = to_image(restored.image_BCHW), dataset[0].hr_HWC
+    assert record.psnr_db == score(output_HWC, target_HWC, odi, 2).psnr_db
+    squares_H = ((output_HWC.astype(float) - target_HWC) ** 2).mean(axis=(1, 2))
+    weights_H = np.cos((np.arange(48) + 0.5 - 24) * np.pi / 48)
+    mse = (squares_H * weights_H).sum() / weights_H.sum()
+    assert record.psnr_db == pytest.approx(10 * math.log10(255**2 / mse))
+    assert (record.protocol, record.wrap, record.tile, record.overlap) == ("odi", 32, None, 0)
+    plain = evaluate(network(), dataset, odi, wrap=0)
+    assert plain.wrap == 0
+    assert plain.psnr_db != record.psnr_db
+
+
+def test_shares_of_panoramas_count_the_windows_of_the_continued_image() -> None:
+    """24×48 continued by 32 on either side is 24×112 pixels: 6·28 windows of 4×4; 20×20 becomes 20×84: 5·21."""
+    dataset = tiny_pairs((("coffee", 48, 96), ("rocket", 40, 40)), 2)
+    record = evaluate(network(RoutingConfig(gamma=0.3)), dataset, get_protocol("odi"))
+    hard = [math.floor(0.3 * 168), math.floor(0.3 * 105)]
+    assert record.attention_share == pytest.approx(sum(hard) / (168 + 105), rel=1e-6)
 
 
 def test_routed_shares_weights_and_leaves_the_original_as_it_is() -> None:

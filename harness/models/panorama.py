@@ -1,0 +1,47 @@
+"""Panoramas: equirectangular images of the whole sphere, whose left and right ends meet at a seam."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness.models.network import Restoration, SRNetwork
+from harness.models.tiling import restore_tiled
+
+
+def wrap_width(network: SRNetwork, context: int) -> int:
+    """Return the columns to continue a panorama by: `context`, rounded up to the network's windows."""
+    window: int = getattr(network.config, "window", 1)
+    return -(-context // window) * window
+
+
+def continue_around(input_BCHW: Tensor, columns: int) -> Tensor:
+    """Continue a panorama of any width by so many columns beyond its left and right end: those of the other end."""
+    width = input_BCHW.shape[-1]
+    positions = torch.arange(-columns, width + columns, device=input_BCHW.device) % width
+    return input_BCHW.index_select(-1, positions)
+
+
+def restore_panorama(
+    network: SRNetwork,
+    input_BCHW: Tensor,
+    *,
+    context: int,
+    tile: int | None = None,
+    overlap: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Restoration:
+    """Restore a panorama (B×3×h×w, any size) without a seam: continued around, restored, and cut to its own columns.
+
+    `context` low-resolution columns, rounded up to whole windows so that the window grid stays where it is, are
+    restored twice on either side: the cost is 1 + 2·context/w times that of the plain image. The hard share is that of
+    the continued image. `tile`, `overlap` and `progress` are those of `restore_tiled`, after continuing.
+    """
+    columns = wrap_width(network, context)
+    continued_BCHW = continue_around(input_BCHW, columns)
+    if tile is None:
+        restored = network.restore(continued_BCHW)
+    else:
+        restored = restore_tiled(network, continued_BCHW, tile=tile, overlap=overlap, progress=progress)
+    left, width = columns * network.scale, input_BCHW.shape[-1] * network.scale
+    return Restoration(restored.image_BCHW[..., left : left + width], restored.hard_share_SB)
