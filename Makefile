@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JOBS ?= 2
 
 .PHONY: setup quickstart test test-all check clean
 
@@ -23,11 +24,12 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Two test processes of one thread each: as many as the smallest machine has cores.
 test: check
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
 
 test-all: check
-	$(BIN)/python -m pytest -q -m 'slow or not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m 'slow or not slow'
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
