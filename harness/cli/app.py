@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from harness.cli import compare, evaluate, export, profile, report, search, train, upscale
+from harness.cli import calibrate, compare, evaluate, export, profile, report, search, train, upscale
 
 app = typer.Typer(
     name="harness",
@@ -22,6 +22,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "upscale": upscale.upscale,
     "train": train.train,
     "evaluate": evaluate.evaluate,
+    "calibrate": calibrate.calibrate,
     "profile": profile.profile,
 }
 for name, command in _COMMANDS.items():

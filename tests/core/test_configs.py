@@ -108,7 +108,7 @@ def test_a_schedule_has_one_gamma_for_each_block() -> None:
 def test_detail_has_one_weight_for_each_block() -> None:
     routing = RoutingConfig(policy="detail", block_weights=(2.0, 0.0, 0.5))
     assert CAMixerSRConfig(groups=(1, 2), routing=routing).routing.never_attends(1)
-    with pytest.raises(ValidationError, match="routing.block_weights has 3 values, but groups .2, 2. have 4 blocks"):
+    with pytest.raises(ValidationError, match=r"routing\.block_weights has 3 values, but groups .2, 2. have 4 blocks"):
         CAMixerSRConfig(groups=(2, 2), routing=routing)
     with pytest.raises(ValidationError, match="goes with policy 'detail', and only with it"):
         RoutingConfig(policy="detail")
