@@ -182,7 +182,7 @@ class TrialRecord(FrozenConfig):
 
     States: `complete`; `rejected` before training by a hard constraint; `stopped` early; `failed` (crash, non-finite
     loss, …); `answered` from the record of a network that was trained before (`answered_by`). All but `complete` carry
-    a `reason`.
+    a `reason`. `violations` maps the constraint that rejected a trial to by how much it was violated.
     """
 
     schema_version: Literal[1] = 1
@@ -204,6 +204,7 @@ class TrialRecord(FrozenConfig):
     training_result: TrainingRecord | None = None
     untrained: EvaluationRecord | None = None
     points: tuple[PointRecord, ...] = ()
+    violations: dict[str, float] = {}
     seconds: dict[str, float] = {}
     environment: EnvironmentRecord
     started_at: str

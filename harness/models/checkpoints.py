@@ -103,7 +103,7 @@ def _read_state(path: Path) -> tuple[str, dict[str, Tensor]]:
             return "safetensors", load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the loaders' errors have no common base
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise UserError(f"weights {path} cannot be read as plain tensors: {reason}") from None
     for entry in ("params_ema", "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(entry), dict):

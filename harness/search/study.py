@@ -374,8 +374,8 @@ class _Search:
     def _tell_unmeasured(self, trial: Trial, record: TrialRecord) -> None:
         if record.state == "rejected":  # the sampler learns that this region is infeasible
             for constraint in self.space.parsed_constraints():
-                violated = record.reason is not None and record.reason.endswith(constraint.name)
-                trial.set_constraint(constraint.name, 1.0 if violated else 0.0)
+                violation = record.violations.get(constraint.name, 0.0)
+                trial.set_constraint(constraint.name, _relative(violation, constraint.bound))
         state = TrialState.PRUNED if record.state in ("rejected", "stopped") else TrialState.FAIL
         self._tell_unfinished(trial, state, record.reason or "")
 

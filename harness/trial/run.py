@@ -131,6 +131,7 @@ class _Observed:
     untrained: EvaluationRecord | None = None
     training_result: TrainingRecord | None = None
     points: tuple[PointRecord, ...] = ()
+    violations: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -242,6 +243,7 @@ def make_record(
         training_result=observed.training_result,
         untrained=observed.untrained,
         points=observed.points,
+        violations=observed.violations,
         seconds=observed.seconds,
         environment=observe_environment(),
         started_at=observed.started_at,
@@ -282,6 +284,7 @@ def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, 
         return None
     for constraint in early:
         if constraint.metric in values and constraint.violation(values[constraint.metric]) > 0:
+            observed.violations[constraint.name] = constraint.violation(values[constraint.metric])
             return f"{constraint.metric} is {values[constraint.metric]:g}, but the space demands {constraint.name}"
     costly = [constraint for constraint in early if constraint.metric not in ("params", "macs")]
     if not costly:
@@ -298,6 +301,7 @@ def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, 
     for constraint in costly:
         value = _early_value(constraint.metric, latency, memory)
         if value is not None and constraint.violation(value) > 0:
+            observed.violations[constraint.name] = constraint.violation(value)
             return f"{constraint.metric} is {value:.4g} untrained, but the space demands {constraint.name}"
     return None
 

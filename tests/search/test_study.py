@@ -193,10 +193,15 @@ class TestConstraints:
             assert record.reason.endswith(f"the space demands {constraint}")
             assert record.training_result is None
             assert record.points == ()
+            (violation,) = record.violations.values()
+            assert violation + 10 == pytest.approx(
+                float(record.reason.split()[2].rstrip(",")), rel=1e-5
+            )  # "… is 1234, but"
         assert not (study.folder.path / "networks").exists()
         for trial in study.trials():
             assert trial.state == TrialState.PRUNED
-            assert trial.constraints == {constraint: 1.0, "psnr_db >= 1": 0.0}
+            violation = next(r for r in study.records if r.number == trial.number).violations[constraint]
+            assert trial.constraints == {constraint: violation / 10, "psnr_db >= 1": 0.0}  # as a share of the bound
             assert constraint in trial.user_attrs["reason"]
 
     def test_too_slow_is_rejected_before_training(self, make_study: MakeStudy) -> None:
