@@ -20,12 +20,18 @@ def upscale(
         bool | None,
         typer.Option(help="Images are panoramas: restore them without a seam.  [default: as the bundle was trained]"),
     ] = None,
+    importance: Annotated[
+        Path | None, typer.Option(help="A grey image over IN: where it is bright, attention goes first.")
+    ] = None,
+    importance_weight: Annotated[
+        float, typer.Option(min=0, help="What white adds to the ranking of windows (logits differ by 1 to 10).")
+    ] = 10.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     threads: options.Threads = None,
 ) -> None:
     """Upscale image files; outputs are PNG and never replaced unless asked to."""
     from harness.data.images import read_rgb, write_png
-    from harness.export import list_jobs, load_bundle, read_bundle_config, upscale_image
+    from harness.export import list_jobs, load_bundle, read_bundle_config, read_importance, upscale_image
     from harness.metrics import get_protocol
     from harness.trial.run import torch_threads
 
@@ -34,12 +40,17 @@ def upscale(
         panorama = read_bundle_config(bundle).task == "odi"
     wrap = get_protocol("odi").wrap if panorama else 0
     jobs = list_jobs(source, target)
+    if importance is not None and source.is_dir():
+        raise UserError(f"--importance {importance} lies over one image, but {source} is a folder; give one image")
     taken = [str(path) for _, path in jobs if path.exists()]
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists; give --overwrite to replace it, or another OUT")
     with torch_threads(options.resolve_threads(threads)):
         for path, output in jobs:
             image_HWC = read_rgb(path)
+            importance_HW = None
+            if importance is not None:
+                importance_HW = read_importance(importance, image_HWC.shape[:2], importance_weight)
             with counting(f"upscaling {path.name}") as progress:
                 upscaled_HWC = upscale_image(
                     network,
@@ -47,6 +58,7 @@ def upscale(
                     tile=tile or None,
                     overlap=min(overlap, tile // 2),
                     wrap=wrap,
+                    importance_HW=importance_HW,
                     progress=progress,
                 )
             write_png(output, upscaled_HWC)

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from harness.core.errors import UserError
 from harness.data import to_tensor
-from harness.data.images import IMAGE_SUFFIXES, list_images
+from harness.data.images import IMAGE_SUFFIXES, list_images, read_rgb
 from harness.metrics import to_uint8
-from harness.models import SRNetwork, restore_panorama, restore_tiled
+from harness.metrics.colour import luma_bt601
+from harness.models import SRNetwork, restore_panorama, restore_tiled, restore_whole
 
 
 def upscale_image(
@@ -21,25 +23,53 @@ def upscale_image(
     tile: int | None = None,
     overlap: int = 0,
     wrap: int = 0,
+    importance_HW: npt.NDArray[np.float32] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Upscale a uint8 RGB image H×W×3; `tile` (low-resolution pixels a side) bounds the memory on large ones.
 
     `wrap` is for panoramas: they are continued around their seam by so many columns (see `restore_panorama`).
+    `importance_HW` (finite, the image's size) is added to what windows are ranked by for attention: see
+    `CAMixerSR.restore` and `read_importance`.
     """
     input_BCHW = to_tensor(image_HWC)
+    guide = None if importance_HW is None else torch.from_numpy(importance_HW)[None]
     with torch.inference_mode():
         if tile is not None and max(input_BCHW.shape[-2:]) <= tile:
             tile = None
         if wrap:
             restored = restore_panorama(
-                network, input_BCHW, context=wrap, tile=tile, overlap=overlap, progress=progress
+                network,
+                input_BCHW,
+                context=wrap,
+                tile=tile,
+                overlap=overlap,
+                importance_BHW=guide,
+                progress=progress,
             )
         elif tile is None:
-            restored = network.restore(input_BCHW)
+            restored = restore_whole(network, input_BCHW, guide)
         else:
-            restored = restore_tiled(network, input_BCHW, tile=tile, overlap=overlap, progress=progress)
+            restored = restore_tiled(
+                network, input_BCHW, tile=tile, overlap=overlap, importance_BHW=guide, progress=progress
+            )
     return to_uint8(restored.image_BCHW[0].permute(1, 2, 0).numpy())
+
+
+def read_importance(path: Path, size: tuple[int, int], weight: float) -> npt.NDArray[np.float32]:
+    """Read a map of importance, any image: black as 0, white as `weight`, resized to `size` = (height, width) pixels.
+
+    `UserError` where it cannot be read, or its sides are in another proportion (by more than a pixel of the image).
+    """
+    map_HWC = read_rgb(path)
+    (height, width), (map_height, map_width) = size, map_HWC.shape[:2]
+    if min(abs(width * map_height / map_width - height), abs(height * map_width / map_height - width)) > 1:
+        raise UserError(
+            f"{path} is {map_width}×{map_height}, but the image {width}×{height}: expected the same proportions"
+        )
+    grey = Image.fromarray(((luma_bt601(map_HWC) - 16) / 219).astype(np.float32))
+    resized_HW = np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
+    return np.asarray(resized_HW.clip(0, 1) * weight, dtype=np.float32)
 
 
 def list_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:

@@ -5,7 +5,7 @@ from harness.models.checkpoints import load_weights
 from harness.models.network import Restoration, SRNetwork
 from harness.models.panorama import restore_panorama
 from harness.models.registry import PRESETS, build_model, preset_config
-from harness.models.tiling import restore_tiled
+from harness.models.tiling import restore_tiled, restore_whole
 
 __all__ = [
     "PRESETS",
@@ -17,4 +17,5 @@ __all__ = [
     "preset_config",
     "restore_panorama",
     "restore_tiled",
+    "restore_whole",
 ]

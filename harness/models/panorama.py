@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.models.network import Restoration, SRNetwork
-from harness.models.tiling import restore_tiled
+from harness.models.tiling import restore_tiled, restore_whole
 
 
 def wrap_width(network: SRNetwork, context: int) -> int:
@@ -29,19 +29,23 @@ def restore_panorama(
     context: int,
     tile: int | None = None,
     overlap: int = 0,
+    importance_BHW: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Restoration:
     """Restore a panorama (B×3×h×w, any size) without a seam: continued around, restored, and cut to its own columns.
 
     `context` low-resolution columns, rounded up to whole windows so that the window grid stays where it is, are
     restored twice on either side: the cost is 1 + 2·context/w times that of the plain image. The hard share is that of
-    the continued image. `tile`, `overlap` and `progress` are those of `restore_tiled`, after continuing.
+    the continued image. `tile`, `overlap`, `importance_BHW` and `progress` are those of `restore_tiled`.
     """
     columns = wrap_width(network, context)
     continued_BCHW = continue_around(input_BCHW, columns)
+    importance = None if importance_BHW is None else continue_around(importance_BHW, columns)
     if tile is None:
-        restored = network.restore(continued_BCHW)
+        restored = restore_whole(network, continued_BCHW, importance)
     else:
-        restored = restore_tiled(network, continued_BCHW, tile=tile, overlap=overlap, progress=progress)
+        restored = restore_tiled(
+            network, continued_BCHW, tile=tile, overlap=overlap, importance_BHW=importance, progress=progress
+        )
     left, width = columns * network.scale, input_BCHW.shape[-1] * network.scale
     return Restoration(restored.image_BCHW[..., left : left + width], restored.hard_share_SB)

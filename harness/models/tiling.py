@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import UserError
+from harness.models.camixersr import CAMixerSR
 from harness.models.network import Restoration, SRNetwork
 
 
@@ -21,18 +22,32 @@ def tile_starts(side: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, side - tile, tile - overlap), side - tile]
 
 
+def restore_whole(network: SRNetwork, input_BCHW: Tensor, importance_BHW: Tensor | None = None) -> Restoration:
+    """Restore a batch at once, guided by a map of importance where there is one (see `CAMixerSR.restore`).
+
+    `UserError` for a map where the network does not route.
+    """
+    if importance_BHW is None:
+        return network.restore(input_BCHW)
+    if not isinstance(network, CAMixerSR):
+        raise UserError(f"{network.config.label()} does not route, so a map of importance has nothing to guide")
+    return network.restore(input_BCHW, importance_BHW=importance_BHW)
+
+
 def restore_tiled(
     network: SRNetwork,
     input_BCHW: Tensor,
     *,
     tile: int,
     overlap: int,
+    importance_BHW: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Restoration:
     """Restore tile by tile (`tile` × `tile` low-resolution pixels) and average where tiles overlap.
 
     Memory is that of one tile beside the input, one output and a map of its size. The hard share is the mean over
-    tiles. A tile that covers the image gives the untiled result. `progress(done, total)` is called after every tile.
+    tiles. A tile that covers the image gives the untiled result. `importance_BHW` guides each tile by itself;
+    `progress(done, total)` is called after every tile.
     """
     B, _, h, w = input_BCHW.shape
     scale = network.scale
@@ -41,7 +56,9 @@ def restore_tiled(
     weight_HW = input_BCHW.new_zeros(h * scale, w * scale)
     shares = []
     for done, (top, left) in enumerate(((top, left) for top in rows for left in columns), start=1):
-        part = network.restore(input_BCHW[..., top : top + tile, left : left + tile])
+        inside = (..., slice(top, top + tile), slice(left, left + tile))
+        importance = None if importance_BHW is None else importance_BHW[inside]
+        part = restore_whole(network, input_BCHW[inside], importance)
         size_h, size_w = part.image_BCHW.shape[-2:]
         area = (slice(top * scale, top * scale + size_h), slice(left * scale, left * scale + size_w))
         total_BCHW[:, :, area[0], area[1]] += part.image_BCHW

@@ -8,9 +8,9 @@ from harness.core.configs import BicubicConfig, CAMixerSRConfig
 from harness.core.errors import UserError
 from harness.data.images import write_png
 from harness.data.imresize import ImageArray
-from harness.export import list_jobs, upscale_image
+from harness.export import list_jobs, read_importance, upscale_image
 from harness.metrics import to_uint8
-from harness.models import SRNetwork, build_model
+from harness.models import CAMixerSR, SRNetwork, build_model
 from tests.tiny_pairs import cut
 
 
@@ -122,3 +122,34 @@ def test_impossible_sources_and_targets_are_named(folder: Path, tmp_path: Path) 
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty has no images \(\.png, \.jpg"):
         list_jobs(tmp_path / "empty", tmp_path / "out")
+
+
+def test_a_map_of_importance_is_read_at_the_size_of_the_image(tmp_path: Path) -> None:
+    map_HW = np.zeros((10, 20), dtype=np.uint8)
+    map_HW[:, 10:] = 255
+    write_png(tmp_path / "map.png", map_HW)
+    importance_HW = read_importance(tmp_path / "map.png", (20, 40), 8.0)
+    assert importance_HW.shape == (20, 40)
+    assert importance_HW[:, :18].max() == 0
+    assert importance_HW[:, 22:].min() == pytest.approx(8.0)
+    assert read_importance(tmp_path / "map.png", (7, 13), 8.0).shape == (7, 13)  # 6.5 rows, rounded
+    with pytest.raises(UserError, match=r"map\.png is 20×10, but the image 40×40: expected the same proportions"):
+        read_importance(tmp_path / "map.png", (40, 40), 8.0)
+
+
+def test_upscaling_follows_a_map_of_importance() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_model(CAMixerSRConfig(channels=8, groups=(1,), window=4, scale=3)).eval()
+    assert isinstance(network, CAMixerSR)
+    torch.nn.init.normal_(network.tail.weight, generator=torch.Generator().manual_seed(0))
+    image_HWC = cut("coffee", 20, 30)
+    plain = upscale_image(network, image_HWC)
+    zeros = np.zeros((20, 30), dtype=np.float32)
+    assert np.array_equal(upscale_image(network, image_HWC, importance_HW=zeros), plain)
+    sides = [zeros.copy(), zeros.copy()]
+    sides[0][:, :15], sides[1][:, 15:] = 1000.0, 1000.0
+    left, right = (upscale_image(network, image_HWC, importance_HW=side) for side in sides)
+    assert not np.array_equal(left, right)
+    with pytest.raises(UserError, match="does not route"):
+        upscale_image(build_model(BicubicConfig(scale=2)), image_HWC, importance_HW=zeros)

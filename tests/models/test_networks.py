@@ -6,7 +6,7 @@ from torch import Tensor
 
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
-from harness.models import CAMixerSR, build_model, preset_config, restore_tiled
+from harness.models import CAMixerSR, build_model, preset_config, restore_tiled, restore_whole
 from harness.models.bicubic import upscale_bicubic
 from harness.models.padding import pad_symmetric, pad_to_multiple
 from harness.models.registry import AnyModelConfig
@@ -100,6 +100,43 @@ def test_hard_share_is_k_over_n() -> None:
     share = network.restore(noise(2, 3, 10, 14)).hard_share_SB  # 3 × 4 windows, K = floor(4.8)
     assert share.shape == (2, 2)
     assert torch.allclose(share, torch.tensor(4 / 12))
+
+
+@pytest.mark.parametrize("policy", ["fixed", "detail"])
+@torch.inference_mode()
+def test_a_map_of_importance_moves_attention_and_costs_nothing(policy: str) -> None:
+    weights = (1.0, 0.5) if policy == "detail" else None
+    routing = RoutingConfig.model_validate({"policy": policy, "gamma": 0.25, "block_weights": weights})
+    network = build(CAMixerSRConfig(scale=2, groups=(1, 1), channels=8, window=4, routing=routing), seed=3)
+    assert isinstance(network, CAMixerSR)
+    images = noise(2, 3, 13, 18)
+    plain = network.restore(images)
+    nothing = network.restore(images, importance_BHW=torch.zeros(1, 13, 18))
+    assert torch.equal(nothing.image_BCHW, plain.image_BCHW)
+    importance = torch.zeros(2, 13, 18)
+    importance[0, :4, :4] = importance[1, 8:, 8:] = 1000.0
+    guided = network.restore(images, importance_BHW=importance)
+    assert torch.equal(guided.hard_share_SB.mean(0), plain.hard_share_SB.mean(0))
+    assert (guided.image_BCHW - plain.image_BCHW).abs().amax(dim=(1, 2, 3)).min() > 1e-4
+    alone = network.restore(images[1:], importance_BHW=importance[1:]).image_BCHW
+    assert (guided.image_BCHW[1] - alone[0]).abs().max() < 1e-5
+    tiled = restore_tiled(network, images, tile=18, overlap=0, importance_BHW=importance)
+    assert torch.equal(tiled.image_BCHW, guided.image_BCHW)
+    halves = restore_tiled(network, images, tile=16, overlap=14, importance_BHW=importance)  # 2 tiles of 13×16
+    apart = network.restore(images[..., 2:], importance_BHW=importance[..., 2:]).image_BCHW
+    assert torch.equal(halves.image_BCHW[..., 32:], apart[..., 28:])
+
+
+def test_maps_of_importance_that_cannot_be_are_named() -> None:
+    network = build(SMALL[0])
+    assert isinstance(network, CAMixerSR)
+    for importance in (torch.zeros(3, 8, 8), torch.zeros(1, 8, 7), torch.zeros(8, 8)):
+        with pytest.raises(UserError, match=r"expected \(2 or 1, 8, 8\)"):
+            network.restore(noise(2, 3, 8, 8), importance_BHW=importance)
+    with pytest.raises(UserError, match="not finite"):
+        network.restore(noise(2, 3, 8, 8), importance_BHW=torch.full((1, 8, 8), torch.nan))
+    with pytest.raises(UserError, match="does not route"):
+        restore_whole(build_model(BicubicConfig()), noise(1, 3, 8, 8), torch.zeros(1, 8, 8))
 
 
 @pytest.mark.parametrize(
