@@ -81,6 +81,15 @@ def test_identities_are_pinned() -> None:
     assert network_id(BicubicConfig(), None, DataConfig()) == "47363ce4e107"
 
 
+def test_only_another_task_than_classic_is_written() -> None:
+    """Trainings from before there were tasks are classic ones, and keep their identity."""
+    assert TrainingConfig.model_validate({"task": "classic"}).canonical_json() == TrainingConfig().canonical_json()
+    assert "task" not in TrainingConfig().model_dump()
+    odi = TrainingConfig(task="odi")
+    assert odi.model_dump()["task"] == "odi"
+    assert TrainingConfig.model_validate_json(odi.model_dump_json()) == odi
+
+
 def test_canonical_json_is_sorted_and_without_spaces() -> None:
     assert RoutingConfig().canonical_json() == '{"gamma":0.5,"policy":"fixed","schedule":null}'
     assert DataConfig(train="größe").canonical_json() == (
