@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli import options
-from harness.cli.output import console, format_number, print_json, print_table
+from harness.cli.output import console, describe_effort, describe_routing, format_number, print_json, print_table
 from harness.core.errors import UserError
 from harness.core.units import format_count
 
@@ -35,7 +35,7 @@ def compare(
         return
     rows = [
         [
-            f"{row['label']}, {row['routing']} γ={row['gamma']:g}" if row["routing"] else str(row["label"]),
+            f"{row['label']}, {describe_routing(row)}" if row["routing"] else f"{row['label']}{describe_effort(row)}",
             str(row["sentence"] or row["source"]),
             format_number(row["psnr_db"], 3),
             format_count(row["macs"]),

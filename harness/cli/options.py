@@ -1,12 +1,17 @@
 """Options and arguments that several commands share."""
 
+from collections.abc import Container
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.core.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.core.configs import TrainingConfig
+    from harness.data import PairedDataset
 
 
 class PolicyName(StrEnum):
@@ -78,6 +83,23 @@ def resolve_threads(threads: int | None) -> int:
     if threads is not None and threads > cores:
         raise UserError(f"--threads {threads}: this machine has {cores} cores")
     return threads or cores
+
+
+def check_training(training: "TrainingConfig", images: "PairedDataset", device: str, vary: Container[str] = ()) -> None:
+    """Refuse fixed settings that no trial could be trained with: patch size, precision; `vary` are dimensions."""
+    from harness.data import CropSampler
+
+    if "training.precision" not in vary and device == "cpu" and training.precision == "fp16":
+        raise UserError("training.precision is fp16 on a CPU, which has no fast fp16; expected fp32 or bf16")
+    if "training.hr_patch_size" not in vary:
+        CropSampler(
+            images,
+            batch_size=training.batch_size,
+            hr_patch_size=training.hr_patch_size,
+            augment=training.augment,
+            seed=0,
+            task=training.task,
+        )
 
 
 def check_train_device(device: str) -> str:

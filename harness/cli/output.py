@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from harness.core.records import PointRecord, TrialRecord
-from harness.core.units import format_count
+from harness.core.units import format_count, format_seconds
 
 _WIDTH = 140  # of tables where there is no terminal to ask
 
@@ -88,6 +88,20 @@ def describe_record(record: TrialRecord) -> str:
     seconds = sum(record.seconds.values())
     points = f"{len(record.points)} points, best " if len(record.points) > 1 else ""
     return f"{name}: {points}{describe_point(best)}, took {seconds:.0f} s"
+
+
+def describe_routing(row: dict[str, Any]) -> str:
+    """Describe the routing of a report's row: '' for networks that do not route."""
+    if row["routing"] is None:
+        return ""
+    return str(row["routing"]) if row["gamma"] is None else f"{row['routing']} γ={row['gamma']:g}"
+
+
+def describe_effort(row: dict[str, Any]) -> str:
+    """Describe the training of a report's row: ' (100 steps, 2 min 8 s)', '' for what is not trained."""
+    if not row["steps"]:
+        return ""
+    return f" ({row['steps']} steps, {format_seconds(row['training_seconds'])})"
 
 
 class TrainingBar:

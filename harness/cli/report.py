@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli import options
-from harness.cli.output import console, format_number, print_json, print_table
+from harness.cli.output import (
+    console,
+    describe_effort,
+    describe_routing,
+    format_number,
+    print_json,
+    print_table,
+)
 from harness.core.units import format_count
 
 _COLUMNS = ["", "routing", "PSNR (dB)", "SSIM", "MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"]
@@ -33,8 +40,7 @@ def print_front(folder: Path) -> None:
     rows = [_row(entry, _describe_front(entry, summary["knee"])) for entry in summary["front"]]
     for name, entry in summary["baselines"].items():
         if entry is not None:
-            steps = f" ({entry['steps']} steps)" if entry.get("steps") else ""
-            rows.append(_row(entry, f"[bold]{name}[/bold]{steps}"))
+            rows.append(_row(entry, f"[bold]{name}[/bold]{describe_effort(entry)}"))
     where = f"{summary['num_points']} points of {summary['num_architectures']} networks"
     print_table(f"\nfront of {summary['study']}: {len(summary['front'])} of {where}", _COLUMNS, rows, text_columns=2)
     console.print(headline(study))
@@ -49,17 +55,10 @@ def _describe_front(entry: dict[str, Any], knee: Any) -> str:
     return f"{entry['label']}" + ("  ← knee" if same else "")
 
 
-def _describe_routing(entry: dict[str, Any]) -> str:
-    if entry["routing"] is None:
-        return ""
-    gamma = "" if entry["routing"] in ("threshold", "schedule") else f" γ={entry['gamma']:g}"
-    return f"{entry['routing']}{gamma}"
-
-
 def _row(entry: dict[str, Any], name: str) -> list[str]:
     return [
         name,
-        _describe_routing(entry),
+        describe_routing(entry),
         format_number(entry["psnr_db"], 3),
         format_number(entry["ssim"], 4),
         format_count(entry["macs"]),

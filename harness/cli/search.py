@@ -162,6 +162,7 @@ def _make_setup(
 
     train, validation = open_split(space.data.train, "train"), open_split(space.data.validation, "validation")
     refuse_overlap(train, validation)
+    options.check_training(space.training_config(), train, place, vary=space.dimensions)
     warn_of_small(train, space.training_config().hr_patch_size)
     wanted = [objective.metric for objective in space.objectives]
     wanted += [constraint.metric for constraint in space.parsed_constraints()]

@@ -58,7 +58,9 @@ def train(
     trained_on = open_dataset(train_images, scale=config.scale, split="train", data_dir=data_dir, cache_dir=cache)
     scored_on = open_dataset(validation, scale=config.scale, split="validation", data_dir=data_dir, cache_dir=cache)
     refuse_overlap(trained_on, scored_on)
+    options.check_training(training, trained_on, options.check_train_device(device))
     warn_of_small(trained_on, training.hr_patch_size)
+    out.mkdir(parents=True, exist_ok=True)
     reference = build_seeded(preset_config("swinir-light", config.scale), seed=0).eval()
     setup = TrialSetup(
         study=out.name,

@@ -1,14 +1,16 @@
 """Latency: targets take turns on one device, so that a ratio of their medians survives a machine that is not quiet.
 
-Protocol `interleaved-1`. Warm-up, one target after the other: at least 3 runs, until the two latest are within 10 % of
-that target's fastest so far; at most 10. Then rounds in which every target runs once, in the same order (A B C A B C):
-at least `min_repeats` rounds and `min_seconds` of measuring for each target on average; `max_seconds` in all, warm-up
-included, ends it before that, after one run of each at the least. CUDA runs are timed by events on the device, CPU runs
-by the monotonic clock. Quartiles and p90 are linearly interpolated.
+Protocol `interleaved-2`. Warm-up, one target after the other: at least 3 runs, until the two latest are within 10 % of
+that target's fastest so far; at most 10. Then rounds in which every target is timed once, in an order drawn anew for
+each round (seed 0), each after one untimed run of its own, because the one before it left other data in the caches:
+at least `min_repeats` rounds and `min_seconds` of measuring for each target on average; `max_seconds` in all,
+warm-up included, ends it before that, after one run of each at the least. CUDA runs are timed by events on the device,
+CPU runs by the monotonic clock. Quartiles and p90 are linearly interpolated.
 """
 
 import contextlib
 import copy
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +25,7 @@ from harness.core.records import LatencyRecord
 from harness.profiling.device import Device, chosen_threads, describe_device, parse_device
 from harness.profiling.network_state import preserved_training_state
 
-PROTOCOL = "interleaved-1"
+PROTOCOL = "interleaved-2"
 _MIN_WARMUP, _MAX_WARMUP, _STABLE = 3, 10, 1.10
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -145,9 +147,12 @@ def _run(
     samples: list[list[float]] = [[] for _ in targets]
     measuring = time.perf_counter()
     rounds = 0
+    order = random.Random(0)
     while rounds < min_repeats or time.perf_counter() - measuring < min_seconds:
-        for target, values in zip(targets, samples, strict=True):
-            values.append(time_once(target, input_BCHW))
+        for index in order.sample(range(len(targets)), len(targets)):
+            if len(targets) > 1:
+                targets[index](input_BCHW)  # the run before was another target's, and left its own data in the caches
+            samples[index].append(time_once(targets[index], input_BCHW))
         rounds += 1
         if time.perf_counter() - start >= max_seconds:
             break

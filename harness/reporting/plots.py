@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.core.files import atomic_path
-from harness.core.records import METRIC_DIRECTIONS, METRIC_LABELS
-from harness.core.units import format_count
+from harness.core.records import METRIC_DIRECTIONS, METRIC_LABELS, TrialRecord
+from harness.core.units import format_count, format_seconds
 from harness.reporting.front import Front, non_dominated, study_front
 from harness.reporting.study import BASELINE_IDS, Point, Study
 
@@ -161,7 +161,8 @@ def _draw_panel(panel: "Axes", study: Study, front: Front, cost: _Axis, quality:
         )
     panel.margins(x=0.07, y=0.1)
     for x, y in swinir_at:
-        panel.annotate(f"SwinIR-light, {quality.write(y)}", (x, y), **_beside(8, -9, "right", _VERMILION))
+        effort = _describe_effort(swinir.record) if swinir else ""
+        panel.annotate(f"SwinIR-light, {quality.write(y)}{effort}", (x, y), **_beside(8, -9, "right", _VERMILION))
     if front.knee is not None and (knee := _pairs([front.knee], cost, quality)):
         panel.plot(*_columns(knee), "*", color=_ORANGE, markersize=19, mec="#4A3300", mew=0.9, zorder=6, label="knee")
         if annotate:
@@ -181,6 +182,12 @@ def _draw_panel(panel: "Axes", study: Study, front: Front, cost: _Axis, quality:
             color="#5A5F69",
             fontsize=12,
         )
+
+
+def _describe_effort(record: TrialRecord) -> str:
+    """Return a second line with steps and seconds of training, or nothing for what was not trained."""
+    result = record.training_result
+    return f"\n{result.steps:,} steps, {format_seconds(result.seconds)}" if result else ""
 
 
 def _beside(right: float, up: float, align: str, colour: str) -> dict[str, Any]:

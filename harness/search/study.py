@@ -179,13 +179,17 @@ class _Search:
             if self.num_networks is not None and len(self.trained) >= self.num_networks:
                 return self._outcome("exhausted", f"all {self.num_networks} networks of the space are trained")
             if idle >= _MAX_IDLE_PROPOSALS:
-                return self._outcome("exhausted", f"{idle} proposals in a row were repeats or rejected")
+                return self._outcome("exhausted", self._describe_idling(idle))
             if not self._queue_next() and self.space.sampler.name == "grid":
                 return self._outcome("exhausted", "every point of the grid was proposed")
             state = self._run_one()
-            failures = failures + 1 if state == "failed" else 0
+            failures = 0 if state == "complete" else failures + (state == "failed")
             idle = idle + 1 if state in ("answered", "rejected") and self.space.sampler.name != "grid" else 0
         return self._outcome("finished", f"the budget of {budget.networks} networks is spent")
+
+    def _describe_idling(self, idle: int) -> str:
+        known = "" if self.num_networks is None else f" of the space's {self.num_networks}"
+        return f"{idle} proposals in a row were repeats or rejected; {len(self.trained)}{known} networks are trained"
 
     def _outcome(self, ending: str, reason: str) -> SearchOutcome:
         return SearchOutcome(ending, reason, len(self.trained))

@@ -212,3 +212,19 @@ def test_a_damaged_record(call: Call, study: FinishedStudy, place: Path) -> None
     shutil.copytree(study.folder, place / "results" / "tiny")
     (place / "results" / "tiny" / "study.json").write_text("{}", encoding="utf-8")
     assert "study.json: not a StudyRecord" in call("report", "tiny").mistake
+
+
+@pytest.mark.parametrize(
+    ("setting", "finding"),
+    [
+        ("training.hr_patch_size=30", "not a multiple of the scale"),
+        ("training.hr_patch_size=100000", "no image of demo"),
+        ("training.precision=fp16", "no fast fp16"),
+    ],
+)
+def test_settings_that_no_trial_could_train_with_are_refused(
+    call: Call, tmp_path: Path, setting: str, finding: str
+) -> None:
+    message = call("search", "quickstart", "--results", tmp_path / "new", "--set", setting, "--no-tracking").mistake
+    assert finding in message
+    assert not (tmp_path / "new" / "quickstart").exists()
