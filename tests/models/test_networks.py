@@ -6,7 +6,7 @@ from torch import Tensor
 
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
-from harness.models import CAMixerSR, build_model, preset_config, restore_tiled, restore_whole
+from harness.models import CAMixerSR, SRNetwork, build_model, preset_config, restore_tiled, restore_whole
 from harness.models.bicubic import upscale_bicubic
 from harness.models.padding import pad_symmetric, pad_to_multiple
 from harness.models.registry import AnyModelConfig
@@ -215,10 +215,11 @@ def test_tiles_cover_every_pixel() -> None:
             assert max(tile_starts(side, tile, overlap)) + min(tile, side) == side
 
 
+@pytest.mark.parametrize("config", SMALL, ids=lambda config: config.label())
 @torch.inference_mode()
-def test_one_tile_that_covers_the_image_changes_nothing() -> None:
-    network = build(CAMixerSRConfig(scale=2, groups=(1,), channels=8, window=4))
-    assert isinstance(network, CAMixerSR)
+def test_one_tile_that_covers_the_image_changes_nothing(config: AnyModelConfig) -> None:
+    network = build(config)
+    assert isinstance(network, SRNetwork)
     image = noise(1, 3, 10, 7)
     assert torch.equal(restore_tiled(network, image, tile=10, overlap=2).image_BCHW, network(image))
 

@@ -1,0 +1,139 @@
+"""Images of every kind through the command line: 8192×4096 in bounded memory, panoramas, SwinIR's released naming."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.core.configs import CAMixerSRConfig, SwinIRConfig
+from harness.data.images import read_rgb, write_png
+from harness.export import load_bundle, read_bundle_config, upscale_image, write_bundle
+from harness.metrics import get_protocol
+from harness.models import build_model, load_weights, preset_config
+from harness.models.swinir import relative_position_index, shift_mask
+from tests.cli.conftest import Call
+from tests.export.test_bundle import random_network, record_of
+from tests.tiny_pairs import cut
+
+GIB = 2**30
+
+
+def run_measured(*arguments: str | Path) -> tuple[str, int]:
+    """Run a command in a fresh process with one thread; return its output and the most bytes that it held at once."""
+    program = (
+        "import sys; from pathlib import Path; from harness.cli import main\n"
+        "sys.argv[0] = 'harness'\n"
+        "try: main()\n"
+        "finally: print(Path('/proc/self/status').read_text(), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments), "--threads", "1"],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    peak = re.search(r"VmHWM:\s+(\d+) kB", done.stderr)
+    assert peak is not None
+    return done.stdout, 1024 * int(peak[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from Linux's /proc")
+def test_8192_by_4096_pixels_take_less_than_3_gib(reference: Path, tmp_path: Path) -> None:
+    """Decoding, downscaling, tiles, output and scoring in one process; then a bundle upscales from file to file."""
+    weights, large = reference / "weights" / "CAMixerSR_S.pth", reference / "images" / "large"
+    evaluate: list[str | Path] = ["evaluate", "camixersr-s", "--weights", weights, "--data", large, "--gamma", "0.5"]
+    output, peak = run_measured(*evaluate, "--protocol", "large", "--results", tmp_path / "results", "--json")
+    document = json.loads(output)
+    print(f"evaluate: peak {peak / GIB:.2f} GiB, {document['seconds']:.0f} s, {document['psnr_db']:.3f} dB")
+    assert peak < 3 * GIB
+    assert (document["protocol"], document["tile"], document["overlap"]) == ("large", 64, 4)
+    assert document["attention_share"] == pytest.approx(0.5)  # 16 windows in each tile
+    lr_files = [file for file in (tmp_path / "results" / "cache").iterdir() if "-lr-" in file.name]
+    lr_HWC = np.load(lr_files[0])
+    assert lr_HWC.shape == (1024, 2048, 3)
+    write_png(tmp_path / "low.png", lr_HWC)
+    network = build_model(preset_config("camixersr-s", 4)).eval()
+    load_weights(network, weights)
+    assert isinstance(network.config, CAMixerSRConfig)
+    record, point = record_of(network.config)
+    bundle = write_bundle(tmp_path / "bundle", network, record, point, picked_as="released", baselines={})
+    _, peak = run_measured("upscale", bundle, tmp_path / "low.png", tmp_path / "high.png")
+    print(f"upscale: peak {peak / GIB:.2f} GiB")
+    assert peak < 3 * GIB
+    assert read_rgb(tmp_path / "high.png").shape == (4096, 8192, 3)
+
+
+def test_panoramas_from_training_to_upscaling(call: Call, tmp_path: Path) -> None:
+    for split, photograph in (("train", "coffee"), ("validation", "rocket")):
+        write_png(tmp_path / split / f"{photograph}.png", cut(photograph, 64, 128))
+    (tmp_path / "model.yaml").write_text("{family: camixersr, scale: 2, groups: [1], channels: 8, window: 4}")
+    train = ["train", "model.yaml", "--train", "train", "--validation", "validation", "--out", "run", "--threads", "1"]
+    short = ["--set", "steps=2", "--set", "batch_size=1", "--set", "hr_patch_size=32"]
+    outcome = call(*train, *short, "--task", "odi", "--protocol", "light")
+    assert "--protocol light: panoramas are scored by latitude" in outcome.mistake
+    assert call(*train, *short, "--task", "odi").code == 0
+    config = read_bundle_config(Path("run/bundle"))
+    assert config.task == "odi"
+    document = call(
+        "evaluate", "run/bundle", "--data", "validation", "--protocol", "odi", "--threads", "1", "--json"
+    ).document
+    assert (document["protocol"], document["wrap"], document["tile"]) == ("odi", 32, None)
+    table = call("evaluate", "run/bundle", "--data", "validation", "--protocol", "odi", "--threads", "1").out
+    assert "WS-PSNR (dB)" in table
+    network, image_HWC = load_bundle("run/bundle"), cut("rocket", 64, 128)
+    for option, wrap in (([], get_protocol("odi").wrap), (["--no-panorama"], 0)):
+        assert call("upscale", "run/bundle", "validation/rocket.png", "out.png", "--overwrite", *option).code == 0
+        assert np.array_equal(read_rgb(Path("out.png")), upscale_image(network, image_HWC, wrap=wrap))
+
+
+RELEASED = (  # ours → the released naming of SwinIR
+    (r"^head\.", "conv_first."),
+    (r"^embed_norm\.", "patch_embed.norm."),
+    (r"^groups\.(\d+)\.blocks\.(\d+)\.", r"layers.\1.residual_group.blocks.\2."),
+    (r"^groups\.(\d+)\.conv\.", r"layers.\1.conv."),
+    (r"\.attention\.position_bias$", ".attn.relative_position_bias_table"),
+    (r"\.attention\.", ".attn."),
+    (r"\.mlp_hidden\.", ".mlp.fc1."),
+    (r"\.mlp_out\.", ".mlp.fc2."),
+    (r"^body_tail\.", "conv_after_body."),
+    (r"^tail\.", "upsample.0."),
+)
+
+
+def test_swinir_light_under_released_names_and_with_released_buffers(call: Call, tmp_path: Path) -> None:
+    """A whole SwinIR-light, its masks of 64×64 inputs and index tables included, evaluated, profiled, in tiles too."""
+    network = random_network(SwinIRConfig(scale=4), seed=2)
+    state: dict[str, torch.Tensor] = {}
+    for name, value in network.state_dict().items():
+        for pattern, replacement in RELEASED:
+            name = re.sub(pattern, replacement, name)
+        state[name] = value
+    mask_NLL = shift_mask(64, 64, 8, 4, torch.device("cpu"), torch.float32)[:, 0].clone()
+    for layer in range(4):
+        for block in range(6):
+            prefix = f"layers.{layer}.residual_group.blocks.{block}"
+            state[f"{prefix}.attn.relative_position_index"] = relative_position_index(8)
+            if block % 2:
+                state[f"{prefix}.attn_mask"] = mask_NLL
+    assert sum(value.numel() for value in state.values() if value.is_floating_point()) == 929_628 + 12 * 64 * 64 * 64
+    torch.save({"params": state}, tmp_path / "swinir.pth")
+    write_png(tmp_path / "HR" / "coffee.png", cut("coffee", 92, 124))  # 23×31 pixels: no multiple of 8
+    swinir = ["swinir-light", "--weights", "swinir.pth", "--threads", "1", "--json"]
+    for options in ([], ["--tile", "16", "--overlap", "4"], ["--protocol", "odi"], ["--protocol", "large"]):
+        document = call("evaluate", *swinir, "--data", "HR", *options).document
+        assert document["weights"] == "swinir.pth (params)"
+        assert document["attention_share"] is None
+        assert np.isfinite(document["psnr_db"])
+    profile = call("profile", *swinir, "--input-size", "23", "31", "--repeats", "3", "--seconds", "0").document
+    assert profile["params"] == 929_628
+    # 24×32 padded pixels, by hand: 27C + 24·(8C² + 128C) + 45C² + 27·16·C, C = 60
+    assert profile["macs"] == 24 * 32 * (27 * 60 + 24 * (8 * 3600 + 128 * 60) + 45 * 3600 + 27 * 16 * 60)
+    assert profile["counters_agree"]
