@@ -53,10 +53,10 @@ def calibrate(
     from harness.core.files import write_text
     from harness.data import PairedDataset, open_dataset, refuse_overlap
     from harness.metrics import get_protocol
+    from harness.profiling import chosen_threads
     from harness.trial import evaluate as run_evaluation
     from harness.trial import routed
     from harness.trial.calibration import calibrate as run_calibration
-    from harness.trial.run import torch_threads
 
     if out is not None and out.suffix not in (".yaml", ".yml", ".json"):
         raise UserError(f"--out {out}: expected a name ending in .yaml or .json")
@@ -78,7 +78,7 @@ def calibrate(
     held_out = None if evaluate is None else open_source(evaluate)
     if held_out is not None:
         refuse_overlap(tuning, held_out)
-    with torch_threads(options.resolve_threads(threads)):
+    with chosen_threads(options.resolve_threads(threads)):
         with counting("calibrating") as progress:
             record = run_calibration(
                 network, tuning, share, policy=policy.value, images=images, crop=crop, progress=progress

@@ -35,8 +35,8 @@ def evaluate(
     from harness.core.errors import TrialFailedError, UserError
     from harness.data import open_dataset
     from harness.metrics import get_protocol
+    from harness.profiling import chosen_threads
     from harness.trial import evaluate as run_evaluation
-    from harness.trial.run import torch_threads
 
     rules = get_protocol(protocol)
     network, origin = resolve_network(model, scale, gamma, routing, weights)
@@ -47,7 +47,7 @@ def evaluate(
     if origin == "untrained":
         messages.print("note: no --weights given: the network is untrained")
     try:
-        with torch_threads(options.resolve_threads(threads)), counting("evaluating") as progress:
+        with chosen_threads(options.resolve_threads(threads)), counting("evaluating") as progress:
             record = run_evaluation(
                 network, dataset, rules, device=place, tile=tile, overlap=overlap, wrap=wrap, progress=progress
             )

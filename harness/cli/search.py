@@ -139,8 +139,8 @@ def _make_setup(
     from harness.core.study_folder import StudyFolder
     from harness.data import open_dataset, refuse_overlap
     from harness.metrics import get_protocol
-    from harness.models import preset_config
     from harness.profiling import parse_device
+    from harness.search import baseline_config
     from harness.trial import TrialSetup, build_seeded
 
     place = options.check_train_device(device)
@@ -166,9 +166,6 @@ def _make_setup(
     warn_of_small(train, space.training_config().hr_patch_size)
     wanted = [objective.metric for objective in space.objectives]
     wanted += [constraint.metric for constraint in space.parsed_constraints()]
-    reference = preset_config("swinir-light", space.scale).model_copy(
-        update={"image_residual": bool(space.model.get("image_residual", False))}
-    )
     return TrialSetup(
         study=name,
         folder=StudyFolder(results / name),
@@ -180,7 +177,7 @@ def _make_setup(
         devices=devices,
         latency_input_size=space.profile.latency_input_size,
         macs_input_size=space.macs_input_size,
-        reference=build_seeded(reference, seed=0).eval(),
+        reference=build_seeded(baseline_config(space, "swinir-light"), seed=0).eval(),
         reference_name="swinir-light",
         train_device=place,
         threads=threads,

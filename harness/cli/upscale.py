@@ -33,7 +33,7 @@ def upscale(
     from harness.data.images import read_rgb, write_png
     from harness.export import list_jobs, load_bundle, read_bundle_config, read_importance, upscale_image
     from harness.metrics import get_protocol
-    from harness.trial.run import torch_threads
+    from harness.profiling import chosen_threads
 
     network = load_bundle(bundle)
     if panorama is None:
@@ -45,7 +45,7 @@ def upscale(
     taken = [str(path) for _, path in jobs if path.exists()]
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists; give --overwrite to replace it, or another OUT")
-    with torch_threads(options.resolve_threads(threads)):
+    with chosen_threads(options.resolve_threads(threads)):
         for path, output in jobs:
             image_HWC = read_rgb(path)
             importance_HW = None

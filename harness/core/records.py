@@ -7,6 +7,7 @@ routing.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from harness.core.configs import (
@@ -143,6 +144,15 @@ class TrainingRecord(FrozenConfig):
     resumed_from: tuple[int, ...] = ()
 
 
+def latency_value(records: Sequence[LatencyRecord], metric: str) -> float | None:
+    """Return `latency_ms` or `latency_ratio` of the device that the metric names after `/`, else of the first one."""
+    name, _, device = metric.partition("/")
+    found = next((record for record in records if device in ("", record.device)), None)
+    if found is None:
+        return None
+    return found.median if name == "latency_ms" else found.ratio
+
+
 class PointRecord(FrozenConfig):
     """One point: a trained network under one routing, with everything that was measured of it.
 
@@ -164,12 +174,9 @@ class PointRecord(FrozenConfig):
 
     def value(self, metric: str) -> float | None:
         """Return a metric of `METRIC_DIRECTIONS` (latencies: optionally with `/device`); None if not measured."""
-        name, _, device = metric.partition("/")
+        name = metric.partition("/")[0]
         if name in ("latency_ms", "latency_ratio"):
-            found = [record for record in self.latency if device in ("", record.device)]
-            if not found:
-                return None
-            return found[0].median if name == "latency_ms" else found[0].ratio
+            return latency_value(self.latency, metric)
         if name in ("psnr_db", "ssim", "attention_share"):
             value: float | None = getattr(self.evaluation, name)
             return value

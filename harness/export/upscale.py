@@ -13,7 +13,7 @@ from harness.data import to_tensor
 from harness.data.images import IMAGE_SUFFIXES, list_images, read_rgb
 from harness.metrics import to_uint8
 from harness.metrics.colour import luma_bt601
-from harness.models import SRNetwork, restore_panorama, restore_tiled, restore_whole
+from harness.models import SRNetwork, restore_image
 
 
 def upscale_image(
@@ -37,22 +37,15 @@ def upscale_image(
     with torch.inference_mode():
         if tile is not None and max(input_BCHW.shape[-2:]) <= tile:
             tile = None
-        if wrap:
-            restored = restore_panorama(
-                network,
-                input_BCHW,
-                context=wrap,
-                tile=tile,
-                overlap=overlap,
-                importance_BHW=guide,
-                progress=progress,
-            )
-        elif tile is None:
-            restored = restore_whole(network, input_BCHW, guide)
-        else:
-            restored = restore_tiled(
-                network, input_BCHW, tile=tile, overlap=overlap, importance_BHW=guide, progress=progress
-            )
+        restored = restore_image(
+            network,
+            input_BCHW,
+            tile=tile,
+            overlap=overlap,
+            wrap=wrap,
+            importance_BHW=guide,
+            progress=progress,
+        )
     return to_uint8(restored.image_BCHW[0].permute(1, 2, 0).numpy())
 
 

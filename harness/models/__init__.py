@@ -3,7 +3,7 @@
 from harness.models.camixersr import CAMixerSR
 from harness.models.checkpoints import load_weights
 from harness.models.network import Restoration, SRNetwork
-from harness.models.panorama import restore_panorama
+from harness.models.panorama import restore_image, restore_panorama
 from harness.models.registry import PRESETS, build_model, preset_config
 from harness.models.tiling import restore_tiled, restore_whole
 
@@ -15,6 +15,7 @@ __all__ = [
     "build_model",
     "load_weights",
     "preset_config",
+    "restore_image",
     "restore_panorama",
     "restore_tiled",
     "restore_whole",

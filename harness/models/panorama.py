@@ -22,6 +22,38 @@ def continue_around(input_BCHW: Tensor, columns: int) -> Tensor:
     return input_BCHW.index_select(-1, positions)
 
 
+def restore_image(
+    network: SRNetwork,
+    input_BCHW: Tensor,
+    *,
+    tile: int | None = None,
+    overlap: int = 0,
+    wrap: int = 0,
+    importance_BHW: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Restoration:
+    """Restore at once, in tiles of `tile` where it is given, and without a seam where `wrap` columns are given.
+
+    See `restore_whole`, `restore_tiled` and `restore_panorama`, whose arguments these are; at once, `progress` is not
+    called.
+    """
+    if wrap:
+        return restore_panorama(
+            network,
+            input_BCHW,
+            context=wrap,
+            tile=tile,
+            overlap=overlap,
+            importance_BHW=importance_BHW,
+            progress=progress,
+        )
+    if tile is None:
+        return restore_whole(network, input_BCHW, importance_BHW)
+    return restore_tiled(
+        network, input_BCHW, tile=tile, overlap=overlap, importance_BHW=importance_BHW, progress=progress
+    )
+
+
 def restore_panorama(
     network: SRNetwork,
     input_BCHW: Tensor,
@@ -41,11 +73,8 @@ def restore_panorama(
     columns = wrap_width(network, context)
     continued_BCHW = continue_around(input_BCHW, columns)
     importance = None if importance_BHW is None else continue_around(importance_BHW, columns)
-    if tile is None:
-        restored = restore_whole(network, continued_BCHW, importance)
-    else:
-        restored = restore_tiled(
-            network, continued_BCHW, tile=tile, overlap=overlap, importance_BHW=importance, progress=progress
-        )
+    restored = restore_image(
+        network, continued_BCHW, tile=tile, overlap=overlap, importance_BHW=importance, progress=progress
+    )
     left, width = columns * network.scale, input_BCHW.shape[-1] * network.scale
     return Restoration(restored.image_BCHW[..., left : left + width], restored.hard_share_SB)

@@ -2,13 +2,14 @@
 
 from harness.profiling.closed_form import canonical_macs, macs_by_part, paper_flops_tile, paper_macs_fvcore
 from harness.profiling.counters import count_macs
-from harness.profiling.device import Device, describe_device, parse_device
+from harness.profiling.device import Device, chosen_threads, describe_device, parse_device
 from harness.profiling.latency import measure_latencies, measure_latency
 from harness.profiling.memory import measure_peak_memory
 
 __all__ = [
     "Device",
     "canonical_macs",
+    "chosen_threads",
     "count_macs",
     "describe_device",
     "macs_by_part",

@@ -5,26 +5,9 @@ from typing import Any
 from harness.reporting.front import Front, study_front
 from harness.reporting.published import load_published
 from harness.reporting.study import BASELINE_IDS, Point, Study, not_converged
-from harness.reporting.table import point_row
+from harness.reporting.table import POINT_FIELDS, point_row
 
-_SHOWN = (
-    "label",
-    "trial",
-    "config_id",
-    "gamma",
-    "routing",
-    "attention_share",
-    "dataset",
-    "protocol",
-    "psnr_db",
-    "ssim",
-    "macs",
-    "params",
-    "latency_ms_median",
-    "latency_ratio",
-    "steps",
-    "training_seconds",
-)
+_SHOWN = (*POINT_FIELDS, "dataset", "steps", "training_seconds")
 
 
 def compare(study: Study, published: bool = False) -> dict[str, Any]:

@@ -5,23 +5,7 @@ from typing import Any, get_args
 from harness.core.records import TrialState
 from harness.reporting.front import study_front
 from harness.reporting.study import BASELINE_IDS, Point, Study
-from harness.reporting.table import point_row
-
-_POINT_FIELDS = (
-    "config_id",
-    "trial",
-    "label",
-    "gamma",
-    "routing",
-    "attention_share",
-    "psnr_db",
-    "ssim",
-    "macs",
-    "params",
-    "latency_ms_median",
-    "latency_ratio",
-    "protocol",
-)
+from harness.reporting.table import POINT_FIELDS, point_row
 
 
 def summarise(study: Study) -> dict[str, Any]:
@@ -51,7 +35,7 @@ def summarise(study: Study) -> dict[str, Any]:
 
 def _fields(study: Study, point: Point, *more: str) -> dict[str, Any]:
     row = point_row(study, point)
-    return {name: row[name] for name in (*_POINT_FIELDS, *more)}
+    return {name: row[name] for name in (*POINT_FIELDS, *more)}
 
 
 def _baseline(study: Study, point: Point | None) -> dict[str, Any] | None:

@@ -11,6 +11,23 @@ from harness.core.files import atomic_path
 from harness.reporting.front import Front, study_front
 from harness.reporting.study import Point, Study
 
+# What every report shows of a point, of the row that `point_row` makes.
+POINT_FIELDS = (
+    "config_id",
+    "trial",
+    "label",
+    "gamma",
+    "routing",
+    "attention_share",
+    "psnr_db",
+    "ssim",
+    "macs",
+    "params",
+    "latency_ms_median",
+    "latency_ratio",
+    "protocol",
+)
+
 
 def point_row(study: Study, point: Point, front: Front | None = None) -> dict[str, Any]:
     """Return one point as a flat row; None where something was not measured. Times in ms, bytes, seconds, dB.

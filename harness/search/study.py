@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.core.configs import RoutingConfig, SwinIRConfig, TrainingConfig
+from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig, TrainingConfig
 from harness.core.environment import now
 from harness.core.errors import UserError
 from harness.core.records import PointRecord, StudyRecord, TrialRecord
@@ -117,6 +117,14 @@ def run_search(
             ) from error
 
 
+def baseline_config(space: SearchSpace, name: str) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
+    """Return the config of a baseline; a network gets the image residual that the searched networks get."""
+    model = preset_config(name, space.scale)
+    if isinstance(model, SwinIRConfig):
+        return model.model_copy(update={"image_residual": bool(space.model.get("image_residual", False))})
+    return model
+
+
 class _Search:
     """One run of a study."""
 
@@ -207,10 +215,7 @@ class _Search:
         record_id = f"baseline-{name}"
         if record_id in self.records and self.records[record_id].state == "complete":
             return
-        model = preset_config(name, self.space.scale)
-        if isinstance(model, SwinIRConfig):  # the baseline gets the residual that the networks get
-            residual = bool(self.space.model.get("image_residual", False))
-            model = model.model_copy(update={"image_residual": residual})
+        model = baseline_config(self.space, name)
         training: TrainingConfig | None = None if name == "bicubic" else self.space.baseline_training_config()
         proposal = Proposal(record_id, "baseline", None, model, training, (None,), None)
         record = run_trial(self.setup, proposal, progress=self.progress, should_stop=self.should_stop)

@@ -15,7 +15,7 @@ from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import EvaluationRecord, ImageScore
 from harness.data import PairedDataset, to_tensor
 from harness.metrics import Protocol, score, to_uint8
-from harness.models import Restoration, SRNetwork, restore_panorama, restore_tiled
+from harness.models import SRNetwork, restore_image
 from harness.models.panorama import wrap_width
 from harness.models.tiling import tile_starts
 
@@ -66,7 +66,8 @@ def evaluate(
         for index in range(len(dataset)):
             pair = dataset[index]
             input_BCHW = to_tensor(pair.lr_HWC).to(device)
-            restored = _restore(network, input_BCHW, tile, overlap, wrap, tell)
+            with torch.inference_mode():
+                restored = restore_image(network, input_BCHW, tile=tile, overlap=overlap, wrap=wrap, progress=tell)
             if tile is None:
                 tell(1, 1)
             if not torch.isfinite(restored.image_BCHW).all():
@@ -103,22 +104,6 @@ def evaluate(
         overlap=overlap if tile is not None else 0,
         wrap=wrap,
     )
-
-
-@torch.inference_mode()
-def _restore(
-    network: SRNetwork,
-    input_BCHW: Tensor,
-    tile: int | None,
-    overlap: int,
-    wrap: int,
-    progress: Callable[[int, int], None],
-) -> Restoration:
-    if wrap:
-        return restore_panorama(network, input_BCHW, context=wrap, tile=tile, overlap=overlap, progress=progress)
-    if tile is None:
-        return network.restore(input_BCHW)
-    return restore_tiled(network, input_BCHW, tile=tile, overlap=overlap, progress=progress)
 
 
 def _count_tiles(size: tuple[int, int], tile: int | None, overlap: int) -> int:

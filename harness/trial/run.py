@@ -7,7 +7,7 @@ score untrained → train → evaluate and measure at every routing → TrialRec
 import copy
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -38,6 +38,7 @@ from harness.core.records import (
     TrainingRecord,
     TrialRecord,
     TrialState,
+    latency_value,
     network_id,
 )
 from harness.core.seeding import derive_seed
@@ -45,7 +46,7 @@ from harness.core.study_folder import StudyFolder
 from harness.data import CropSampler, PairedDataset, to_tensor
 from harness.metrics import Protocol as ScoreProtocol
 from harness.models import CAMixerSR, SRNetwork, build_model
-from harness.profiling import canonical_macs, count_macs, measure_latencies, measure_peak_memory
+from harness.profiling import canonical_macs, chosen_threads, count_macs, measure_latencies, measure_peak_memory
 from harness.training import TrainingInterruptedError, TrainingProgress, train
 from harness.trial.evaluation import evaluate
 
@@ -185,7 +186,7 @@ def run_trial(
     state: TrialState = "complete"
     reason = None
     try:
-        with torch_threads(setup.threads):
+        with chosen_threads(setup.threads):
             reason = _find_rejection(setup, proposal, observed, progress)
             if reason is not None:
                 state = "rejected"
@@ -251,17 +252,6 @@ def make_record(
     )
 
 
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Set torch's thread count for the block."""
-    previous = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(previous)
-
-
 def routed(network: SRNetwork, routing: RoutingConfig | None) -> SRNetwork:
     """Return `network` under `routing`, sharing the weights; itself where it does not route."""
     if routing is None or not isinstance(network, CAMixerSR):
@@ -299,21 +289,12 @@ def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, 
         with observed.timed("memory"):
             memory = measure_peak_memory(model, setup.latency_input_size, setup.devices[0])
     for constraint in costly:
-        value = _early_value(constraint.metric, latency, memory)
+        is_memory = constraint.metric == "peak_memory_bytes"
+        value = memory if is_memory else latency_value(latency, constraint.metric)
         if value is not None and constraint.violation(value) > 0:
             observed.violations[constraint.name] = constraint.violation(value)
             return f"{constraint.metric} is {value:.4g} untrained, but the space demands {constraint.name}"
     return None
-
-
-def _early_value(metric: str, latency: Sequence[LatencyRecord], memory: int | None) -> float | None:
-    name, _, device = metric.partition("/")
-    if name == "peak_memory_bytes":
-        return memory
-    found = next((record for record in latency if device in ("", record.device)), None)
-    if found is None:
-        return None
-    return found.median if name == "latency_ms" else found.ratio
 
 
 def _train_and_measure(
