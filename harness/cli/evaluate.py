@@ -42,7 +42,12 @@ def evaluate(
     network, origin = resolve_network(model, scale, gamma, routing, weights)
     place = options.check_train_device(device)
     dataset = open_dataset(
-        data, scale=network.scale, split="validation", data_dir=data_dir, cache_dir=results / "cache"
+        data,
+        scale=network.scale,
+        split="validation",
+        data_dir=data_dir,
+        cache_dir=results / "cache",
+        panoramas=rules.spherical,
     )
     if origin == "untrained":
         messages.print("note: no --weights given: the network is untrained")

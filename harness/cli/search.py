@@ -148,7 +148,7 @@ def _make_setup(
     protocol = get_protocol(space.data.protocol)
     data_dir = Path(space.data.data_dir) if space.data.data_dir else None
 
-    def open_split(source: str, split: Any) -> Any:
+    def open_split(source: str, split: Any, *, panoramas: bool) -> Any:
         with counting(f"reading {source}") as progress:
             return open_dataset(
                 source,
@@ -157,10 +157,12 @@ def _make_setup(
                 data_dir=data_dir,
                 cache_dir=results / "cache",
                 download=download,
+                panoramas=panoramas,
                 progress=lambda _what, done, total: progress(done, total),
             )
 
-    train, validation = open_split(space.data.train, "train"), open_split(space.data.validation, "validation")
+    train = open_split(space.data.train, "train", panoramas=space.task == "odi")
+    validation = open_split(space.data.validation, "validation", panoramas=protocol.spherical)
     refuse_overlap(train, validation)
     options.check_training(space.training_config(), train, place, vary=space.dimensions)
     warn_of_small(train, space.training_config().hr_patch_size)

@@ -11,6 +11,7 @@ from harness.core.errors import UserError
 
 if TYPE_CHECKING:
     from harness.core.configs import TrainingConfig
+    from harness.data.datasets import PairedDataset, Split
 
 
 def train(
@@ -54,9 +55,15 @@ def train(
     if training.task == "odi" and protocol not in (None, "odi"):
         raise UserError(f"--protocol {protocol}: panoramas are scored by latitude; expected odi, or no protocol at all")
     rules = get_protocol(protocol or ("odi" if training.task == "odi" else "light"))
-    cache = results / "cache"
-    trained_on = open_dataset(train_images, scale=config.scale, split="train", data_dir=data_dir, cache_dir=cache)
-    scored_on = open_dataset(validation, scale=config.scale, split="validation", data_dir=data_dir, cache_dir=cache)
+
+    def open_split(source: str, split: "Split", *, panoramas: bool) -> "PairedDataset":
+        cache = results / "cache"
+        return open_dataset(
+            source, scale=config.scale, split=split, data_dir=data_dir, cache_dir=cache, panoramas=panoramas
+        )
+
+    trained_on = open_split(train_images, "train", panoramas=training.task == "odi")
+    scored_on = open_split(validation, "validation", panoramas=rules.spherical)
     refuse_overlap(trained_on, scored_on)
     options.check_training(training, trained_on, options.check_train_device(device))
     warn_of_small(trained_on, training.hr_patch_size)

@@ -30,6 +30,7 @@ def upscale(
     threads: options.Threads = None,
 ) -> None:
     """Upscale image files; outputs are PNG and never replaced unless asked to."""
+    from harness.core.panorama import require_panorama
     from harness.data.images import read_rgb, write_png
     from harness.export import list_jobs, load_bundle, read_bundle_config, read_importance, upscale_image
     from harness.metrics import get_protocol
@@ -45,6 +46,9 @@ def upscale(
     taken = [str(path) for _, path in jobs if path.exists()]
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists; give --overwrite to replace it, or another OUT")
+    if wrap:
+        for path, _ in jobs:  # all of them before the first is upscaled
+            require_panorama(str(path), read_rgb(path).shape[:2], remedy="--no-panorama restores it as a plain image")
     with chosen_threads(options.resolve_threads(threads)):
         for path, output in jobs:
             image_HWC = read_rgb(path)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.errors import UserError
+from harness.core.panorama import require_panorama
 from harness.data.cache import CachedImage, load_or_make
 from harness.data.catalogue import CATALOGUE, Progress, Split, find_named_folders
 from harness.data.demo import find_demo_files
@@ -19,6 +20,8 @@ from harness.data.overlap import refuse_overlap
 from harness.data.pairs import ImagePair, PairedDataset, check_sizes, hash_content
 
 __all__ = ["ImagePair", "PairedDataset", "Progress", "Split", "open_dataset", "refuse_overlap"]
+
+_FLAT_REMEDY = "crop or remove it, or do without task odi and protocol odi"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def open_dataset(
     data_dir: Path | None,
     cache_dir: Path,
     download: bool = False,
+    panoramas: bool = False,
     progress: Progress | None = None,
 ) -> PairedDataset:
     """Open `source` at `scale` as HR images, cropped to a multiple of the scale (top-left), and their LR images.
@@ -72,13 +76,16 @@ def open_dataset(
     total)` is called along the way.
 
     Raises `UserError` naming the file or folder: unknown source, missing or empty folder, missing LR file, LR file of
-    another size, image smaller than `scale`, image that cannot be read.
+    another size, image smaller than `scale`, image that cannot be read and, with `panoramas`, image that is no whole
+    equirectangular panorama.
     """
     sources = _find_sources(source, scale, split, data_dir, download, progress)
     name = source if source == "demo" or source in CATALOGUE else _name_folder(Path(source).resolve())
     entries: list[_CachedPair] = []
     for index, image in enumerate(sources):
         entries.append(_cache_pair(image, scale, cache_dir))
+        if panoramas:
+            require_panorama(str(image.hr_path), entries[-1].hr.shape[:2], scale=scale, remedy=_FLAT_REMEDY)
         if progress is not None:
             progress(f"reading images of {name}", index + 1, len(sources))
     content_hash = hash_content((entry.hr.pixel_hash, entry.lr.pixel_hash) for entry in entries)

@@ -17,7 +17,8 @@ from harness.metrics import get_protocol
 from harness.models import build_model, load_weights, preset_config
 from harness.models.swinir import relative_position_index, shift_mask
 from tests.cli.conftest import Call
-from tests.export.test_bundle import random_network, record_of
+from tests.export.test_bundle import SMALL, random_network, record_of
+from tests.records import SHORT
 from tests.tiny_pairs import cut
 
 GIB = 2**30
@@ -94,6 +95,38 @@ def test_panoramas_from_training_to_upscaling(call: Call, tmp_path: Path) -> Non
         assert np.array_equal(read_rgb(Path("out.png")), upscale_image(network, image_HWC, wrap=wrap))
 
 
+def test_what_is_no_whole_panorama_is_refused(call: Call, tmp_path: Path) -> None:
+    """By every command that would weigh its rows by a latitude they do not have, or wrap it around; in one line."""
+    write_png(tmp_path / "round" / "b.png", cut("coffee", 64, 128))
+    write_png(tmp_path / "flat" / "a.png", cut("rocket", 60, 120))
+    write_png(tmp_path / "flat" / "c.png", cut("rocket", 64, 96))
+    write_png(tmp_path / "plain" / "d.png", cut("astronaut", 64, 96))
+    what = "c.png: 96×64 pixels are no whole panorama; expected an equirectangular image, 2:1; "
+    remedy = "crop or remove it, or do without task odi and protocol odi"
+    assert f"{what}{remedy}" in call("evaluate", "bicubic", "--data", "flat", "--protocol", "odi").mistake
+    (tmp_path / "model.yaml").write_text("{family: camixersr, scale: 2, groups: [1], channels: 8, window: 4}")
+    train = ["train", "model.yaml", "--out", "run", "--threads", "1", "--set", "steps=1", "--set", "hr_patch_size=32"]
+    assert what in call(*train, "--task", "odi", "--train", "flat", "--validation", "round").mistake
+    assert what in call(*train, "--task", "odi", "--train", "round", "--validation", "flat").mistake
+    assert what in call(*train, "--protocol", "odi", "--train", "round", "--validation", "flat").mistake
+    odi = ["search", "odi_x4", "--no-tracking"]
+    assert what in call(*odi, "--train", "flat", "--validation", "round").mistake
+    assert what in call(*odi, "--train", "round", "--validation", "flat").mistake
+    assert not Path("run").exists()
+    # The task is what the network was trained for: a classic one may see any images and be scored on panoramas.
+    classic = ["--protocol", "odi", "--train", "plain", "--validation", "round"]
+    assert "fp16" in call(*train, *classic, "--set", "precision=fp16").mistake  # the next thing that is looked at
+    network = random_network(SMALL)
+    for name, task in (("odi", "odi"), ("classic", "classic")):
+        record, point = record_of(SMALL, training=SHORT.model_copy(update={"task": task}))
+        write_bundle(tmp_path / name, network, record, point, picked_as="knee", baselines={})
+    assert f"{what}--no-panorama restores it as a plain image" in call("upscale", "odi", "flat", "out").mistake
+    assert not Path("out").exists()  # a.png, a panorama, comes first, and waits for the others
+    assert call("upscale", "odi", "flat", "out", "--no-panorama").code == 0
+    assert "no whole panorama" in call("upscale", "classic", "flat/c.png", "c.png", "--panorama").mistake
+    assert call("upscale", "classic", "flat/c.png", "c.png").code == 0
+
+
 RELEASED = (  # ours → the released naming of SwinIR
     (r"^head\.", "conv_first."),
     (r"^embed_norm\.", "patch_embed.norm."),
@@ -127,8 +160,9 @@ def test_swinir_light_under_released_names_and_with_released_buffers(call: Call,
     torch.save({"params": state}, tmp_path / "swinir.pth")
     write_png(tmp_path / "HR" / "coffee.png", cut("coffee", 92, 124))  # 23×31 pixels: no multiple of 8
     swinir = ["swinir-light", "--weights", "swinir.pth", "--threads", "1", "--json"]
+    write_png(tmp_path / "panoramas" / "coffee.png", cut("coffee", 62, 124))
     for options in ([], ["--tile", "16", "--overlap", "4"], ["--protocol", "odi"], ["--protocol", "large"]):
-        document = call("evaluate", *swinir, "--data", "HR", *options).document
+        document = call("evaluate", *swinir, "--data", "panoramas" if "odi" in options else "HR", *options).document
         assert document["weights"] == "swinir.pth (params)"
         assert document["attention_share"] is None
         assert np.isfinite(document["psnr_db"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.core.configs import PAPER_RECIPE, CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.core.configs import PAPER_RECIPE, CAMixerSRConfig, RoutingConfig, SwinIRConfig, Task
 from harness.core.errors import UserError
 from harness.models import preset_config
 from harness.search import SearchSpace, find_space, preset_names, read_space
@@ -324,7 +324,7 @@ class TestMistakes:
             read_space(tmp_path)
 
     def test_a_space_that_does_not_exist_lists_the_presets(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"no search space 'fast'.*light_x4, quickstart"):
+        with pytest.raises(UserError, match=r"no search space 'fast'.*light_x4, odi_x4, quickstart"):
             find_space("fast")
 
 
@@ -540,7 +540,7 @@ class TestIdentity:
 
 class TestPresets:
     def test_are_all_there(self) -> None:
-        assert {"quickstart", "light_x2", "light_x4", "large_x4"} <= set(preset_names())
+        assert {"quickstart", "light_x2", "light_x4", "large_x4", "odi_x4"} <= set(preset_names())
 
     @pytest.mark.parametrize("name", preset_names())
     def test_loads_and_every_queued_network_is_valid(self, name: str) -> None:
@@ -554,11 +554,17 @@ class TestPresets:
             assert set(encode_values(entry)) <= set(space.dimensions)
 
     @pytest.mark.parametrize(
-        ("name", "scale", "protocol"), [("light_x2", 2, "light"), ("light_x4", 4, "light"), ("large_x4", 4, "large")]
+        ("name", "scale", "protocol", "task"),
+        [
+            ("light_x2", 2, "light", "classic"),
+            ("light_x4", 4, "light", "classic"),
+            ("large_x4", 4, "large", "classic"),
+            ("odi_x4", 4, "odi", "odi"),
+        ],
     )
-    def test_the_papers_spaces(self, name: str, scale: int, protocol: str) -> None:
+    def test_the_papers_spaces(self, name: str, scale: int, protocol: str, task: Task) -> None:
         space = read_space(find_space(name))
-        assert (space.scale, space.data.protocol) == (scale, protocol)
+        assert (space.scale, space.data.protocol, space.task) == (scale, protocol, task)
         values = {key: dimension.values() for key, dimension in space.dimensions.items()}
         assert [tuple(groups) for groups in values["model.groups"] or ()] == [
             (6, 6),
@@ -575,7 +581,7 @@ class TestPresets:
         assert values["routing.gamma"] in (twentieths, quarters)
         training = space.training_config()
         assert training.is_full_recipe
-        assert training.model_dump(exclude={"seed"}) == PAPER_RECIPE.model_dump(exclude={"seed"})
+        assert training == PAPER_RECIPE.model_copy(update={"seed": training.seed, "task": task})
         papers = [preset_config(f"camixersr-{size}", scale) for size in "smb"]
         assert [space.model_config_for(entry) for entry in space.enqueue[:3]] == papers
 
