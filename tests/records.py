@@ -296,6 +296,16 @@ def one_of_each_state() -> list[TrialRecord]:
     ]
 
 
+def on_panoramas(record: TrialRecord) -> TrialRecord:
+    """The same record of a study whose images were continued by 32 columns on either side of 512 and scored as odi."""
+    seen = {"protocol": "odi", "wrap": 32, "seam_factor": 1.125}
+    points = [
+        point.model_copy(update={"evaluation": point.evaluation.model_copy(update=seen)}) for point in record.points
+    ]
+    training = record.training.model_copy(update={"task": "odi"}) if record.training else None
+    return record.model_copy(update={"points": tuple(points), "training": training})
+
+
 def write_study(folder: Path, record: StudyRecord, trials: Sequence[TrialRecord]) -> StudyFolder:
     study = StudyFolder(folder)
     study.write_study(record)

@@ -21,6 +21,7 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Say how many fewer MACs, how many times faster and how many dB the front has against SwinIR-light."""
+    from harness.metrics import metric_label
     from harness.reporting import compare as make_comparison
     from harness.reporting import load_study
 
@@ -44,13 +45,16 @@ def compare(
         for row in document["rows"]
         if row["role"] != "published"
     ]
-    columns = ["", "against SwinIR-light", "PSNR (dB)", "MACs", "latency (ms)"]
-    print_table(f"{document['study']} against SwinIR-light", columns, rows, text_columns=2)
+    protocol = document["protocol"]
+    columns = ["", "against SwinIR-light", metric_label("psnr_db", protocol), "MACs", "latency (ms)"]
+    print_table(f"{document['study']} against SwinIR-light, protocol {protocol}", columns, rows, text_columns=2)
     if published:
         _print_published([row for row in document["rows"] if row["role"] == "published"])
     console.print(document["headline"])
     if not document["converged"]:
         console.print(f"[dim]{document['note']}[/dim]")
+    if document["seam_note"]:
+        console.print(f"[dim]{document['seam_note']}[/dim]")
 
 
 def _compare_paper(json: bool) -> None:
@@ -90,7 +94,7 @@ def _print_published(rows: list[dict[str, Any]]) -> None:
         method = (str(row["label"]), str(row["trained_on"]), str(row["source"]), macs, format_count(row["params"]))
         methods.setdefault(method, {})[str(row["dataset"])] = row["psnr_db"]
     print_table(
-        "published, PSNR (dB): other training and other images than this study's",
+        "published, PSNR (dB), protocol light: other training and other images than this study's",
         ["", "trained on", "source", "MACs", "params", *datasets],
         [[*method, *(format_number(scores.get(name)) for name in datasets)] for method, scores in methods.items()],
         text_columns=3,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from harness.cli import options
-from harness.cli.output import counting, format_number, messages, print_json, print_table
+from harness.cli.output import console, counting, format_number, messages, print_json, print_table
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
     from harness.core.environment import observe_environment
     from harness.core.errors import TrialFailedError, UserError
     from harness.data import open_dataset
-    from harness.metrics import get_protocol
+    from harness.metrics import get_protocol, metric_label
     from harness.profiling import chosen_threads
     from harness.trial import evaluate as run_evaluation
 
@@ -91,5 +91,7 @@ def evaluate(
         ]
     )
     title = f"{label} on {record.dataset}, protocol {record.protocol}, weights {origin}"
-    metrics = ["WS-PSNR (dB)", "WS-SSIM"] if rules.spherical else ["PSNR (dB)", "SSIM"]
+    metrics = [metric_label(name, rules.name) for name in ("psnr_db", "ssim")]
     print_table(title, ["image", *metrics, "attention share"], rows)
+    if record.wrap:
+        console.print(f"[dim]{record.seam_note}[/dim]")

@@ -14,7 +14,7 @@ from harness.cli.output import (
 )
 from harness.core.units import format_count
 
-_COLUMNS = ["", "routing", "PSNR (dB)", "SSIM", "MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"]
+_COST_COLUMNS = ["MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"]
 
 
 def report(study: options.StudyName, results: options.Results = Path("results"), json: options.Json = False) -> None:
@@ -32,6 +32,7 @@ def report(study: options.StudyName, results: options.Results = Path("results"),
 
 def print_front(folder: Path) -> None:
     """Print a study's front beside its baselines, and what it comes to."""
+    from harness.metrics import metric_label
     from harness.reporting import load_study, summarise
     from harness.reporting.comparison import headline
 
@@ -42,10 +43,15 @@ def print_front(folder: Path) -> None:
         if entry is not None:
             rows.append(_row(entry, f"[bold]{name}[/bold]{describe_effort(entry)}"))
     where = f"{summary['num_points']} points of {summary['num_architectures']} networks"
-    print_table(f"\nfront of {summary['study']}: {len(summary['front'])} of {where}", _COLUMNS, rows, text_columns=2)
+    protocol = summary["protocol"]
+    title = f"\nfront of {summary['study']}: {len(summary['front'])} of {where}, protocol {protocol}"
+    columns = ["", "routing", metric_label("psnr_db", protocol), metric_label("ssim", protocol), *_COST_COLUMNS]
+    print_table(title, columns, rows, text_columns=2)
     console.print(headline(study))
     if not summary["converged"]:
         console.print(f"[dim]{summary['note']}[/dim]")
+    if summary["seam_note"]:
+        console.print(f"[dim]{summary['seam_note']}[/dim]")
 
 
 def _describe_front(entry: dict[str, Any], knee: Any) -> str:

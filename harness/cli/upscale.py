@@ -34,6 +34,7 @@ def upscale(
     from harness.data.images import read_rgb, write_png
     from harness.export import list_jobs, load_bundle, read_bundle_config, read_importance, upscale_image
     from harness.metrics import get_protocol
+    from harness.models.panorama import wrap_width
     from harness.profiling import chosen_threads
 
     network = load_bundle(bundle)
@@ -66,4 +67,8 @@ def upscale(
                     progress=progress,
                 )
             write_png(output, upscaled_HWC)
-            console.print(f"{output}  {upscaled_HWC.shape[1]}×{upscaled_HWC.shape[0]}")
+            columns, width = wrap_width(network, wrap), image_HWC.shape[1]
+            seam = (
+                f", continued by {columns} columns at each side of the seam: ×{1 + 2 * columns / width:.3f} of the cost"
+            )
+            console.print(f"{output}  {upscaled_HWC.shape[1]}×{upscaled_HWC.shape[0]}{seam if wrap else ''}")

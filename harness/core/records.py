@@ -63,7 +63,8 @@ class EvaluationRecord(FrozenConfig):
     """Mean scores over a dataset under a named protocol, and those of each image.
 
     `tile` and `overlap` are the low-resolution tiles that images were restored in (None: whole), `wrap` the columns by
-    which panoramas were continued beyond each end of their seam.
+    which panoramas were continued beyond each end of their seam. `seam_factor` is what that costs: low-resolution
+    pixels of the continued images over those of the images, 1 without wrap (None in records that do not say).
     """
 
     protocol: str
@@ -79,6 +80,18 @@ class EvaluationRecord(FrozenConfig):
     tile: int | None = None
     overlap: int = 0
     wrap: int = 0
+    seam_factor: float | None = None
+
+    @property
+    def seam_note(self) -> str | None:
+        """What MACs and latencies leave out where images were continued around their seam; None where none was."""
+        if not self.wrap:
+            return None
+        here = "" if self.seam_factor is None else f", ×{self.seam_factor:.3f} on {self.dataset}"
+        return (
+            f"images are continued by {self.wrap} columns at each side of the seam; MACs and latencies are without: "
+            f"×(w+{2 * self.wrap})/w for w low-resolution columns{here}"
+        )
 
 
 class MacsRecord(FrozenConfig):

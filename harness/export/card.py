@@ -2,11 +2,14 @@
 
 from harness.core.records import PointRecord, TrialRecord
 from harness.core.units import format_count, format_seconds
+from harness.metrics import metric_label
 
 
 def write_card(record: TrialRecord, point: PointRecord, picked_as: str, baselines: dict[str, PointRecord]) -> str:
     """Return the card as Markdown: what it is, trained on what, how it compares, how to use it, its limits."""
     evaluation = point.evaluation
+    psnr, ssim = (metric_label(name, evaluation.protocol) for name in ("psnr_db", "ssim"))
+    quality = metric_label("psnr_db", evaluation.protocol, unit=False)
     rows = [_row(f"**this network** ({point.routing.label() if point.routing else 'no routing'})", point)]
     rows += [_row(name, baseline) for name, baseline in baselines.items()]
     converged = record.training is not None and record.training.is_full_recipe
@@ -27,18 +30,19 @@ def write_card(record: TrialRecord, point: PointRecord, picked_as: str, baseline
         f"{len(entry.samples)} repeats" + (f", interleaved with {entry.reference}" if entry.reference else "")
         for entry in point.latency
     )
+    seam = f"\nPanoramas: {evaluation.seam_note}." if evaluation.seam_note else ""
     return f"""# {record.label} ×{evaluation.scale}
 
 Picked as `{picked_as}` from study `{record.study}`, {record.record_id}, network {record.network_id}.
 
 ## Measured
 
-| network | PSNR (dB) | SSIM | MACs | parameters | latency (ms) | / SwinIR-light | attention share |
+| network | {psnr} | {ssim} | MACs | parameters | latency (ms) | / SwinIR-light | attention share |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-PSNR and SSIM: protocol `{evaluation.protocol}` on `{evaluation.dataset}` ({len(evaluation.images)} images).
-Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.
+{quality} and {ssim}: protocol `{evaluation.protocol}` on `{evaluation.dataset}` ({len(evaluation.images)} images).
+Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{seam}
 
 ## Training
 

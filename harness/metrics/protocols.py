@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.core.errors import UserError, unknown_name
+from harness.core.records import METRIC_LABELS
 from harness.metrics.colour import luma_bt601
 from harness.metrics.fidelity import latitude_weights, psnr_db, ssim
 
@@ -101,6 +102,20 @@ def get_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise unknown_name("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
+
+
+def metric_label(metric: str, protocol: str, *, unit: bool = True) -> str:
+    """Return what readers call a metric (of `METRIC_LABELS`, optionally with `/device`) under a protocol.
+
+    PSNR and SSIM of rows weighted by latitude are WS-PSNR and WS-SSIM; `psnr_db` and `ssim` stay their keys.
+    Records may name protocols that this version does not have.
+    """
+    name, _, device = metric.partition("/")
+    label = METRIC_LABELS[name] if unit else METRIC_LABELS[name].partition(" (")[0]
+    is_spherical = protocol in PROTOCOLS and PROTOCOLS[protocol].spherical
+    if is_spherical and name in ("psnr_db", "ssim"):
+        label = f"WS-{label}"
+    return f"{label} on {device}" if device else label
 
 
 def score(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from harness.metrics import metric_label
 from harness.reporting.front import Front, study_front
 from harness.reporting.published import load_published
 from harness.reporting.study import BASELINE_IDS, Point, Study, not_converged
@@ -32,6 +33,8 @@ def compare(study: Study, published: bool = False) -> dict[str, Any]:
         "headline": headline(study, front),
         "converged": study.converged,
         "note": study.convergence_note,
+        "seam_note": study.seam_note,
+        "protocol": study.record.protocol,
         "rows": rows,
     }
 
@@ -59,7 +62,8 @@ def headline(study: Study, front: Front | None = None) -> str:
         opening = f"{'Fastest' if timed else 'Smallest'} network that is at least as good as SwinIR-light"
     else:
         chosen = max(front.points, key=lambda point: point.measured.evaluation.psnr_db)
-        opening = "No network of the front reaches SwinIR-light's PSNR; the closest"
+        quality = metric_label("psnr_db", study.record.protocol, unit=False)
+        opening = f"No network of the front reaches SwinIR-light's {quality}; the closest"
     return f"{opening}: {chosen.label}: {against(chosen, reference)['sentence']}."
 
 

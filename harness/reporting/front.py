@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.core.errors import UserError
-from harness.core.records import METRIC_LABELS, Direction, TrialRecord
+from harness.core.records import Direction, TrialRecord
 from harness.core.units import format_count
+from harness.metrics import metric_label
 from harness.reporting.study import Point, Study
 
 Values = npt.NDArray[np.float64]
@@ -126,7 +127,7 @@ def _study_hypervolume(study: Study, values: Values, directions: list[Direction]
         return 0.0, "no feasible point yet"
     scaled, reference, words = [], [], []
     for column, objective in enumerate(study.record.objectives):
-        name, _, device = objective.metric.partition("/")
+        name = objective.metric.partition("/")[0]
         quality = name in _QUALITIES
         owner = study.baseline("bicubic" if quality else "swinir-light")
         base = owner.measured.value(objective.metric) if owner else None
@@ -138,7 +139,7 @@ def _study_hypervolume(study: Study, values: Values, directions: list[Direction]
         if base is None or not math.isfinite(base) or (not quality and base <= 0):
             worst = values[:, column].min() if objective.direction == "maximize" else values[:, column].max()
             base, source = float(worst), "the worst feasible point's"
-        label = METRIC_LABELS[name] + (f" on {device}" if device else "")
+        label = metric_label(objective.metric, study.record.protocol)
         if quality:
             scaled.append(values[:, column] - base)
             reference.append(0.0)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from harness.core.files import write_text
-from harness.core.records import METRIC_LABELS, TrialRecord, TrialState
+from harness.core.records import TrialRecord, TrialState
 from harness.core.study_folder import StudyFolder
 from harness.core.units import format_count, format_seconds
+from harness.metrics import metric_label
 from harness.reporting.comparison import compare, format_difference
 from harness.reporting.front import study_front
 from harness.reporting.plots import draw_front_html, draw_front_png, draw_training_curves
@@ -62,7 +63,7 @@ def render_report(study: Study) -> str:
     sections = [
         f"<header><h1>{name}</h1><p class='lead'>{escape(comparison['headline'])}</p>{_facts(study)}</header>",
         _section("Front", _front_figure(study)),
-        _section("Against SwinIR-light", _comparison_table(comparison["rows"])),
+        _section("Against SwinIR-light", _comparison_table(study, comparison["rows"])),
         _section("Trials", _trials(study)),
         _section("Training", _training_figure(study)),
         _section("How this was measured", _protocol(study)),
@@ -99,7 +100,7 @@ def _front_figure(study: Study) -> str:
     if not study.points:
         return "<p>No trial has finished yet, so there is no front. Run the search on, then write the report again.</p>"
     objectives = ", ".join(
-        f"{METRIC_LABELS[objective.metric.partition('/')[0]]}{_device(objective.metric)} ({objective.direction})"
+        f"{metric_label(objective.metric, study.record.protocol)} ({objective.direction})"
         for objective in study.record.objectives
     )
     front = study_front(study)
@@ -109,11 +110,6 @@ def _front_figure(study: Study) -> str:
         f"{front.hypervolume:.4g}, measured from {front.hypervolume_reference}."
     )
     return f"{_figure(draw_front_html(study), 'front')}<p class='note'>{escape(words)}</p>"
-
-
-def _device(metric: str) -> str:
-    device = metric.partition("/")[2]
-    return f" on {device}" if device else ""
 
 
 def _training_figure(study: Study) -> str:
@@ -131,20 +127,28 @@ def _figure(figure: Any, identity: str) -> str:
     return f"<div class='figure'>{drawn}</div>"
 
 
-def _comparison_table(rows: Sequence[dict[str, Any]]) -> str:
+def _comparison_table(study: Study, rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return "<p>No point is on the front, and no baseline was measured.</p>"
-    names = ["network", "routing", "trial", "PSNR", "against SwinIR-light", "above bicubic", "latency", "times faster"]
-    names += ["MACs", "fewer MACs", "parameters", "SSIM", "attention share", "training"]
-    missing = [
+    psnr, ssim = _quality_names(study)
+    names = ["network", "routing", "trial", psnr, "against SwinIR-light", "above bicubic", "latency", "times faster"]
+    names += ["MACs", "fewer MACs", "parameters", ssim, "attention share", "training"]
+    seam = f"; {study.seam_note}" if study.seam_note else ""
+    notes = [f"{psnr} and {ssim}: protocol {study.record.protocol}{seam}."]
+    notes += [
         f"No {label} baseline was measured in this study."
         for label in ("SwinIR-light", "bicubic")
         if not any(row["role"] == "baseline" and row["label"].lower() == label.lower() for row in rows)
     ]
     body = "".join(_comparison_row(row) for row in rows)
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
-    note = f"<p class='note'>{escape(' '.join(missing))}</p>" if missing else ""
+    note = f"<p class='note'>{escape(' '.join(notes))}</p>"
     return f"{note}<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _quality_names(study: Study) -> tuple[str, str]:
+    protocol = study.record.protocol
+    return metric_label("psnr_db", protocol, unit=False), metric_label("ssim", protocol, unit=False)
 
 
 def _comparison_row(row: dict[str, Any]) -> str:
@@ -199,7 +203,7 @@ def _protocol(study: Study) -> str:
         next((trial.training_result for trial in study.trials if trial.training_result), None),
     )
     lines: list[tuple[str, str]] = [
-        ("protocol of PSNR and SSIM", f"{record.protocol}, ×{record.scale}"),
+        (f"protocol of {' and '.join(_quality_names(study))}", f"{record.protocol}, ×{record.scale}"),
         ("trained on", record.data.train),
         ("validated on", f"{record.data.validation}: {', '.join(record.validation_images)}"),
         (
@@ -215,6 +219,8 @@ def _protocol(study: Study) -> str:
             f"low-resolution input {_size(record.latency_input_size)} on {', '.join(record.devices) or 'no device'}",
         ),
     ]
+    if study.seam_note:
+        lines.append(("seam", study.seam_note))
     latencies = [latency for point in study.points for latency in point.measured.latency]
     for device in dict.fromkeys(latency.device for latency in latencies):
         one = next(latency for latency in latencies if latency.device == device)

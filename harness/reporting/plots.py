@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.core.files import atomic_path
-from harness.core.records import METRIC_DIRECTIONS, METRIC_LABELS, TrialRecord
+from harness.core.records import METRIC_DIRECTIONS, TrialRecord
 from harness.core.units import format_count, format_seconds
+from harness.metrics import metric_label
 from harness.reporting.front import Front, non_dominated, study_front
 from harness.reporting.study import BASELINE_IDS, Point, Study
 
@@ -37,11 +38,9 @@ _LONGEST_LABEL = 44
 class _Axis:
     """One metric as an axis: its values in a readable unit, and its label with that unit."""
 
-    def __init__(self, metric: str):
-        name, _, device = metric.partition("/")
+    def __init__(self, metric: str, protocol: str):
         self.metric = metric
-        self.unit, label = _UNITS.get(name, (1.0, METRIC_LABELS[name]))
-        self.label = f"{label} on {device}" if device else label
+        self.unit, self.label = _UNITS.get(metric, (1.0, metric_label(metric, protocol)))
 
     def value(self, point: Point) -> float | None:
         found = point.measured.value(self.metric)
@@ -74,8 +73,8 @@ def draw_front_png(study: Study, path: Path) -> None:
     from matplotlib.figure import Figure
 
     front = study_front(study)
-    quality = _Axis(quality_metric(study))
-    costs = [_Axis(metric) for metric in cost_metrics(study)[:2]]
+    quality = _Axis(quality_metric(study), study.record.protocol)
+    costs = [_Axis(metric, study.record.protocol) for metric in cost_metrics(study)[:2]]
     figure = Figure(figsize=(6.4 * len(costs) + 0.6, 5.6), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
@@ -287,8 +286,8 @@ def draw_front_html(study: Study) -> "go.Figure":
     from plotly.subplots import make_subplots
 
     front = study_front(study)
-    quality = _Axis(quality_metric(study))
-    costs = [_Axis(metric) for metric in cost_metrics(study)]
+    quality = _Axis(quality_metric(study), study.record.protocol)
+    costs = [_Axis(metric, study.record.protocol) for metric in cost_metrics(study)]
     figure = make_subplots(rows=1, cols=len(costs), shared_yaxes=True, horizontal_spacing=0.04)
     on_front = {point.point_id for point in front.points}
     others = [point for point in study.points if point.measured.feasible and point.point_id not in on_front]
@@ -402,7 +401,8 @@ def draw_training_curves(study: Study) -> "go.Figure | None":
     figure.update_xaxes(title={"text": "training step"})
     losses = [value for trace in figure.data for value in trace.y]
     ticks = _log_ticks(min(losses), max(losses))
-    figure.update_yaxes(title={"text": "L1 loss"}, type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    loss = "L1 loss" if study.record.task == "classic" else "L1 loss, weighted by latitude"
+    figure.update_yaxes(title={"text": loss}, type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     return _styled(figure, height=380)
 
 
@@ -416,7 +416,8 @@ def describe_point(study: Study, point: Point) -> str:
     if record.number is not None:
         lines.append(f"trial {record.number} · {record.network_id}")
     lines.append(
-        f"PSNR {evaluation.psnr_db:.3f} dB · SSIM {evaluation.ssim:.4f} · protocol {html.escape(evaluation.protocol)}"
+        f"{_quality_name('psnr_db', study)} {evaluation.psnr_db:.3f} dB · {_quality_name('ssim', study)} "
+        f"{evaluation.ssim:.4f} · protocol {html.escape(evaluation.protocol)}"
     )
     lines.append(f"{format_count(measured.macs)}MACs · {format_count(measured.params)} parameters")
     for latency in measured.latency:
@@ -430,6 +431,10 @@ def describe_point(study: Study, point: Point) -> str:
     if record.training:
         lines.append(f"trained for {record.training.steps:,} steps")
     return "<br>".join(lines)
+
+
+def _quality_name(metric: str, study: Study) -> str:
+    return metric_label(metric, study.record.protocol, unit=False)
 
 
 def _styled(figure: "go.Figure", *, height: int) -> "go.Figure":

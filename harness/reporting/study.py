@@ -103,6 +103,13 @@ class Study:
         """The words 'not converged' with the steps, or None after full recipes."""
         return None if self.converged else not_converged(recipe for recipe in self.recipes if not recipe.is_full_recipe)
 
+    @property
+    def seam_note(self) -> str | None:
+        """What MACs and latencies leave out of panoramas, in words; None where nothing was continued around a seam."""
+        holders = [*self.all_points, *(point for name in BASELINE_IDS if (point := self.baseline(name)))]
+        notes = dict.fromkeys(point.measured.evaluation.seam_note for point in holders)
+        return "; ".join(note for note in notes if note) or None
+
 
 def not_converged(recipes: Iterable[TrainingConfig]) -> str:
     """Return 'not converged: 100 steps', with the range where the steps differ."""

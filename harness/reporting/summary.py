@@ -25,6 +25,8 @@ def summarise(study: Study) -> dict[str, Any]:
         "objectives": [objective.model_dump() for objective in study.record.objectives],
         "converged": study.converged,
         "note": study.convergence_note,
+        "seam_note": study.seam_note,
+        "protocol": study.record.protocol,
         "front": [_fields(study, point) for point in front.points],
         "knee": _fields(study, front.knee) if front.knee else None,
         "hypervolume": front.hypervolume,

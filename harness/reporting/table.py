@@ -26,12 +26,14 @@ POINT_FIELDS = (
     "latency_ms_median",
     "latency_ratio",
     "protocol",
+    "seam_factor",
 )
 
 
 def point_row(study: Study, point: Point, front: Front | None = None) -> dict[str, Any]:
     """Return one point as a flat row; None where something was not measured. Times in ms, bytes, seconds, dB.
 
+    `macs` and latencies are of plain images; a panorama costs `seam_factor` times as much, for what continues it.
     `latency_*` columns are the study's first device; further devices follow as `latency_ms_median/<device>` etc.
     `steps` and `training_seconds` are 0 for what is not trained. With `front`, `on_front` and `knee` are filled.
     """
@@ -54,6 +56,7 @@ def point_row(study: Study, point: Point, front: Front | None = None) -> dict[st
         "ssim": evaluation.ssim,
         "macs": measured.macs,
         "params": measured.params,
+        "seam_factor": evaluation.seam_factor,
     }
     for index, device in enumerate(study.record.devices or ("",)):
         latency = point.latency(device or None)
@@ -108,7 +111,7 @@ def _table(study: Study, points: Iterable[Point], front: Front) -> pd.DataFrame:
 def _columns(study: Study) -> list[str]:
     further = [f"/{device}" for device in study.record.devices[1:]]
     names = ["record_id", "trial", "kind", "label", "config_id", "point_id", "gamma", "routing", "attention_share"]
-    names += ["protocol", "dataset", "psnr_db", "ssim", "macs", "params"]
+    names += ["protocol", "dataset", "psnr_db", "ssim", "macs", "params", "seam_factor"]
     for suffix in ("", *further):
         names += [f"latency_ms_median{suffix}", f"latency_ms_iqr{suffix}", f"latency_ratio{suffix}"]
     return [

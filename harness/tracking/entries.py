@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from harness.core.configs import RoutingConfig
 from harness.core.records import PointRecord, StudyRecord, TrialRecord, TrialState
+from harness.metrics import metric_label
 
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
@@ -63,6 +64,12 @@ def study_tags(study: StudyRecord) -> dict[str, str]:
         "harness.study": study.name[:LONGEST_TAG],
         "harness.study_created_at": study.created_at,
     }
+
+
+def study_note(study: StudyRecord) -> str:
+    """Return the description of a study's parent run: what the scores are, whose metrics have the same keys always."""
+    psnr, ssim = (metric_label(name, study.protocol) for name in ("psnr_db", "ssim"))
+    return f"psnr_db is {psnr}, ssim is {ssim}: protocol {study.protocol}, ×{study.scale}"
 
 
 def record_params(record: TrialRecord) -> dict[str, str]:

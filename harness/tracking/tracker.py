@@ -29,6 +29,7 @@ from harness.tracking.entries import (
     record_name,
     record_params,
     record_tags,
+    study_note,
     study_params,
     study_tags,
 )
@@ -134,6 +135,7 @@ class MlflowTracker:
             _log_params(client, run_id, study_params(self._study))
             client.log_text(run_id, self._study.model_dump_json(indent=1), "study.json")
             client.log_text(run_id, self._study.space, "space.yaml")
+            client.set_tag(run_id, "mlflow.note.content", study_note(self._study))
             client.set_tag(run_id, "harness.complete", self._study.config_hash())
         self._opened = client, experiment, run_id
         return self._opened

@@ -48,7 +48,8 @@ def evaluate(
     if tile is None:
         tile, overlap = protocol.tile, protocol.overlap
     wrap = wrap_width(network, protocol.wrap if wrap is None else wrap)
-    sizes = [(pair.lr_HWC.shape[0], pair.lr_HWC.shape[1] + 2 * wrap) for pair in dataset]
+    own_sizes = [pair.lr_HWC.shape[:2] for pair in dataset]
+    sizes = [(height, width + 2 * wrap) for height, width in own_sizes]
     tiles = [_count_tiles(size, tile, overlap) for size in sizes]
     started = time.perf_counter()
     was_training = network.training
@@ -103,6 +104,7 @@ def evaluate(
         tile=tile,
         overlap=overlap if tile is not None else 0,
         wrap=wrap,
+        seam_factor=sum(map(math.prod, sizes)) / sum(map(math.prod, own_sizes)),
     )
 
 

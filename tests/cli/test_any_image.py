@@ -87,11 +87,15 @@ def test_panoramas_from_training_to_upscaling(call: Call, tmp_path: Path) -> Non
         "evaluate", "run/bundle", "--data", "validation", "--protocol", "odi", "--threads", "1", "--json"
     ).document
     assert (document["protocol"], document["wrap"], document["tile"]) == ("odi", 32, None)
+    assert document["seam_factor"] == 2  # 64 columns continued by 2 · 32
     table = call("evaluate", "run/bundle", "--data", "validation", "--protocol", "odi", "--threads", "1").out
     assert "WS-PSNR (dB)" in table
+    assert "continued by 32 columns at each side of the seam" in " ".join(table.split())
     network, image_HWC = load_bundle("run/bundle"), cut("rocket", 64, 128)
     for option, wrap in (([], get_protocol("odi").wrap), (["--no-panorama"], 0)):
-        assert call("upscale", "run/bundle", "validation/rocket.png", "out.png", "--overwrite", *option).code == 0
+        outcome = call("upscale", "run/bundle", "validation/rocket.png", "out.png", "--overwrite", *option)
+        assert outcome.code == 0
+        assert ("32 columns at each side of the seam: ×1.500 of the cost" in outcome.out) == (wrap > 0)
         assert np.array_equal(read_rgb(Path("out.png")), upscale_image(network, image_HWC, wrap=wrap))
 
 

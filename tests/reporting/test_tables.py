@@ -39,6 +39,7 @@ POINT_FIELDS = {
     "latency_ms_median",
     "latency_ratio",
     "protocol",
+    "seam_factor",
 }
 
 

@@ -93,6 +93,7 @@ def test_every_state_of_trial_becomes_a_child_run(store: Store) -> None:
     runs = store.runs()
     parent = store.parent()
     assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"] == "psnr_db is PSNR (dB), ssim is SSIM: protocol light, ×4"
     assert len(runs) == 8
     assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, parent.info.run_id}
     statuses = {run.data.tags.get("harness.state"): run.info.status for run in runs if run is not parent}

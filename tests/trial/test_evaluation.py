@@ -190,7 +190,7 @@ def test_panoramas_are_continued_around_their_seam_and_scored_by_latitude() -> N
     assert record.psnr_db == pytest.approx(10 * math.log10(255**2 / mse))
     assert (record.protocol, record.wrap, record.tile, record.overlap) == ("odi", 32, None, 0)
     plain = evaluate(network(), dataset, odi, wrap=0)
-    assert plain.wrap == 0
+    assert (plain.wrap, plain.seam_factor, plain.seam_note) == (0, 1, None)
     assert plain.psnr_db != record.psnr_db
 
 
@@ -200,6 +200,13 @@ def test_shares_of_panoramas_count_the_windows_of_the_continued_image() -> None:
     record = evaluate(network(RoutingConfig(gamma=0.3)), dataset, get_protocol("odi"))
     hard = [math.floor(0.3 * 168), math.floor(0.3 * 105)]
     assert record.attention_share == pytest.approx(sum(hard) / (168 + 105), rel=1e-6)
+    assert record.seam_factor == pytest.approx((24 * 112 + 20 * 84) / (24 * 48 + 20 * 20))
+    wide = evaluate(network(config=SMALL.model_copy(update={"window": 24})), dataset, get_protocol("odi"))
+    assert wide.wrap == 48
+    assert wide.seam_factor == pytest.approx((24 * 144 + 20 * 116) / (24 * 48 + 20 * 20))
+    assert wide.seam_note is not None
+    assert "by 48 columns at each side of the seam" in wide.seam_note
+    assert "×(w+96)/w" in wide.seam_note
 
 
 def test_routed_shares_weights_and_leaves_the_original_as_it_is() -> None:
