@@ -49,7 +49,7 @@ def resolve_network(
     model: str, scale: int | None, gamma: float | None, policy: str | None, weights: Path | None
 ) -> "tuple[SRNetwork, str]":
     """Return the network in eval mode, and where its weights are from."""
-    from harness.export import load_bundle
+    from harness.export import load_network
     from harness.models import load_weights
     from harness.trial import build_seeded, routed
 
@@ -57,7 +57,7 @@ def resolve_network(
     if Path(model).is_dir():
         if weights is not None:
             raise UserError(f"--weights {weights}: the bundle {model} has its own")
-        network = load_bundle(model)
+        network = load_network(Path(model))
         return routed(network, getattr(config, "routing", None)), f"{model}/model.safetensors"
     network = build_seeded(config, seed=0)
     if weights is None:

@@ -32,12 +32,12 @@ def upscale(
     """Upscale image files; outputs are PNG and never replaced unless asked to."""
     from harness.core.panorama import require_panorama
     from harness.data.images import read_rgb, write_png
-    from harness.export import list_jobs, load_bundle, read_bundle_config, read_importance, upscale_image
+    from harness.export import list_jobs, load_network, read_bundle_config, read_importance, upscale_image
     from harness.metrics import get_protocol
     from harness.models.panorama import wrap_width
     from harness.profiling import chosen_threads
 
-    network = load_bundle(bundle)
+    network = load_network(bundle)
     if panorama is None:
         panorama = read_bundle_config(bundle).task == "odi"
     wrap = get_protocol("odi").wrap if panorama else 0

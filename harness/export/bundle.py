@@ -15,7 +15,8 @@ from harness.core.environment import EnvironmentRecord, now, observe_environment
 from harness.core.errors import UserError, describe_validation_error
 from harness.core.records import PointRecord, TrialRecord
 from harness.export.card import write_card
-from harness.models import SRNetwork, build_model
+from harness.metrics import get_protocol
+from harness.models import PanoramaNetwork, SRNetwork, build_model
 
 _CONFIG, _WEIGHTS, _METRICS, _CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 
@@ -114,13 +115,22 @@ def read_bundle_config(path: Path) -> BundleConfig:
         raise UserError(f"{file}: {describe_validation_error(error)}") from None
 
 
-def load_bundle(path: str | Path) -> SRNetwork:
+def load_bundle(path: str | Path) -> SRNetwork | PanoramaNetwork:
     """Rebuild a bundle's network bit-exactly, in eval mode, on the CPU, with the routing that it was picked with.
 
-    `network(x_BCHW)` takes B×3×h×w in [0, 1] of any size and gives scale times that. `UserError` for a folder that is
-    no bundle, or whose weights do not fit its config.
+    `network(x_BCHW)` takes B×3×h×w in [0, 1] of any size and gives scale times that, as `harness upscale` does: of a
+    bundle trained for panoramas it takes whole ones, h×2h, and restores them without a seam; the plain network is then
+    its `.network`. `UserError` for a folder that is no bundle, or whose weights do not fit its config.
     """
     path = Path(path)
+    network = load_network(path)
+    if read_bundle_config(path).task == "odi":
+        return PanoramaNetwork(network, get_protocol("odi").wrap).eval()
+    return network
+
+
+def load_network(path: Path) -> SRNetwork:
+    """Rebuild a bundle's plain network, whatever it was trained for; otherwise as `load_bundle`."""
     network = build_model(read_bundle_config(path).model)
     try:
         network.load_state_dict(load_file(path / _WEIGHTS))

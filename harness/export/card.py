@@ -7,7 +7,7 @@ from harness.metrics import metric_label
 
 def write_card(record: TrialRecord, point: PointRecord, picked_as: str, baselines: dict[str, PointRecord]) -> str:
     """Return the card as Markdown: what it is, trained on what, how it compares, how to use it, its limits."""
-    evaluation = point.evaluation
+    evaluation, scale = point.evaluation, point.evaluation.scale
     psnr, ssim = (metric_label(name, evaluation.protocol) for name in ("psnr_db", "ssim"))
     quality = metric_label("psnr_db", evaluation.protocol, unit=False)
     rows = [_row(f"**this network** ({point.routing.label() if point.routing else 'no routing'})", point)]
@@ -31,7 +31,9 @@ def write_card(record: TrialRecord, point: PointRecord, picked_as: str, baseline
         for entry in point.latency
     )
     seam = f"\nPanoramas: {evaluation.seam_note}." if evaluation.seam_note else ""
-    return f"""# {record.label} ×{evaluation.scale}
+    is_odi = record.training is not None and record.training.task == "odi"
+    whole = "; whole panoramas, h×2h, without a seam" if is_odi else ""
+    return f"""# {record.label} ×{scale}
 
 Picked as `{picked_as}` from study `{record.study}`, {record.record_id}, network {record.network_id}.
 
@@ -53,14 +55,14 @@ Latency: {latency or "not measured"}. Versions and samples stand in metrics.json
 ```python
 import harness
 
-network = harness.load_bundle("path/to/this/folder")  # B×3×h×w in [0, 1] → B×3×{evaluation.scale}h×{evaluation.scale}w
+network = harness.load_bundle("path/to/this/folder")  # B×3×h×w in [0, 1] → B×3×{scale}h×{scale}w{whole}
 ```
 
 `harness upscale path/to/this/folder IN OUT` restores image files.
 
 ## Limits
 
-It undoes bicubic shrinking by {evaluation.scale}; noise, blur and compression were not trained for. Scores hold for
+It undoes bicubic shrinking by {scale}; noise, blur and compression were not trained for. Scores hold for
 the images and the protocol named above.
 """
 

@@ -3,13 +3,14 @@
 from harness.models.camixersr import CAMixerSR
 from harness.models.checkpoints import load_weights
 from harness.models.network import Restoration, SRNetwork
-from harness.models.panorama import restore_image, restore_panorama
+from harness.models.panorama import PanoramaNetwork, restore_image, restore_panorama
 from harness.models.registry import PRESETS, build_model, preset_config
 from harness.models.tiling import restore_tiled, restore_whole
 
 __all__ = [
     "PRESETS",
     "CAMixerSR",
+    "PanoramaNetwork",
     "Restoration",
     "SRNetwork",
     "build_model",

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
+from harness.core.panorama import require_panorama
 from harness.models.network import Restoration, SRNetwork
 from harness.models.tiling import restore_tiled, restore_whole
 
@@ -78,3 +80,35 @@ def restore_panorama(
     )
     left, width = columns * network.scale, input_BCHW.shape[-1] * network.scale
     return Restoration(restored.image_BCHW[..., left : left + width], restored.hard_share_SB)
+
+
+class PanoramaNetwork(nn.Module):
+    """A network for whole panoramas: called, it restores them without a seam, as `restore_panorama` does.
+
+    `network` is the plain one, for anything else. `UserError` where an input is not twice as wide as high.
+    """
+
+    def __init__(self, network: SRNetwork, context: int):
+        super().__init__()
+        self.network = network
+        self.context = context
+
+    @property
+    def config(self) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
+        """The plain network's config."""
+        return self.network.config
+
+    @property
+    def scale(self) -> int:
+        """The upscaling factor."""
+        return self.network.scale
+
+    def restore(self, input_BCHW: Tensor, *, importance_BHW: Tensor | None = None) -> Restoration:
+        """Restore a batch of panoramas; `importance_BHW` is that of `CAMixerSR.restore`."""
+        height, width = input_BCHW.shape[-2:]
+        require_panorama("input", (height, width), remedy="call `.network` to restore it as a plain image")
+        return restore_panorama(self.network, input_BCHW, context=self.context, importance_BHW=importance_BHW)
+
+    def forward(self, input_BCHW: Tensor) -> Tensor:
+        """Return the restored panoramas alone."""
+        return self.restore(input_BCHW).image_BCHW

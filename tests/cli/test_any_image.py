@@ -11,17 +11,22 @@ import pytest
 import torch
 
 from harness.core.configs import CAMixerSRConfig, SwinIRConfig
+from harness.core.errors import UserError
+from harness.data import to_tensor
 from harness.data.images import read_rgb, write_png
-from harness.export import load_bundle, read_bundle_config, upscale_image, write_bundle
+from harness.export import load_bundle, load_network, read_bundle_config, upscale_image, write_bundle
 from harness.metrics import get_protocol
-from harness.models import build_model, load_weights, preset_config
+from harness.models import PanoramaNetwork, build_model, load_weights, preset_config
 from harness.models.swinir import relative_position_index, shift_mask
+from harness.profiling import canonical_macs
+from harness.trial import to_image
 from tests.cli.conftest import Call
 from tests.export.test_bundle import SMALL, random_network, record_of
 from tests.records import SHORT
 from tests.tiny_pairs import cut
 
 GIB = 2**30
+QUICK = ("--repeats", "3", "--seconds", "0", "--no-reference", "--threads", "1")
 
 
 def run_measured(*arguments: str | Path) -> tuple[str, int]:
@@ -91,12 +96,22 @@ def test_panoramas_from_training_to_upscaling(call: Call, tmp_path: Path) -> Non
     table = call("evaluate", "run/bundle", "--data", "validation", "--protocol", "odi", "--threads", "1").out
     assert "WS-PSNR (dB)" in table
     assert "continued by 32 columns at each side of the seam" in " ".join(table.split())
-    network, image_HWC = load_bundle("run/bundle"), cut("rocket", 64, 128)
+    network, image_HWC = load_network(Path("run/bundle")), cut("rocket", 64, 128)
     for option, wrap in (([], get_protocol("odi").wrap), (["--no-panorama"], 0)):
         outcome = call("upscale", "run/bundle", "validation/rocket.png", "out.png", "--overwrite", *option)
         assert outcome.code == 0
         assert ("32 columns at each side of the seam: ×1.500 of the cost" in outcome.out) == (wrap > 0)
-        assert np.array_equal(read_rgb(Path("out.png")), upscale_image(network, image_HWC, wrap=wrap))
+        made_HWC = read_rgb(Path("out.png"))
+        assert np.array_equal(made_HWC, upscale_image(network, image_HWC, wrap=wrap))
+        loaded = load_bundle("run/bundle")
+        assert isinstance(loaded, PanoramaNetwork)
+        with torch.inference_mode():
+            output_BCHW = (loaded if wrap else loaded.network)(to_tensor(image_HWC))
+        assert np.array_equal(made_HWC, to_image(output_BCHW))
+    with pytest.raises(UserError, match=r"input: 64×64 pixels are no whole panorama; .*`\.network`"):
+        load_bundle("run/bundle")(torch.zeros(1, 3, 64, 64))
+    document = call("profile", "run/bundle", "--input-size", "32", "64", "--json", *QUICK).document
+    assert document["macs"] == canonical_macs(config.model, (32, 64))  # of the plain network: no seam, no panoramas
 
 
 def test_what_is_no_whole_panorama_is_refused(call: Call, tmp_path: Path) -> None:

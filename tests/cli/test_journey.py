@@ -14,7 +14,7 @@ from PIL import Image
 import harness
 from harness.core.study_folder import StudyFolder
 from harness.data.images import read_rgb
-from harness.export import upscale_image
+from harness.export import load_network, upscale_image
 from harness.trial import load_trained
 from tests.cli.conftest import Call, FinishedStudy
 from tests.photographs import Photographs
@@ -171,7 +171,7 @@ class TestReportAndExport:
         with Image.open(tmp_path / "out" / "astronaut.png") as image:
             assert (image.size, image.mode) == ((256, 256), "RGB")
             made = np.asarray(image)
-        assert np.array_equal(made, upscale_image(harness.load_bundle(bundle), read_rgb(source)))
+        assert np.array_equal(made, upscale_image(load_network(bundle), read_rgb(source)))
         enlarged = np.asarray(Image.open(source).convert("RGB").resize((256, 256), Image.Resampling.BICUBIC))
         assert np.abs(made.astype(float) - enlarged.astype(float)).mean() < 10
 
