@@ -12,7 +12,9 @@ from harness.cli.output import command, console, describe_point
 
 def export(
     study: options.StudyName,
-    pick: Annotated[str, typer.Option(help="knee, best-psnr, fastest, smallest or trial:N.")] = "knee",
+    pick: Annotated[
+        str, typer.Option(help="knee, best-psnr, fastest, smallest, trial:N, or point:ID (point_id of front.csv).")
+    ] = "knee",
     out: Annotated[Path | None, typer.Option(help="The bundle's folder.  [default: bundles/PICK in the study]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     results: options.Results = Path("results"),

@@ -87,7 +87,8 @@ def describe_record(record: TrialRecord) -> str:
     best = max(record.points, key=lambda point: point.evaluation.psnr_db)
     seconds = sum(record.seconds.values())
     points = f"{len(record.points)} points, best " if len(record.points) > 1 else ""
-    return f"{name}: {points}{describe_point(best)}, took {seconds:.0f} s"
+    note = "" if record.calibration is None or record.calibration.note is None else f"; {record.calibration.note}"
+    return f"{name}: {points}{describe_point(best)}, took {seconds:.0f} s{note}"
 
 
 def describe_routing(row: dict[str, Any]) -> str:

@@ -87,9 +87,10 @@ def search(
 
     def on_start() -> None:
         images = f"{setup.train.name} ({len(setup.train)} images) → {setup.validation.name} ({len(setup.validation)})"
+        calibrated = "" if parsed.calibrate is None else f" and {len(parsed.calibrate.shares)} calibrated ones"
         console.print(
-            f"study {name}: {parsed.budget.networks} networks, each at {len(parsed.routings())} points (γ × policy), "
-            f"{images}, ×{parsed.scale}, in {setup.folder.path}"
+            f"study {name}: {parsed.budget.networks} networks, each at {len(parsed.routings())} points (γ × policy)"
+            f"{calibrated}, {images}, ×{parsed.scale}, in {setup.folder.path}"
         )
         if tracker is not None:
             tracker.start()
@@ -142,6 +143,7 @@ def _make_setup(
     from harness.profiling import parse_device
     from harness.search import baseline_config
     from harness.trial import TrialSetup, build_seeded
+    from harness.trial.calibration import check_calibration
 
     place = options.check_train_device(device)
     devices = tuple(parse_device(measured).text for measured in space.profile.devices)
@@ -165,6 +167,8 @@ def _make_setup(
     validation = open_split(space.data.validation, "validation", panoramas=protocol.spherical)
     refuse_overlap(train, validation)
     options.check_training(space.training_config(), train, place, vary=space.dimensions)
+    if space.calibrate is not None:
+        check_calibration(space.calibrate, train)
     warn_of_small(train, space.training_config().hr_patch_size)
     wanted = [objective.metric for objective in space.objectives]
     wanted += [constraint.metric for constraint in space.parsed_constraints()]
@@ -186,6 +190,7 @@ def _make_setup(
         latency_repeats=space.profile.min_repeats,
         latency_seconds=space.profile.min_seconds,
         measure_memory="peak_memory_bytes" in wanted,
+        calibration=space.calibrate,
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -260,6 +261,29 @@ class DataConfig(FrozenConfig):
     train: str = "demo"
     validation: str = "demo"
     data_dir: str | None = None
+
+
+CalibratedPolicy = Literal["detail", "schedule"]
+
+
+class CalibrationConfig(FrozenConfig):
+    """How a search calibrates the routing of each network that it has trained: one more point for each of `shares`.
+
+    `shares` are shares of attention, ΣK/ΣN over blocks. `images` training images are tuned on, the centre `crop`² of
+    each in low-resolution pixels.
+    """
+
+    policy: CalibratedPolicy = "detail"
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.25,)
+    images: Annotated[int, Field(ge=1)] = 24
+    crop: Annotated[int, Field(ge=16)] = 32  # small, so that small images serve too
+
+    @field_validator("shares")
+    @classmethod
+    def _are_distinct(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(shares)) != len(shares):
+            raise ValueError("the same share stands twice")
+        return shares
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)

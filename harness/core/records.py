@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from harness.core.configs import (
     BicubicConfig,
     CAMixerSRConfig,
@@ -197,12 +199,48 @@ class PointRecord(FrozenConfig):
         return count
 
 
+class GainsRecord(FrozenConfig):
+    """What attention gains in each block of a trained network, and how that was found.
+
+    `gains_alone_db`, `gains_beside_db`: attention in each block alone over none, and beside `wanted`, the blocks in
+    which the network sends most windows to attention. `gains_db` is their mean, harm counting as 0. The PSNR (luma,
+    border of the scale, not rounded to uint8) are means over the crops, without attention and with all of it. `note`
+    says where attention helps no block, so that no routing can be made of the gains.
+    """
+
+    dataset: str
+    dataset_hash: str
+    images: tuple[str, ...]
+    crop: int
+    wanted: tuple[int, ...]
+    gains_alone_db: tuple[float, ...]
+    gains_beside_db: tuple[float, ...]
+    gains_db: tuple[float, ...]
+    psnr_db_without: float
+    psnr_db_full: float
+    evaluations: int
+    seconds: float
+    note: str | None = None
+
+
+class CalibrationRecord(GainsRecord):
+    """A calibrated routing with the gains that it was made of.
+
+    `share`: the attention asked for, ΣK/ΣN over blocks. `psnr_db`: of `routing` on the crops.
+    """
+
+    routing: RoutingConfig
+    share: float
+    psnr_db: float
+
+
 class TrialRecord(FrozenConfig):
     """One trial, or one baseline, from suggestion to points; written once, as JSON, when it ends.
 
     States: `complete`; `rejected` before training by a hard constraint; `stopped` early; `failed` (crash, non-finite
     loss, …); `answered` from the record of a network that was trained before (`answered_by`). All but `complete` carry
-    a `reason`. `violations` maps the constraint that rejected a trial to by how much it was violated.
+    a `reason`. `violations` maps the constraint that rejected a trial to by how much it was violated. `calibration`
+    holds the gains that the calibrated routings among the points were made of, in studies that calibrate.
     """
 
     schema_version: Literal[1] = 1
@@ -223,12 +261,21 @@ class TrialRecord(FrozenConfig):
     macs_check: MacsRecord | None = None
     training_result: TrainingRecord | None = None
     untrained: EvaluationRecord | None = None
+    calibration: GainsRecord | None = None
     points: tuple[PointRecord, ...] = ()
     violations: dict[str, float] = {}
     seconds: dict[str, float] = {}
     environment: EnvironmentRecord
     started_at: str
     finished_at: str
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_calibration(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `calibration` only where there is one, so that every other record keeps its hash."""
+        values: dict[str, Any] = handler(self)
+        if self.calibration is None:
+            values.pop("calibration", None)
+        return values
 
 
 class ObjectiveConfig(FrozenConfig):

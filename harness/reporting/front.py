@@ -20,7 +20,7 @@ Values = npt.NDArray[np.float64]
 
 # Qualities are measured from a reference in their own unit; everything else is a cost, measured as a multiple of one.
 _QUALITIES = ("psnr_db", "ssim")
-PICKS = ("knee", "best-psnr", "fastest", "smallest", "trial:N")
+PICKS = ("knee", "best-psnr", "fastest", "smallest", "trial:N", "point:ID")
 
 
 def non_dominated(values: npt.ArrayLike, directions: Sequence[Direction]) -> npt.NDArray[np.bool_]:
@@ -155,13 +155,16 @@ def _study_hypervolume(study: Study, values: Values, directions: list[Direction]
 
 
 def pick(study: Study, how: str) -> Point:
-    """Return one point: `knee`, `best-psnr`, `fastest`, `smallest` of the front, or `trial:N`.
+    """Return one point: `knee`, `best-psnr`, `fastest`, `smallest` of the front, `trial:N`, or `point:ID` of any.
 
     `smallest` is fewest parameters, then fewest MACs; ties go to the higher PSNR. `trial:N` is the point under the
-    routing that trial N suggested. `UserError` for an unknown way, an empty front, or a trial that has no point.
+    routing that trial N suggested; `point:ID` takes any point, such as a calibrated one, by its `point_id`. `UserError`
+    for an unknown way, an empty front, a trial that has no point, or an unknown point.
     """
     if how.startswith("trial:"):
         return _pick_trial(study, how.removeprefix("trial:"))
+    if how.startswith("point:"):
+        return _pick_point(study, how.removeprefix("point:"))
     if how not in PICKS:
         raise UserError(f"unknown pick {how!r}; expected one of: {', '.join(PICKS)}")
     front = study_front(study)
@@ -189,6 +192,15 @@ def _median(point: Point) -> float:
     latency = point.latency()
     assert latency is not None
     return latency.median
+
+
+def _pick_point(study: Study, identity: str) -> Point:
+    found = {point.point_id: point for point in study.all_points}
+    if identity not in found:
+        same = [known for known in found if known.partition("/")[0] == identity.partition("/")[0]]
+        listed = f"its network has {', '.join(same)}" if same else "the column point_id of front.csv names points"
+        raise UserError(f"no point {identity!r} in study {study.record.name!r}; {listed}")
+    return found[identity]
 
 
 def _pick_trial(study: Study, text: str) -> Point:

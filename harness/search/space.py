@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,8 @@ from pydantic import (
 from harness.core.configs import (
     PAPER_RECIPE,
     BicubicConfig,
+    CalibratedPolicy,
+    CalibrationConfig,
     CAMixerSRConfig,
     DataConfig,
     FrozenConfig,
@@ -202,6 +204,7 @@ class SearchSpace(FrozenConfig):
     """A whole search space, validated.
 
     `task: odi` is for whole panoramas: loss and score (protocol `odi`, then the default) are weighted by latitude.
+    `calibrate` gives each trained network further points, whose routings are calibrated on its training images.
     """
 
     description: str = ""
@@ -218,6 +221,7 @@ class SearchSpace(FrozenConfig):
     profile: ProfileConfig = ProfileConfig()
     sampler: SamplerConfig = SamplerConfig()
     budget: BudgetConfig = BudgetConfig()
+    calibrate: CalibrationConfig | None = None
     baselines: tuple[Literal["bicubic", "swinir-light"], ...] = ("bicubic", "swinir-light")
     enqueue: tuple[dict[str, Any], ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
@@ -230,11 +234,13 @@ class SearchSpace(FrozenConfig):
         return values
 
     @model_serializer(mode="wrap")
-    def _leave_out_classic_task(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write `task` only where it is not `classic`, so that every classic space keeps its identity."""
+    def _leave_out_what_is_not_asked_for(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `task` only where it is not `classic`, and `calibrate` only where it stands: identities are kept."""
         values: dict[str, Any] = handler(self)
         if self.task == "classic":
             values.pop("task", None)
+        if self.calibrate is None:
+            values.pop("calibrate", None)
         return values
 
     @field_validator("objectives", mode="before")
@@ -378,6 +384,8 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
             raise located.error(*_blame(located, section, str(error))) from None
     if space.model.get("family") == "bicubic":
         raise located.error(("model", "family"), "bicubic has nothing to search; expected camixersr or swinir")
+    if space.calibrate is not None and not space.routes:
+        raise located.error(("calibrate",), f"{space.model['family']} does not route, so there is nothing to calibrate")
     if space.training.get("recipe") is None and "steps" not in space.training:
         remedy = "say how long to train, or take `recipe: paper`"
         if "training.steps" in space.dimensions:
@@ -446,7 +454,9 @@ def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimens
             else:
                 (space.model_config_for if section == "model" else space.training_config)({name: value})
         except ValidationError as error:
-            hint = "; a schedule is calibrated on a trained network" if value == "schedule" else ""
+            hint = (
+                "; it is calibrated on trained networks: see `calibrate`" if value in get_args(CalibratedPolicy) else ""
+            )
             raise located.error(path, f"{describe_finding(error.errors()[0])}{hint}") from None
         except UserError as error:
             message = str(error).removeprefix(f"{section}: ").removeprefix(f"{family}.").removeprefix(f"{setting}: ")
@@ -502,6 +512,7 @@ def _allowed_at(path: KeyPath) -> list[str]:
         "profile": ProfileConfig,
         "sampler": SamplerConfig,
         "budget": BudgetConfig,
+        "calibrate": CalibrationConfig,
         "routing": RoutingSettings,
         "objectives": ObjectiveConfig,
         "dimensions": Dimension,

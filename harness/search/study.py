@@ -346,10 +346,15 @@ class _Search:
         self.told[record.network_id].add(point.routing)
 
     def _add_points(self, record: TrialRecord) -> None:
-        """Add each point of a trained network that the study does not know, as a finished sibling of its trial."""
+        """Add each point of a trained network that the study does not know, as a finished sibling of its trial.
+
+        Calibrated routings are no values of the space's dimensions: their points stand in the record alone.
+        """
         for point in record.points:
             values = self._objective_values(point)
             if values is None or point.routing in self.told[record.network_id]:
+                continue
+            if point.routing is not None and point.routing not in self.routings:
                 continue
             suggestion = dict(record.suggestion)
             if point.routing is not None:

@@ -92,7 +92,8 @@ def study_params(study: StudyRecord) -> dict[str, str]:
 def record_metrics(record: TrialRecord) -> list[MetricEntry]:
     """Return every measured value: curves with their steps, each point under its routing, counts and times.
 
-    A point's metrics are named like `psnr_db/fixed/gamma_0.50` and `latency_ms/cpu:1/fixed/gamma_0.50`. The point that
+    A point's metrics are named like `psnr_db/fixed/gamma_0.50` and `latency_ms/cpu:1/fixed/gamma_0.50`, for a schedule
+    with the mean of its γ_b, `psnr_db/schedule/share_0.25`, so that networks can be laid side by side. The point that
     the trial suggested, and a baseline's only point, have the plain names too (`psnr_db`, `latency_ms/cpu:1`), so that
     runs can be laid side by side. Values that are not finite are left out; the record artifact has them.
     """
@@ -153,10 +154,13 @@ def _point_values(point: PointRecord) -> Iterator[tuple[str, float | None]]:
 def _routing_name(routing: RoutingConfig) -> str:
     if routing.policy == "threshold":
         return "threshold"
-    if routing.per_block is not None:
-        return f"{routing.policy}/{routing.config_hash()[:6]}"
-    short = f"{routing.gamma:.2f}"
-    return f"{routing.policy}/gamma_{short if float(short) == routing.gamma else repr(routing.gamma)}"
+    if routing.schedule is not None:
+        return f"{routing.policy}/share_{_short(round(sum(routing.schedule) / len(routing.schedule), 9))}"
+    return f"{routing.policy}/gamma_{_short(routing.gamma)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if float(f"{value:.2f}") == value else repr(value)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,6 +1,6 @@
 """One trial from proposal to record, and evaluation."""
 
-from harness.trial.evaluation import evaluate, to_image
+from harness.trial.evaluation import evaluate, routed, to_image
 from harness.trial.run import (
     Proposal,
     Silent,
@@ -11,7 +11,6 @@ from harness.trial.run import (
     build_seeded,
     load_trained,
     representative_input,
-    routed,
     run_trial,
 )
 

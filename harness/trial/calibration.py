@@ -13,49 +13,23 @@ Shape suffixes: B crops, C = 3 channels, H W sides in pixels, S blocks.
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 
-from harness.core.configs import FrozenConfig, RoutingConfig
+from harness.core.configs import CalibratedPolicy, CalibrationConfig, RoutingConfig
 from harness.core.errors import TrialFailedError, UserError
+from harness.core.records import CalibrationRecord, GainsRecord
 from harness.data import PairedDataset, to_tensor
 from harness.metrics.colour import FloatArray, luma_bt601
 from harness.metrics.fidelity import psnr_db
 from harness.models import CAMixerSR, SRNetwork
-from harness.trial.run import routed
+from harness.trial.evaluation import routed
 
-CalibratedPolicy = Literal["schedule", "detail"]
-DEFAULT_IMAGES = 24
-DEFAULT_CROP = 32  # low-resolution pixels; small, so that small images serve too
+DEFAULT_IMAGES: int = CalibrationConfig().images
+DEFAULT_CROP: int = CalibrationConfig().crop
 
 _BATCH = 8  # crops that are restored at once
-
-
-class CalibrationRecord(FrozenConfig):
-    """A calibrated routing and how it was found.
-
-    `share`: the attention asked for, ΣK/ΣN over blocks. `gains_alone_db`, `gains_beside_db`: what attention gains in
-    each block alone over none, and beside `wanted`, the blocks in which the network sends most windows to attention.
-    The PSNR (luma, border of the scale, not rounded to uint8) are means over the crops: without attention, with all of
-    it, and of `routing`.
-    """
-
-    routing: RoutingConfig
-    share: float
-    dataset: str
-    dataset_hash: str
-    images: tuple[str, ...]
-    crop: int
-    wanted: tuple[int, ...]
-    gains_alone_db: tuple[float, ...]
-    gains_beside_db: tuple[float, ...]
-    psnr_db_without: float
-    psnr_db_full: float
-    psnr_db: float
-    evaluations: int
-    seconds: float
 
 
 def choose_images(dataset: PairedDataset, count: int, crop: int) -> list[int]:
@@ -72,8 +46,16 @@ def choose_images(dataset: PairedDataset, count: int, crop: int) -> list[int]:
     return [large[position * len(large) // count] for position in range(count)]
 
 
+def check_calibration(config: CalibrationConfig, train: PairedDataset) -> None:
+    """Raise `UserError` unless there are enough training images to calibrate on."""
+    try:
+        choose_images(train, config.images, config.crop)
+    except UserError as error:
+        raise UserError(f"calibrate: {error}") from None
+
+
 class TuningCrops:
-    """The centres of a few images, and the mean PSNR of a network on them under any routing."""
+    """The centres of a few images, and the mean PSNR of a network, in eval mode, on them under any routing."""
 
     def __init__(
         self,
@@ -85,6 +67,9 @@ class TuningCrops:
     ):
         scale = dataset.scale
         self.network = network
+        self.dataset = dataset
+        self.crop = crop
+        self.images = tuple(dataset[index].name for index in indices)
         self.evaluations = 0
         self._progress = progress
         self._border = scale
@@ -179,6 +164,38 @@ def weights_by(gains_db: Sequence[float], share: float) -> RoutingConfig:
     return RoutingConfig(policy="detail", gamma=share, block_weights=weights)
 
 
+def find_gains(crops: TuningCrops) -> GainsRecord:
+    """Measure what attention gains in each block, in 2S + 4 evaluations: what every calibrated routing is made of."""
+    started = time.perf_counter()
+    config = crops.network.config
+    full_db = crops.score(RoutingConfig(gamma=1.0))
+    wanted = find_wanted(crops)
+    alone_db = measure_gains(crops, config.num_blocks, ())
+    beside_db = measure_gains(crops, config.num_blocks, wanted)
+    gains_db = mean_gains(alone_db, beside_db)
+    note = None if max(gains_db) > 0 else f"attention helps no block of {config.label()} on {crops.dataset.name}"
+    return GainsRecord(
+        dataset=crops.dataset.name,
+        dataset_hash=crops.dataset.content_hash,
+        images=crops.images,
+        crop=crops.crop,
+        wanted=wanted,
+        gains_alone_db=tuple(alone_db),
+        gains_beside_db=tuple(beside_db),
+        gains_db=tuple(gains_db),
+        psnr_db_without=crops.score(RoutingConfig(gamma=0.0)),
+        psnr_db_full=full_db,
+        evaluations=crops.evaluations,
+        seconds=time.perf_counter() - started,
+        note=note,
+    )
+
+
+def routing_by(gains: GainsRecord, policy: CalibratedPolicy, share: float) -> RoutingConfig:
+    """Return the routing of `policy` that spends a `share` of attention by these gains; one must be above 0."""
+    return schedule_by(gains.gains_db, share) if policy == "schedule" else weights_by(gains.gains_db, share)
+
+
 def calibrate(
     network: SRNetwork,
     dataset: PairedDataset,
@@ -208,45 +225,22 @@ def calibrate(
         raise UserError(f"images {images}, crop {crop}: expected at least 1 and 16")
     started = time.perf_counter()
     chosen = choose_images(dataset, images, crop)
-    num_blocks = network.config.num_blocks
-    total = 2 * num_blocks + 5
+    total = 2 * network.config.num_blocks + 5
     crops = TuningCrops(
         network, dataset, chosen, crop, None if progress is None else lambda done: progress(done, total)
     )
     was_training = network.training
     network.eval()
     try:
-        full_db = crops.score(RoutingConfig(gamma=1.0))
-        wanted = find_wanted(crops)
-        alone_db = measure_gains(crops, num_blocks, ())
-        beside_db = measure_gains(crops, num_blocks, wanted)
-        gains_db = mean_gains(alone_db, beside_db)
-        if max(gains_db) <= 0:
-            raise UserError(
-                f"attention helps no block of {network.config.label()} on {dataset.name}, so there is nothing to "
-                "choose; train the network first, or run it at γ = 0"
-            )
-        routing = schedule_by(gains_db, share) if policy == "schedule" else weights_by(gains_db, share)
-        without_db = crops.score(RoutingConfig(gamma=0.0))
-        best_db = crops.score(routing)
+        gains = find_gains(crops)
+        if gains.note is not None:
+            raise UserError(f"{gains.note}, so there is nothing to choose; train the network first, or run it at γ = 0")
+        routing = routing_by(gains, policy, share)
+        psnr_db = crops.score(routing)
     finally:
         network.train(was_training)
-    return CalibrationRecord(
-        routing=routing,
-        share=share,
-        dataset=dataset.name,
-        dataset_hash=dataset.content_hash,
-        images=tuple(dataset[index].name for index in chosen),
-        crop=crop,
-        wanted=wanted,
-        gains_alone_db=tuple(alone_db),
-        gains_beside_db=tuple(beside_db),
-        psnr_db_without=without_db,
-        psnr_db_full=full_db,
-        psnr_db=best_db,
-        evaluations=crops.evaluations,
-        seconds=time.perf_counter() - started,
-    )
+    found = gains.model_dump() | {"evaluations": crops.evaluations, "seconds": time.perf_counter() - started}
+    return CalibrationRecord(**found, routing=routing, share=share, psnr_db=psnr_db)
 
 
 def calibrate_schedule(

@@ -1,5 +1,6 @@
 """PSNR and SSIM of a network on a dataset under a named protocol, with the attention that it really spent."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -10,12 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from harness.core.configs import CAMixerSRConfig
+from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import EvaluationRecord, ImageScore
 from harness.data import PairedDataset, to_tensor
 from harness.metrics import Protocol, score, to_uint8
-from harness.models import SRNetwork, restore_image
+from harness.models import CAMixerSR, SRNetwork, restore_image
 from harness.models.panorama import wrap_width
 from harness.models.tiling import tile_starts
 
@@ -23,6 +24,15 @@ from harness.models.tiling import tile_starts
 def to_image(image_BCHW: Tensor) -> npt.NDArray[np.uint8]:
     """Return the first image of a batch as uint8 H×W×3: clipped to [0, 1] and rounded."""
     return to_uint8(image_BCHW[0].permute(1, 2, 0).float().cpu().numpy())
+
+
+def routed(network: SRNetwork, routing: RoutingConfig | None) -> SRNetwork:
+    """Return `network` under `routing`, sharing the weights; itself where it does not route."""
+    if routing is None or not isinstance(network, CAMixerSR):
+        return network
+    variant = copy.copy(network)
+    variant.routing = routing
+    return variant
 
 
 def evaluate(
@@ -75,16 +85,16 @@ def evaluate(
                 raise TrialFailedError(f"the output for {pair.name} is not finite")
             result = score(to_image(restored.image_BCHW), pair.hr_HWC, protocol, dataset.scale)
             share_S = restored.hard_share_SB.double().mean(dim=1).cpu()
-            routed = len(share_S) > 0
+            routes = len(share_S) > 0
             scores.append(
                 ImageScore(
                     name=pair.name,
                     psnr_db=result.psnr_db,
                     ssim=result.ssim,
-                    attention_share=share_S.mean().item() if routed else None,
+                    attention_share=share_S.mean().item() if routes else None,
                 )
             )
-            if routed:
+            if routes:
                 shares_SI.append(share_S)
                 windows.append(_count_windows(network.config, sizes[index], tile, overlap))
     finally:

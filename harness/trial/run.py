@@ -1,10 +1,9 @@
 """One trial is one straight line.
 
 count MACs and parameters → hard constraints (reject before training) → latency, where a constraint asks for it →
-score untrained → train → evaluate and measure at every routing → TrialRecord.
+score untrained → train → calibrate, where asked for → evaluate and measure at every routing → TrialRecord.
 """
 
-import copy
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from harness.core.configs import (
     BicubicConfig,
+    CalibrationConfig,
     CAMixerSRConfig,
     DataConfig,
     RoutingConfig,
@@ -32,6 +32,7 @@ from harness.core.errors import TrialFailedError, UserError
 from harness.core.files import atomic_path, write_text
 from harness.core.records import (
     EvaluationRecord,
+    GainsRecord,
     LatencyRecord,
     MacsRecord,
     PointRecord,
@@ -48,7 +49,8 @@ from harness.metrics import Protocol as ScoreProtocol
 from harness.models import CAMixerSR, SRNetwork, build_model
 from harness.profiling import canonical_macs, chosen_threads, count_macs, measure_latencies, measure_peak_memory
 from harness.training import TrainingInterruptedError, TrainingProgress, train
-from harness.trial.evaluation import evaluate
+from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
+from harness.trial.evaluation import evaluate, routed
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 
@@ -79,6 +81,8 @@ class TrialSetup:
 
     `devices` are measured for latency (`cpu:1`, `cuda:0`), interleaved with `reference`. `latency_input_size` and
     `macs_input_size` are low-resolution (height, width). `train_device` and `threads` serve training and evaluation.
+    `calibration`: the routing of each trained network is calibrated on images of `train`, for points beside those that
+    are proposed.
     """
 
     study: str
@@ -98,6 +102,7 @@ class TrialSetup:
     latency_repeats: int = 10
     latency_seconds: float = 1.0
     measure_memory: bool = False
+    calibration: CalibrationConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ class _Observed:
     macs_check: MacsRecord | None = None
     untrained: EvaluationRecord | None = None
     training_result: TrainingRecord | None = None
+    calibration: GainsRecord | None = None
     points: tuple[PointRecord, ...] = ()
     violations: dict[str, float] = field(default_factory=dict)
 
@@ -243,6 +249,7 @@ def make_record(
         macs_check=observed.macs_check,
         training_result=observed.training_result,
         untrained=observed.untrained,
+        calibration=observed.calibration,
         points=observed.points,
         violations=observed.violations,
         seconds=observed.seconds,
@@ -250,15 +257,6 @@ def make_record(
         started_at=observed.started_at,
         finished_at=now(),
     )
-
-
-def routed(network: SRNetwork, routing: RoutingConfig | None) -> SRNetwork:
-    """Return `network` under `routing`, sharing the weights; itself where it does not route."""
-    if routing is None or not isinstance(network, CAMixerSR):
-        return network
-    variant = copy.copy(network)
-    variant.routing = routing
-    return variant
 
 
 def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, progress: TrialProgress) -> str | None:
@@ -347,9 +345,18 @@ def _train_and_measure(
         with atomic_path(setup.folder.weights_file(identity)) as temporary:
             save_file(network.state_dict(), temporary)
 
-    tell("evaluating")
     network.eval()
-    variants = {str(index): routed(network, routing) for index, routing in enumerate(proposal.routings)}
+    routings = proposal.routings
+    if setup.calibration is not None and isinstance(network, CAMixerSR):
+        tell("calibrating")
+        with observed.timed("calibration"):
+            observed.calibration = _find_gains(setup, network, setup.calibration)
+        if observed.calibration.note is None:
+            policy, shares = setup.calibration.policy, setup.calibration.shares
+            routings += tuple(routing_by(observed.calibration, policy, share) for share in shares)
+
+    tell("evaluating")
+    variants = {str(index): routed(network, routing) for index, routing in enumerate(routings)}
     with observed.timed("evaluation"):
         evaluations = {
             name: evaluate(variant, setup.validation, setup.protocol, device=setup.train_device)
@@ -374,7 +381,7 @@ def _train_and_measure(
             latency=latencies[name],
             peak_memory_bytes=memory.get(name),
         )
-        for (name, variant), routing in zip(variants.items(), proposal.routings, strict=True)
+        for (name, variant), routing in zip(variants.items(), routings, strict=True)
     ]
     observed.points = tuple(
         point.model_copy(
@@ -410,6 +417,16 @@ def _with_routing(model: AnyModelConfig, routing: RoutingConfig | None) -> AnyMo
     if routing is None or not isinstance(model, CAMixerSRConfig):
         return model
     return model.with_routing(routing)
+
+
+def _find_gains(setup: TrialSetup, network: CAMixerSR, config: CalibrationConfig) -> GainsRecord:
+    """Measure what attention gains in each block, on training images alone: validation images are evaluated on."""
+    indices = choose_images(setup.train, config.images, config.crop)
+    network.to(setup.train_device)
+    try:
+        return find_gains(TuningCrops(network, setup.train, indices, config.crop))
+    finally:
+        network.to("cpu")
 
 
 def _check_macs(network: SRNetwork, input_BCHW: Tensor) -> MacsRecord:

@@ -1,5 +1,6 @@
-"""`harness calibrate`: from photographs to a model file that other commands take."""
+"""`harness calibrate`: from photographs to a model that other commands take; and calibration as a part of a search."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from harness.data.images import write_png
 from harness.models import CAMixerSR
 from harness.trial import build_seeded
 from tests.cli.conftest import Call
+from tests.photographs import Photographs
+from tests.spaces import tiny_space, write_space
 from tests.tiny_pairs import cut
 
 CONFIG = CAMixerSRConfig(scale=2, groups=(1, 2), channels=8, window=4)
@@ -61,3 +64,29 @@ def test_images_to_evaluate_on_are_not_tuned_on(call: Call, folder: Path) -> Non
     assert "has the same pixels as" in call(*arguments, *weights, "--evaluate", folder / "tune").mistake
     assert "is untrained" in call(*arguments).mistake
     assert "expected a name ending in .yaml or .json" in call(*arguments, *weights, "--out", "there.txt").mistake
+
+
+def test_a_searchs_calibrated_points_are_reported_and_exported(
+    call: Call, photographs: Photographs, tmp_path: Path
+) -> None:
+    space = tiny_space(
+        photographs,
+        model={"groups": [1, 1], "window": 4},
+        calibrate={"shares": [0.25, 0.75], "images": 2, "crop": 16},
+        budget={"networks": 1},
+    )
+    ended = call("search", write_space(tmp_path / "tiny.yaml", space), "--no-tracking", "--threads", "1", "--report")
+    assert ended.code == 0, ended.err
+    assert "each at 3 points (γ × policy) and 2 calibrated ones" in ended.out
+    assert "detail γ=0.25" in ended.out
+    with Path("results/tiny/report/front.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["routing"] == "detail"]
+    assert rows
+    for row in rows:
+        bundle = tmp_path / "bundle"
+        pick = f"point:{row['point_id']}"
+        assert call("export", "tiny", "--pick", pick, "--out", bundle, "--overwrite").code == 0
+        scored = call("evaluate", bundle, "--data", photographs.validation, "--json").document
+        assert scored["config"]["routing"]["block_weights"]
+        assert scored["gamma"] == float(row["gamma"])
+        assert scored["psnr_db"] == pytest.approx(float(row["psnr_db"]), abs=1e-9)

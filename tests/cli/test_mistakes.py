@@ -65,6 +65,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "budget of nothing": (["search", "SPACE", "--networks", "0"], ["--networks", "greater than or equal to 1"]),
     "study name with a slash": (["search", "SPACE", "--study", "a/b"], ["--study 'a/b'", "without slashes"]),
     "images in both sets": (["search", "SPACE", "--train", "HR"], ["has the same pixels as training image"]),
+    "too few images to calibrate on": (
+        ["search", "SPACE", "--set", "calibrate={images: 4, crop: 16}"],
+        ["calibrate: train has 3 images of at least 16×16 low-resolution pixels, but 4"],
+    ),
+    "too small images to calibrate on": (
+        ["search", "SPACE", "--set", "calibrate={images: 1}"],
+        ["calibrate: train has 0 images of at least 32×32 low-resolution pixels, but 1"],
+    ),
     "device to train on": (["search", "SPACE", "--device", "cuda:99"], ["no such CUDA device"]),
     "storage that is none": (
         ["search", "SPACE", "--no-tracking", "--storage", "nonsense"],

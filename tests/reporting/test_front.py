@@ -202,14 +202,27 @@ def test_a_trial_is_picked_under_the_routing_that_it_suggested() -> None:
     assert pick(found, "trial:7").measured.routing == RoutingConfig(gamma=0.75)
 
 
+def test_any_point_is_picked_by_its_id_also_one_that_is_dominated() -> None:
+    model = CAMixerSRConfig(groups=(1, 1), channels=16)
+    routings = [RoutingConfig(policy="detail", gamma=gamma, block_weights=(1.0, 0.5)) for gamma in (0.1, 0.25)]
+    best = point(30.0, 5, routing=model.routing)
+    found = study(trial(0, [best, *(point(27.0, 10, routing=routing) for routing in routings)], model=model))
+    network = found.trials[0].network_id
+    identities = [f"{network}/detail-{routing.config_hash()[:6]}" for routing in routings]
+    assert [pick(found, f"point:{identity}").measured.routing for identity in identities] == routings
+    with pytest.raises(UserError, match=f"its network has {network}/fixed-0.5, {identities[0]}, {identities[1]}"):
+        pick(found, f"point:{network}/detail")
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("nicest", "expected one of: knee, best-psnr, fastest, smallest, trial:N"),
+        ("nicest", "expected one of: knee, best-psnr, fastest, smallest, trial:N, point:ID"),
         ("trial:99", "trials with points: trial:0, trial:4"),
         ("trial:x", "no trial 'x'"),
         ("trial:-1", "no trial '-1'"),
         ("trial:3", "it was failed: loss is not finite at step 17"),
+        ("point:ffffffffffff/fixed-0.5", "the column point_id of front.csv names points"),
     ],
 )
 def test_an_impossible_pick_says_what_is_possible(how: str, message: str) -> None:

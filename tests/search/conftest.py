@@ -47,6 +47,7 @@ class Study:
             reference_name=None,
             latency_repeats=space.profile.min_repeats,
             latency_seconds=space.profile.min_seconds,
+            calibration=space.calibrate,
         )
         record = study_record(setup.study, space, self.space_file.read_text(encoding="utf-8"), setup)
         arguments.setdefault("on_record", lambda finished: self.seen.append(finished.record_id))

@@ -203,7 +203,43 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
     "schedule as a policy": (
         replaced("routing.gamma: {choices: [0.0, 0.5, 1.0]}", "routing.policy: {choices: [fixed, schedule]}"),
         7,
-        ["'probability' or 'threshold' (got 'schedule')", "calibrated on a trained network"],
+        ["'probability' or 'threshold' (got 'schedule')", "calibrated on trained networks: see `calibrate`"],
+    ),
+    "detail as a policy": (
+        replaced("routing.gamma: {choices: [0.0, 0.5, 1.0]}", "routing.policy: {choices: [detail]}"),
+        7,
+        ["(got 'detail')", "calibrated on trained networks: see `calibrate`"],
+    ),
+    "unknown key in calibrate": (SPACE + "calibrate:\n  share: 0.25\n", 10, ["calibrate.share: unknown key", "shares"]),
+    "share to calibrate at": (
+        SPACE + "calibrate:\n  shares:\n  - 0.25\n  - 1.5\n",
+        12,
+        ["calibrate.shares.1", "less than or equal to 1 (got 1.5)"],
+    ),
+    "share of nothing": (SPACE + "calibrate: {shares: [0]}\n", 9, ["calibrate.shares.0", "greater than 0 (got 0)"]),
+    "share that is none": (SPACE + "calibrate: {shares: [.nan]}\n", 9, ["calibrate.shares.0", "(got nan)"]),
+    "share twice": (SPACE + "calibrate: {shares: [0.1, 0.10]}\n", 9, ["calibrate.shares: the same share stands twice"]),
+    "no share": (SPACE + "calibrate: {shares: []}\n", 9, ["calibrate.shares", "at least 1 item"]),
+    "one share": (SPACE + "calibrate: {shares: 0.25}\n", 9, ["calibrate.shares: expected a list (got 0.25)"]),
+    "policy to calibrate": (
+        SPACE + "calibrate: {policy: fixed}\n",
+        9,
+        ["calibrate.policy", "'detail' or 'schedule' (got 'fixed')"],
+    ),
+    "images to calibrate on": (SPACE + "calibrate: {images: 0}\n", 9, ["calibrate.images", "(got 0)"]),
+    "crop to calibrate on": (SPACE + "calibrate: {crop: 8}\n", 9, ["calibrate.crop", "equal to 16 (got 8)"]),
+    "calibrate as a number": (
+        SPACE + "calibrate: 0.25\n",
+        9,
+        ["calibrate: expected settings, `key: value` (got 0.25)"],
+    ),
+    "calibrating what does not route": (
+        replaced("{groups: [1], window: 8}", "{family: swinir, num_heads: 2}")
+        .replace("model.channels", "model.embed_dim")
+        .replace("  routing.gamma: {choices: [0.0, 0.5, 1.0]}\n", "")
+        + "calibrate: {}\n",
+        8,
+        ["calibrate: swinir does not route"],
     ),
     "schedule as a setting": (SPACE + "routing: {policy: schedule}\n", 9, ["routing.policy", "(got 'schedule')"]),
     "condition on a later dimension": (
@@ -520,6 +556,7 @@ class TestIdentity:
             {"constraints": ["macs <= 3"]},
             {"profile": {"min_repeats": 4}},
             {"baselines": ["bicubic"]},
+            {"calibrate": {}},
         ],
         ids=lambda change: next(iter(change)),
     )
@@ -531,11 +568,19 @@ class TestIdentity:
         shuffled = yaml.safe_dump({key: values[key] for key in sorted(values)}, sort_keys=False)
         assert read(tmp_path, "# a comment\n" + shuffled).identity() == read(tmp_path, SPACE).identity()
 
-    def test_survives_json(self, tmp_path: Path) -> None:
-        space = read(tmp_path, SPACE + "constraints: [macs <= 3]\nenqueue: [{model.channels: 8}]\n")
+    @pytest.mark.parametrize("tail", ["", "calibrate: {shares: [0.1, 0.25], policy: schedule}\n"])
+    def test_survives_json(self, tmp_path: Path, tail: str) -> None:
+        space = read(tmp_path, SPACE + "constraints: [macs <= 3]\nenqueue: [{model.channels: 8}]\n" + tail)
         again = SearchSpace.model_validate_json(space.model_dump_json())
         assert again == space
         assert again.identity() == space.identity()
+
+    def test_is_that_of_before_where_nothing_is_calibrated(self, tmp_path: Path) -> None:
+        """Written down before spaces had `calibrate`: studies from then go on."""
+        assert read(tmp_path, SPACE).identity() == "632187289142"
+        assert "calibrate" not in read(tmp_path, SPACE).model_dump()
+        space = read(tmp_path, SPACE + "calibrate: {}\n", {"calibrate": None})  # --set calibrate=null
+        assert space.identity() == "632187289142"
 
 
 class TestPresets:
@@ -582,6 +627,8 @@ class TestPresets:
         training = space.training_config()
         assert training.is_full_recipe
         assert training == PAPER_RECIPE.model_copy(update={"seed": training.seed, "task": task})
+        calibrated = None if space.calibrate is None else space.calibrate.shares
+        assert calibrated == ((0.1, 0.25) if name.startswith("light") else None)
         papers = [preset_config(f"camixersr-{size}", scale) for size in "smb"]
         assert [space.model_config_for(entry) for entry in space.enqueue[:3]] == papers
 

@@ -9,10 +9,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from harness.cli.output import describe_record
 from harness.core.errors import UserError
 from harness.core.records import TrialRecord
 from harness.training import TrainingProgress
 from harness.trial import Silent
+from harness.trial.calibration import routing_by
 from tests.search.conftest import MakeStudy, Study
 
 GAMMAS = (0.0, 0.5, 1.0)
@@ -178,6 +180,85 @@ class TestRepeats:
         assert (outcome.ending, outcome.networks) == ("exhausted", 1)
         assert "20 proposals in a row" in outcome.reason
         assert study.states() == {"complete": 1, "answered": 20}
+
+
+CALIBRATED: dict[str, Any] = {
+    "model": {"groups": [1, 1], "window": 4},
+    "calibrate": {"shares": [0.25, 0.5], "images": 2, "crop": 16},
+}
+
+
+class TestCalibration:
+    """A further point for each share, which is part of the record, but no value of the space's dimensions."""
+
+    def test_every_network_gets_points_that_the_sampler_is_not_told(self, make_study: MakeStudy) -> None:
+        study = make_study(
+            **CALIBRATED,
+            constraints=["attention_share <= 0.3"],
+            enqueue=[
+                {"model.channels": 8, "routing.gamma": 0.5},
+                {"model.channels": 8, "routing.gamma": 1.0},
+                {"model.channels": 16, "routing.gamma": 0.5},
+            ],
+        )
+        study.run()
+        assert study.states() == {"complete": 2, "answered": 1}
+        for record in study.trained:
+            gains = record.calibration
+            assert gains is not None
+            assert gains.note is None
+            assert (gains.dataset_hash, gains.images) == (study.train.content_hash, ("chelsea", "coffee"))
+            assert gains.evaluations == 2 * 2 + 4  # two blocks; the same for any number of shares
+            assert record.seconds["calibration"] > 0
+            plain, calibrated = record.points[:3], record.points[3:]
+            assert [point.routing.gamma for point in plain if point.routing] == list(GAMMAS)
+            for share, point in zip((0.25, 0.5), calibrated, strict=True):
+                assert point.routing == routing_by(gains, "detail", share)
+                assert point.evaluation.attention_share == pytest.approx(share)
+                assert plain[0].macs < point.macs < plain[2].macs
+                assert len(point.latency) == 1
+                assert point.constraints["attention_share <= 0.3"] == pytest.approx(share - 0.3)
+        assert_each_point_told_once(study)
+        before = mtimes(study)
+        for file in study.folder.path.glob("study.db*"):
+            file.unlink()
+        study.run()  # a new database is told no more of the records than the old one
+        assert mtimes(study) == before
+        assert_each_point_told_once(study)
+
+    def test_killed_while_calibrating_it_comes_to_the_same(self, make_study: MakeStudy) -> None:
+        results = []
+        for name, deaths in (("whole", 0), ("killed", 1)):
+            study = make_study(name, **CALIBRATED, budget={"networks": 1})
+            for _ in range(deaths):
+                with pytest.raises(Killed):
+                    study.run(progress=_KillInPhase("calibrating"))
+                assert study.records == []
+            study.run()
+            (record,) = study.records
+            assert record.training_result is not None
+            assert record.training_result.resumed_from == ((2,) if deaths else ())  # of two steps: trained once
+            assert record.calibration is not None
+            found = record.calibration.model_dump(exclude={"seconds"})
+            results.append((found, [(point.routing, point.evaluation.psnr_db) for point in record.points]))
+        assert len(results[0][1]) == 5
+        assert results[0] == results[1]
+
+    def test_a_network_that_attention_does_not_help_has_no_such_point(self, make_study: MakeStudy) -> None:
+        """At this rate the last layer stays at zero, and the network shows nothing but the bicubic image."""
+        study = make_study(
+            calibrate=CALIBRATED["calibrate"],
+            training={"steps": 1, "batch_size": 1, "hr_patch_size": 32, "learning_rate": 1e-30},
+            budget={"networks": 1},
+        )
+        assert study.run().ending == "finished"
+        (record,) = study.records
+        assert record.state == "complete"
+        assert [point.routing.gamma for point in record.points if point.routing] == list(GAMMAS)
+        assert record.calibration is not None
+        assert record.calibration.gains_db == (0.0,)
+        assert record.calibration.note == f"attention helps no block of {record.label} on train"
+        assert record.calibration.note in describe_record(record)
 
 
 class TestConstraints:
@@ -383,6 +464,15 @@ class _KillAfter(Silent):
 
     def training(self, progress: TrainingProgress) -> None:
         if progress.step == self.step:
+            raise Killed
+
+
+class _KillInPhase(Silent):
+    def __init__(self, phase: str):
+        self.fatal = phase
+
+    def phase(self, record_id: str, label: str, phase: str) -> None:
+        if phase == self.fatal:
             raise Killed
 
 

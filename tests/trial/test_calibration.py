@@ -7,11 +7,11 @@ import torch
 
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig
 from harness.core.errors import UserError
+from harness.core.records import CalibrationRecord
 from harness.data import PairedDataset, to_tensor
 from harness.models import CAMixerSR, build_model
 from harness.trial import build_seeded, routed
 from harness.trial.calibration import (
-    CalibrationRecord,
     TuningCrops,
     calibrate,
     calibrate_schedule,

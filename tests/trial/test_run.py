@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.core.configs import BicubicConfig, RoutingConfig, SwinIRConfig
+from harness.core.configs import BicubicConfig, CalibrationConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
 from harness.core.records import TrialRecord
 from harness.data import ImagePair, PairedDataset
@@ -25,6 +25,7 @@ from harness.trial import (
     run_trial,
     to_image,
 )
+from harness.trial.calibration import calibrate
 from tests.tiny_pairs import VALIDATION, tiny_pairs
 from tests.trial.studies import ROUTINGS, SHORT, SMALL, propose, setup_study
 
@@ -373,3 +374,37 @@ def test_representative_input_mirrors_a_smaller_image(size: tuple[int, int]) -> 
         mirrored = [(index - start) % (2 * side) for index in range(size[axis])]
         expected = [place if place < side else 2 * side - 1 - place for place in mirrored]
         assert line.tolist() == expected
+
+
+# Calibration ---------------------------------------------------------------------------------------------------------
+
+
+def test_calibrated_points_are_those_of_the_saved_weights_on_training_images(tmp_path: Path) -> None:
+    config = CalibrationConfig(policy="schedule", shares=(0.25, 0.75), images=2, crop=16)
+    setup = setup_study(tmp_path, calibration=config)
+    proposal, told = propose(), Told()
+    record = run_trial(setup, proposal, progress=told)
+    assert told.phases.index("training") < told.phases.index("calibrating") < told.phases.index("evaluating")
+    assert [point.routing for point in record.points[:1]] == list(proposal.routings)
+    network = load_trained(setup.folder, record, RoutingConfig(gamma=1.0))
+    for share, point in zip((0.25, 0.75), record.points[1:], strict=True):
+        again = calibrate(network, setup.train, share, policy="schedule", images=2, crop=16)
+        assert point.routing == again.routing
+        scored = evaluate(load_trained(setup.folder, record, again.routing), setup.validation, setup.protocol)
+        assert scored.psnr_db == point.evaluation.psnr_db
+        assert record.calibration is not None
+        assert record.calibration.gains_db == again.gains_db
+        assert point.macs == canonical_macs(SMALL.with_routing(again.routing), setup.macs_input_size)
+    written = (tmp_path / "trials" / "trial-00003.json").read_text(encoding="utf-8")
+    assert TrialRecord.model_validate_json(written) == record
+
+
+def test_what_does_not_route_is_not_calibrated(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path, calibration=CalibrationConfig(images=2, crop=16))
+    record = run_trial(setup, propose(SWINIR, routings=(None,), kind="baseline"))
+    assert (record.state, len(record.points), record.calibration) == ("complete", 1, None)
+
+
+def test_a_record_without_calibration_says_nothing_of_it(finished: Finished) -> None:
+    """Records from before there was calibration keep their hash, by which tracking knows them."""
+    assert "calibration" not in json.loads(finished[2].model_dump_json())
