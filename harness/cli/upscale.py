@@ -21,10 +21,14 @@ def upscale(
         typer.Option(help="Images are panoramas: restore them without a seam.  [default: as the bundle was trained]"),
     ] = None,
     importance: Annotated[
-        Path | None, typer.Option(help="A grey image over IN: where it is bright, attention goes first.")
+        Path | None,
+        typer.Option(help="A grey image or a .npy array over IN: where it is bright or high, attention goes first."),
     ] = None,
     importance_weight: Annotated[
-        float, typer.Option(min=0, help="What white adds to the ranking of windows (logits differ by 1 to 10).")
+        float,
+        typer.Option(
+            min=0, help="What white, or 1 in an array, adds to the ranking of windows (logits differ by 1 to 10)."
+        ),
     ] = 10.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     threads: options.Threads = None,

@@ -50,19 +50,39 @@ def upscale_image(
 
 
 def read_importance(path: Path, size: tuple[int, int], weight: float) -> npt.NDArray[np.float32]:
-    """Read a map of importance, any image: black as 0, white as `weight`, resized to `size` = (height, width) pixels.
+    """Read a map of importance and resize it to `size` = (height, width) pixels.
 
-    `UserError` where it cannot be read, or its sides are in another proportion (by more than a pixel of the image).
+    An image: black as 0, white as `weight`. An array (`.npy`, two dimensions): its values, none below 0, times
+    `weight`. `UserError` where it cannot be read, or its sides are in another proportion (by more than a pixel of the
+    image).
     """
-    map_HWC = read_rgb(path)
-    (height, width), (map_height, map_width) = size, map_HWC.shape[:2]
+    if path.suffix.lower() == ".npy":
+        map_HW = _read_array(path)
+    else:
+        map_HW = ((luma_bt601(read_rgb(path)) - 16) / 219).clip(0, 1)
+    (height, width), (map_height, map_width) = size, map_HW.shape
     if min(abs(width * map_height / map_width - height), abs(height * map_width / map_height - width)) > 1:
         raise UserError(
             f"{path} is {map_width}×{map_height}, but the image {width}×{height}: expected the same proportions"
         )
-    grey = Image.fromarray(((luma_bt601(map_HWC) - 16) / 219).astype(np.float32))
-    resized_HW = np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
-    return np.asarray(resized_HW.clip(0, 1) * weight, dtype=np.float32)
+    resized = Image.fromarray(map_HW.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32) * np.float32(weight)
+
+
+def _read_array(path: Path) -> npt.NDArray[np.float32]:
+    """Read a map of importance from NumPy's format; nothing is unpickled."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a damaged header cannot ask for memory
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as a NumPy array: {' '.join(str(error).split())}") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or not array.size or array.dtype.kind not in "biuf":
+        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise UserError(f"{path}: expected an array of real numbers with two dimensions, height × width, got {got}")
+    with np.errstate(over="ignore"):
+        map_HW = array.astype(np.float32)
+    if not (np.isfinite(map_HW) & (map_HW >= 0)).all():
+        raise UserError(f"{path} holds values below 0 or not finite; expected 0 where nothing matters, 1 as white")
+    return map_HW
 
 
 def list_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:

@@ -137,6 +137,47 @@ def test_a_map_of_importance_is_read_at_the_size_of_the_image(tmp_path: Path) ->
         read_importance(tmp_path / "map.png", (40, 40), 8.0)
 
 
+def test_a_map_of_importance_may_be_an_array(tmp_path: Path) -> None:
+    path = tmp_path / "map.npy"
+    for dtype in (np.float64, np.uint8, np.bool_):
+        np.save(path, np.eye(6, 9, dtype=dtype))
+        assert np.array_equal(read_importance(path, (6, 9), 8.0), 8 * np.eye(6, 9, dtype=np.float32))
+    np.save(path, np.asfortranarray(np.arange(54.0).reshape(6, 9)))
+    assert np.array_equal(read_importance(path, (6, 9), 0.5), np.arange(54, dtype=np.float32).reshape(6, 9) / 2)
+    assert read_importance(path, (12, 18), 1.0).max() == pytest.approx(53)
+    with pytest.raises(UserError, match=r"map\.npy is 9×6, but the image 6×9: expected the same proportions"):
+        read_importance(path, (9, 6), 1.0)
+
+
+def test_arrays_that_are_no_map_of_importance_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "map.npy"
+    for array, finding in (
+        (np.zeros((6, 9, 3)), r"height × width, got float64 \(6, 9, 3\)"),
+        (np.zeros((6, 9), dtype=complex), "real numbers"),
+        (np.full((6, 9), np.nan), "not finite"),
+        (np.full((6, 9), np.inf), "not finite"),
+        (np.full((6, 9), 1e300), "not finite"),  # in float32
+        (np.full((6, 9), -0.1), "below 0"),
+        (np.zeros((0, 9)), r"height × width, got float64 \(0, 9\)"),
+        (np.array([[{}]]), "cannot be read"),
+    ):
+        np.save(path, array, allow_pickle=True)
+        with pytest.raises(UserError, match=rf"map\.npy.*{finding}"):
+            read_importance(path, (6, 9), 1.0)
+    np.save(path, np.zeros((6, 9)))
+    whole = path.read_bytes()
+    for damaged in (whole[:-8], whole[:40], b"", b"no array"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"map\.npy cannot be read as a NumPy array"):
+            read_importance(path, (6, 9), 1.0)
+    with path.open("wb") as file:
+        np.savez(file, np.zeros((6, 9)))
+    with pytest.raises(UserError, match="an archive of arrays"):
+        read_importance(path, (6, 9), 1.0)
+    with pytest.raises(UserError, match=r"none\.npy cannot be read"):
+        read_importance(tmp_path / "none.npy", (6, 9), 1.0)
+
+
 def test_upscaling_follows_a_map_of_importance() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
