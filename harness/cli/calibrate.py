@@ -9,6 +9,8 @@ import typer
 from harness.cli import options
 from harness.cli.output import command, console, counting, format_number, messages, print_json, print_table
 
+_CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+
 
 class CalibratedPolicy(StrEnum):
     """Routing policies that are calibrated."""
@@ -35,7 +37,8 @@ def calibrate(
         str | None, typer.Option(help="Images to evaluate the result on; none of them may be in --data.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write the model with its routing here (.yaml or .json), to be used as MODEL.")
+        Path | None,
+        typer.Option(help="Write the model with its routing here: a .yaml or .json file, or of a bundle a new bundle."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
     threads: options.Threads = None,
@@ -52,19 +55,25 @@ def calibrate(
     from harness.core.errors import UserError
     from harness.core.files import write_text
     from harness.data import PairedDataset, open_dataset, refuse_overlap
+    from harness.export import check_target, read_bundle_metrics, write_calibrated_bundle
     from harness.metrics import get_protocol
     from harness.profiling import chosen_threads
     from harness.trial import evaluate as run_evaluation
     from harness.trial import routed
     from harness.trial.calibration import calibrate as run_calibration
 
-    if out is not None and out.suffix not in (".yaml", ".yml", ".json"):
-        raise UserError(f"--out {out}: expected a name ending in .yaml or .json")
-    if out is not None and out.exists() and not overwrite:
+    writes_bundle = out is not None and out.suffix not in _CONFIG_SUFFIXES
+    if out is not None and writes_bundle:
+        if not Path(model).is_dir():
+            raise UserError(f"--out {out}: expected a name ending in .yaml or .json; only of a bundle a bundle is made")
+        check_target(out, overwrite=overwrite)
+    elif out is not None and out.exists() and not overwrite:
         raise UserError(f"--out {out} exists; give --overwrite to replace it, or another name")
     network, origin = resolve_network(model, scale, None, None, weights)
     if origin == "untrained":
         raise UserError(f"{model} is untrained, and calibration measures what training has made of it; give --weights")
+    if writes_bundle:
+        read_bundle_metrics(Path(model))  # what is damaged shows before the work is done
 
     def open_source(source: str) -> PairedDataset:
         return open_dataset(
@@ -97,7 +106,10 @@ def calibrate(
                     scored[routing.label()] = run_evaluation(
                         routed(network, routing), held_out, get_protocol("light"), progress=progress
                     )
-    if out is not None:
+    if out is not None and writes_bundle:
+        evaluation = scored.get(record.routing.label())
+        write_calibrated_bundle(out, Path(model), record, evaluation=evaluation, overwrite=overwrite)
+    elif out is not None:
         write_text(out, _format(calibrated.config.model_dump(mode="json"), out))
     if json:
         print_json(
@@ -137,6 +149,8 @@ def calibrate(
         )
     if out is None:
         messages.print("note: no --out given: the routing is printed only")
+    elif writes_bundle:
+        console.print(f"bundle   {out}\nnext: {command()} upscale {out} IMAGE OUT.png")
     else:
         own = Path(model) / "model.safetensors" if Path(model).is_dir() else weights
         console.print(f"{out}\nnext: {command()} evaluate {out} --weights {own} --data IMAGES")

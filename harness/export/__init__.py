@@ -1,15 +1,27 @@
 """Bundles: a trained network with its config, weights, metrics and model card; and using one on images."""
 
-from harness.export.bundle import is_bundle, load_bundle, load_network, read_bundle_config, write_bundle
+from harness.export.bundle import (
+    check_target,
+    is_bundle,
+    load_bundle,
+    load_network,
+    read_bundle_config,
+    read_bundle_metrics,
+    write_bundle,
+    write_calibrated_bundle,
+)
 from harness.export.upscale import list_jobs, read_importance, upscale_image
 
 __all__ = [
+    "check_target",
     "is_bundle",
     "list_jobs",
     "load_bundle",
     "load_network",
     "read_bundle_config",
+    "read_bundle_metrics",
     "read_importance",
     "upscale_image",
     "write_bundle",
+    "write_calibrated_bundle",
 ]

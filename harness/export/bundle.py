@@ -1,41 +1,23 @@
 """A deployable folder: config.json, model.safetensors, metrics.json and README.md (the model card)."""
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from harness.core.configs import FrozenConfig, ModelConfig, Task
-from harness.core.environment import EnvironmentRecord, now, observe_environment
+from harness.core.configs import CAMixerSRConfig
+from harness.core.environment import now, observe_environment
 from harness.core.errors import UserError, describe_validation_error
-from harness.core.records import PointRecord, TrialRecord
+from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecord, TrialRecord
 from harness.export.card import write_card
+from harness.export.documents import BundleCalibration, BundleConfig, BundleMetrics
 from harness.metrics import get_protocol
 from harness.models import PanoramaNetwork, SRNetwork, build_model
 
 _CONFIG, _WEIGHTS, _METRICS, _CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
-
-
-class BundleConfig(FrozenConfig):
-    """What config.json holds: the network with the routing that it was picked with, and where it came from.
-
-    `task` is what it was trained for: `odi` networks are for whole panoramas.
-    """
-
-    format_version: Literal[1] = 1
-    model: ModelConfig
-    task: Task = "classic"
-    study: str
-    record_id: str
-    network_id: str
-    picked_as: str
-    exported_at: str
-    environment: EnvironmentRecord
 
 
 def write_bundle(
@@ -54,10 +36,7 @@ def write_bundle(
     measured in the same study and stand in the model card. `UserError` where `path` exists and is not to be replaced,
     or is no bundle. Whatever goes wrong, the old bundle stays.
     """
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; give --overwrite to replace it, or another --out")
-    if path.exists() and not is_bundle(path):
-        raise UserError(f"{path} is no bundle, so it is not replaced; give another --out")
+    check_target(path, overwrite=overwrite)
     assert getattr(network.config, "routing", None) == point.routing, "a bundle's metrics are those of its routing"
     config = BundleConfig(
         model=network.config,
@@ -69,24 +48,66 @@ def write_bundle(
         exported_at=now(),
         environment=observe_environment(),
     )
-    metrics: dict[str, Any] = {
-        "point": point.model_dump(mode="json"),
-        "training": record.training.model_dump(mode="json") if record.training else None,
-        "training_result": record.training_result.model_dump(mode="json") if record.training_result else None,
-        "converged": record.training is not None and record.training.is_full_recipe,
-        "data": record.data.model_dump(mode="json"),
-        "measured_in": record.environment.model_dump(mode="json"),
-        "baselines": {name: baseline.model_dump(mode="json") for name, baseline in baselines.items()},
+    metrics = BundleMetrics(
+        point=point,
+        training=record.training,
+        training_result=record.training_result,
+        converged=record.training is not None and record.training.is_full_recipe,
+        data=record.data,
+        measured_in=record.environment,
+        baselines=baselines,
+    )
+    return _write(path, config, metrics, save(network.state_dict()))
+
+
+def write_calibrated_bundle(
+    path: Path,
+    source: Path,
+    calibration: CalibrationRecord,
+    *,
+    evaluation: EvaluationRecord | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a copy of the bundle `source` under a calibrated routing, in one step, and return its path.
+
+    What was measured under the routing before is kept as such; `evaluation` is that of the calibrated one. `path` may
+    be `source` itself. `UserError` as of `write_bundle`, and where `source` is damaged.
+    """
+    check_target(path, overwrite=overwrite)
+    config, metrics = read_bundle_config(source), read_bundle_metrics(source)
+    assert isinstance(config.model, CAMixerSRConfig), "only networks that route are calibrated"
+    point = metrics.point if metrics.calibration is None else metrics.calibration.point_before
+    assert point is not None
+    changes = {
+        "model": config.model.with_routing(calibration.routing),
+        "exported_at": now(),
+        "environment": observe_environment(),
     }
+    known = BundleCalibration(record=calibration, evaluation=evaluation, point_before=point)
+    metrics = metrics.model_copy(update={"point": None, "calibration": known})
+    return _write(path, config.model_copy(update=changes), metrics, (source / _WEIGHTS).read_bytes())
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Raise `UserError` where a bundle must not be written: over another without `overwrite`, over anything else."""
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; give --overwrite to replace it, or another --out")
+    if path.exists() and not is_bundle(path):
+        raise UserError(f"{path} is no bundle, so it is not replaced; give another --out")
+
+
+def _write(path: Path, config: BundleConfig, metrics: BundleMetrics, weights: bytes) -> Path:
+    """Write the four files beside `path` and move them into its place; whatever goes wrong, the old bundle stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     temporary, retired = workplace / "new", workplace / "old"
+    left_out = {"calibration"} if metrics.calibration is None else set()
     try:
         temporary.mkdir()
         (temporary / _CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
-        (temporary / _WEIGHTS).write_bytes(save(network.state_dict()))
-        (temporary / _METRICS).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-        (temporary / _CARD).write_text(write_card(record, point, picked_as, baselines), encoding="utf-8")
+        (temporary / _WEIGHTS).write_bytes(weights)
+        (temporary / _METRICS).write_text(metrics.model_dump_json(indent=1, exclude=left_out), encoding="utf-8")
+        (temporary / _CARD).write_text(write_card(config, metrics), encoding="utf-8")
         if path.exists():
             path.rename(retired)
         temporary.rename(path)
@@ -111,6 +132,17 @@ def read_bundle_config(path: Path) -> BundleConfig:
         raise UserError(f"{path} is no bundle: {_CONFIG} not found; `harness export` makes one")
     try:
         return BundleConfig.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{file}: {describe_validation_error(error)}") from None
+
+
+def read_bundle_metrics(path: Path) -> BundleMetrics:
+    """Read what was measured of a bundle; `UserError` where it cannot be read."""
+    file = path / _METRICS
+    try:
+        return BundleMetrics.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; `harness export` makes the bundle again") from None
     except ValidationError as error:
         raise UserError(f"{file}: {describe_validation_error(error)}") from None
 

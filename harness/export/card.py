@@ -1,27 +1,32 @@
 """The model card of a bundle."""
 
-from harness.core.records import PointRecord, TrialRecord
+from harness.core.records import EvaluationRecord, PointRecord
 from harness.core.units import format_count, format_seconds
+from harness.export.documents import BundleCalibration, BundleConfig, BundleMetrics
 from harness.metrics import metric_label
 
 
-def write_card(record: TrialRecord, point: PointRecord, picked_as: str, baselines: dict[str, PointRecord]) -> str:
+def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
     """Return the card as Markdown: what it is, trained on what, how it compares, how to use it, its limits."""
+    calibration = metrics.calibration
+    point = metrics.point if calibration is None else calibration.point_before
+    assert point is not None
     evaluation, scale = point.evaluation, point.evaluation.scale
     psnr, ssim = (metric_label(name, evaluation.protocol) for name in ("psnr_db", "ssim"))
     quality = metric_label("psnr_db", evaluation.protocol, unit=False)
-    rows = [_row(f"**this network** ({point.routing.label() if point.routing else 'no routing'})", point)]
-    rows += [_row(name, baseline) for name, baseline in baselines.items()]
-    converged = record.training is not None and record.training.is_full_recipe
+    routing = point.routing.label() if point.routing else "no routing"
+    name = "**this network**" if calibration is None else "this network before its routing was calibrated"
+    rows = [_row(f"{name} ({routing})", point)]
+    rows += [_row(name, baseline) for name, baseline in metrics.baselines.items()]
     training = "It has no weights."
-    if record.training is not None and record.training_result is not None:
-        result = record.training_result
+    if metrics.training is not None and metrics.training_result is not None:
+        result = metrics.training_result
         training = (
-            f"{result.steps} steps of {record.training.batch_size} patches of {record.training.hr_patch_size}² "
-            f"high-resolution pixels from `{record.data.train}`, {format_seconds(result.seconds)} on {result.device} "
-            f"({result.threads} threads), seed {record.training.seed}."
+            f"{result.steps} steps of {metrics.training.batch_size} patches of {metrics.training.hr_patch_size}² "
+            f"high-resolution pixels from `{metrics.data.train}`, {format_seconds(result.seconds)} on {result.device} "
+            f"({result.threads} threads), seed {metrics.training.seed}."
         )
-        if not converged:
+        if not metrics.converged:
             training += (
                 " **Not converged**: far fewer steps than the published recipe, so differences in dB say little."
             )
@@ -31,19 +36,18 @@ def write_card(record: TrialRecord, point: PointRecord, picked_as: str, baseline
         for entry in point.latency
     )
     seam = f"\nPanoramas: {evaluation.seam_note}." if evaluation.seam_note else ""
-    is_odi = record.training is not None and record.training.task == "odi"
-    whole = "; whole panoramas, h×2h, without a seam" if is_odi else ""
-    return f"""# {record.label} ×{scale}
+    whole = "; whole panoramas, h×2h, without a seam" if config.task == "odi" else ""
+    return f"""# {config.model.label()} ×{scale}
 
-Picked as `{picked_as}` from study `{record.study}`, {record.record_id}, network {record.network_id}.
-
+Picked as `{config.picked_as}` from study `{config.study}`, {config.record_id}, network {config.network_id}.
+{"" if calibration is None else _describe(calibration)}
 ## Measured
 
 | network | {psnr} | {ssim} | MACs | parameters | latency (ms) | / SwinIR-light | attention share |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-{quality} and {ssim}: protocol `{evaluation.protocol}` on `{evaluation.dataset}` ({len(evaluation.images)} images).
+{quality} and {ssim}: {_rules(evaluation)}.
 Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{seam}
 
 ## Training
@@ -82,3 +86,32 @@ def _row(name: str, point: PointRecord) -> str:
         "–" if evaluation.attention_share is None else f"{evaluation.attention_share:.2f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _rules(evaluation: EvaluationRecord) -> str:
+    return f"protocol `{evaluation.protocol}` on `{evaluation.dataset}` ({len(evaluation.images)} images)"
+
+
+def _describe(calibration: BundleCalibration) -> str:
+    """Say how the routing was found, and that what was measured before does not hold for it."""
+    record, evaluation = calibration.record, calibration.evaluation
+    on_crops = (
+        f"{record.psnr_db:.3f} dB there, without attention {record.psnr_db_without:.3f}, with all of it "
+        f"{record.psnr_db_full:.3f}"
+    )
+    scored = "It has not been evaluated on other images."
+    if evaluation is not None:
+        psnr, ssim = (metric_label(name, evaluation.protocol, unit=False) for name in ("psnr_db", "ssim"))
+        scored = (
+            f"On images that were not tuned on, {_rules(evaluation)}: {psnr} {evaluation.psnr_db:.3f} dB, {ssim} "
+            f"{evaluation.ssim:.4f}, attention share {evaluation.attention_share:.2f}."
+        )
+    return f"""
+## Routing
+
+`{record.routing.label()}` at a share of {record.share:g}, calibrated after the network was picked, on
+{len(record.images)} crops of {record.crop}×{record.crop} low-resolution pixels of `{record.dataset}`: {on_crops}.
+{scored}
+The table below was measured under the routing before and does not hold for this one: `harness evaluate` and
+`harness profile` measure it.
+"""

@@ -7,11 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import harness
 from harness.core.configs import CAMixerSRConfig
 from harness.data.images import write_png
+from harness.export import read_bundle_config, read_bundle_metrics
 from harness.models import CAMixerSR
 from harness.trial import build_seeded
 from tests.cli.conftest import Call
+from tests.export.test_bundle import write as write_bundle_of
 from tests.photographs import Photographs
 from tests.spaces import tiny_space, write_space
 from tests.tiny_pairs import cut
@@ -56,6 +59,82 @@ def test_a_calibrated_model_is_a_model(call: Call, folder: Path) -> None:
     assert less["config"]["routing"]["block_weights"] == record["routing"]["block_weights"]
     assert less["attention_share"] == pytest.approx(0.25, abs=0.01)
     assert "calibrated.yaml exists; give --overwrite" in call(*arguments).mistake
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def test_a_bundle_becomes_a_bundle_that_claims_nothing_of_the_routing_before(call: Call, folder: Path) -> None:
+    source, out = folder / "bundle", folder / "made" / "calibrated"
+    network = write_bundle_of(source, CONFIG)
+    before = files_of(source)
+    arguments = (
+        "calibrate", source, "--data", folder / "tune", "--share", "0.5", "--images", "2", "--crop", "16",
+        "--threads", "1",
+    )  # fmt: skip
+    ended = call(*arguments, "--out", out, "--evaluate", folder / "held_out")
+    assert ended.code == 0, ended.err
+    assert "harness upscale" in ended.out
+    assert [path.name for path in out.parent.iterdir()] == ["calibrated"]
+    assert (out / "model.safetensors").read_bytes() == before["model.safetensors"]
+
+    loaded = harness.load_bundle(out)
+    assert isinstance(loaded, CAMixerSR)
+    assert loaded.routing.policy == "detail"
+    assert loaded.routing.gamma == 0.5
+    assert loaded.config.with_routing(CONFIG.routing) == network.config
+    config = read_bundle_config(out)
+    assert config.model_dump(exclude={"model", "exported_at", "environment"}) == (
+        read_bundle_config(source).model_dump(exclude={"model", "exported_at", "environment"})
+    )
+    metrics, metrics_before = read_bundle_metrics(out), read_bundle_metrics(source)
+    assert metrics.point is None
+    assert metrics.calibration is not None
+    assert metrics.calibration.record.routing == loaded.routing
+    assert metrics.calibration.point_before == metrics_before.point
+    assert metrics.model_copy(update={"point": metrics_before.point, "calibration": None}) == metrics_before
+    scored = call("evaluate", out, "--data", folder / "held_out", "--json").document
+    assert metrics.calibration.evaluation is not None
+    assert scored["psnr_db"] == metrics.calibration.evaluation.psnr_db
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "**this network**" not in card
+    assert "| this network before its routing was calibrated (fixed γ=0.5) |" in card
+    assert "`detail γ=0.5` at a share of 0.5, calibrated after the network was picked" in card
+    assert f"PSNR {scored['psnr_db']:.3f} dB" in card
+    assert "does not hold for this one" in card
+
+    written = files_of(out)
+    assert "exists; give --overwrite" in call(*arguments, "--out", out).mistake
+    assert files_of(out) == written
+    assert files_of(source) == before
+    again = call(*arguments, "--policy", "schedule", "--out", out, "--overwrite")
+    assert again.code == 0, again.err
+    in_place = call("calibrate", out, *arguments[2:], "--out", out, "--overwrite")  # a calibrated bundle, over itself
+    assert in_place.code == 0, in_place.err
+    latest = read_bundle_metrics(out).calibration
+    assert latest is not None
+    assert (latest.record.routing.policy, latest.evaluation) == ("detail", None)
+    assert latest.point_before == metrics_before.point
+    assert "has not been evaluated on other images" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_calibrated_bundle_replaces_nothing_else_and_is_never_half_written(call: Call, folder: Path) -> None:
+    source = folder / "bundle"
+    write_bundle_of(source, CONFIG)
+    tuning = ("--data", folder / "tune", "--share", "0.5", "--images", "2", "--crop", "16", "--threads", "1")
+    before = files_of(folder)
+    refused = call("calibrate", source, *tuning, "--out", folder / "tune", "--overwrite").mistake
+    assert "is no bundle, so it is not replaced" in refused
+    of_a_file = ("calibrate", folder / "model.json", "--weights", folder / "weights.safetensors", *tuning)
+    assert "only of a bundle a bundle is made" in call(*of_a_file, "--out", folder / "new").mistake
+    assert files_of(folder) == before
+    whole = (source / "metrics.json").read_text(encoding="utf-8")
+    (source / "metrics.json").write_text(whole[:100], encoding="utf-8")
+    assert "metrics.json: " in call("calibrate", source, *tuning, "--out", folder / "new").mistake
+    (source / "metrics.json").unlink()
+    assert "metrics.json cannot be read" in call("calibrate", source, *tuning, "--out", folder / "new").mistake
+    assert not (folder / "new").exists()
 
 
 def test_images_to_evaluate_on_are_not_tuned_on(call: Call, folder: Path) -> None:

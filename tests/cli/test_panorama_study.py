@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.core.configs import CAMixerSRConfig
-from harness.core.records import ObjectiveConfig, StudyRecord
-from harness.export.card import write_card
+from harness.core.configs import CAMixerSRConfig, RoutingConfig
+from harness.core.records import CalibrationRecord, ObjectiveConfig, PointRecord, StudyRecord, TrialRecord
+from harness.export import load_bundle, read_bundle_config, write_bundle, write_calibrated_bundle
 from harness.metrics import PROTOCOLS, metric_label
+from harness.models import PanoramaNetwork, build_model
 from harness.reporting import Study, compare, draw_front_html, front_table, summarise
 from harness.reporting.html import render_report
 from harness.tracking.entries import study_note
@@ -35,6 +36,7 @@ NOTE = (
     "low-resolution columns, ×1.125 on demo"
 )
 TRIALS = search_trials(4)
+CONFIG = CAMixerSRConfig(channels=8, groups=(1,))
 BASELINES = (swinir_baseline(30.0), bicubic_baseline())
 
 
@@ -111,12 +113,44 @@ def test_tables_of_the_command_line(call: Call, tmp_path: Path) -> None:
         assert NOTE in printed
 
 
-def test_the_model_card() -> None:
-    config = CAMixerSRConfig(channels=8, groups=(1,))
-    record = on_panoramas(trial(0, [point(27.0, 10, routing=config.routing)], model=config))
-    card = write_card(record, record.points[0], "knee", {"bicubic": on_panoramas(bicubic_baseline()).points[0]})
+def write_card_of(path: Path, record: TrialRecord, baselines: dict[str, PointRecord]) -> str:
+    write_bundle(path, build_model(CONFIG), record, record.points[0], picked_as="knee", baselines=baselines)
+    return (path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_model_card(tmp_path: Path) -> None:
+    flat = trial(0, [point(27.0, 10, routing=CONFIG.routing)], model=CONFIG)
+    baselines = {"bicubic": on_panoramas(bicubic_baseline()).points[0]}
+    card = write_card_of(tmp_path / "odi", on_panoramas(flat), baselines)
     assert flat_names(card) == []
     assert "| network | WS-PSNR (dB) | WS-SSIM | MACs |" in card
+    assert "WS-PSNR and WS-SSIM: protocol `odi`" in card
     assert f"Panoramas: {NOTE}." in card
-    flat = trial(0, [point(27.0, 10, routing=config.routing)], model=config)
-    assert "seam" not in write_card(flat, flat.points[0], "knee", {})
+    assert "; whole panoramas, h×2h, without a seam\n" in card
+    card = write_card_of(tmp_path / "flat", flat, {})
+    assert "seam" not in card
+    assert "WS-" not in card
+
+
+def test_the_model_card_of_a_calibrated_bundle(tmp_path: Path) -> None:
+    record = on_panoramas(trial(0, [point(27.0, 10, routing=CONFIG.routing)], model=CONFIG))
+    write_card_of(tmp_path / "odi", record, {})
+    calibration = CalibrationRecord(
+        dataset="set5", dataset_hash="1" * 16, images=("baby", "bird"), crop=16, wanted=(0,), gains_alone_db=(0.25,),
+        gains_beside_db=(0.25,), gains_db=(0.25,), psnr_db_without=26.5, psnr_db_full=26.75, evaluations=7, seconds=1,
+        routing=RoutingConfig(policy="schedule", schedule=(0.5,)), share=0.5, psnr_db=26.625,
+    )  # fmt: skip
+    scored = record.points[0].evaluation.model_copy(update={"psnr_db": 27.25, "ssim": 0.75, "attention_share": 0.5})
+    path = write_calibrated_bundle(tmp_path / "calibrated", tmp_path / "odi", calibration, evaluation=scored)
+    card = (path / "README.md").read_text(encoding="utf-8")
+    assert flat_names(card) == []
+    assert "protocol `odi` on `demo` (3 images): WS-PSNR 27.250 dB, WS-SSIM 0.7500, attention share 0.50." in card
+    assert "| network | WS-PSNR (dB) | WS-SSIM | MACs |" in card
+    assert "| this network before its routing was calibrated (fixed γ=0.5) |" in card
+    assert "WS-PSNR and WS-SSIM: protocol `odi` on `demo` (3 images)." in card
+    assert f"Panoramas: {NOTE}." in card
+    assert "; whole panoramas, h×2h, without a seam\n" in card
+    assert read_bundle_config(path).task == "odi"
+    loaded = load_bundle(path)
+    assert isinstance(loaded, PanoramaNetwork)
+    assert loaded.network.config == CONFIG.with_routing(calibration.routing)

@@ -19,8 +19,8 @@ from harness.core.configs import (
 from harness.core.errors import UserError
 from harness.core.records import PointRecord, TrialRecord, network_id
 from harness.export import is_bundle, load_bundle, read_bundle_config, write_bundle
-from harness.export.card import write_card
 from harness.models import SRNetwork, build_model
+from harness.trial import build_seeded
 from tests import records
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
@@ -40,8 +40,8 @@ MODELS: dict[str, AnyModelConfig] = {
 
 
 def random_network(model: AnyModelConfig, seed: int = 0) -> SRNetwork:
-    """A network with weights of every kind, none of them as it was initialised."""
-    network = build_model(model).eval()
+    """A network with weights of every kind, none of them as it was initialised; the same in every run."""
+    network = build_seeded(model, seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -150,17 +150,19 @@ def test_the_card_states_the_measured_numbers_and_that_training_did_not_converge
     assert "interleaved with SwinIR-light" in card
 
 
-def test_the_card_of_a_full_recipe_does_not_say_so() -> None:
+def test_the_card_of_a_full_recipe_does_not_say_so(tmp_path: Path) -> None:
     record, point = record_of(SMALL, PAPER_RECIPE)
     record = record.model_copy(update={"training_result": records.training_record(PAPER_RECIPE)})
-    card = write_card(record, point, "knee", {})
+    write_bundle(tmp_path / "bundle", random_network(SMALL), record, point, picked_as="knee", baselines={})
+    card = (tmp_path / "bundle" / "README.md").read_text()
     assert "500000 steps of 64 patches of 256²" in card
     assert "Not converged" not in card
 
 
-def test_the_card_of_bicubic_has_nothing_to_say_about_training() -> None:
-    baseline = records.bicubic_baseline()
-    card = write_card(baseline, baseline.points[0], "trial:0", {})
+def test_the_card_of_bicubic_has_nothing_to_say_about_training(tmp_path: Path) -> None:
+    baseline, network = records.bicubic_baseline(), build_model(BicubicConfig(scale=4))
+    write_bundle(tmp_path / "bundle", network, baseline, baseline.points[0], picked_as="trial:0", baselines={})
+    card = (tmp_path / "bundle" / "README.md").read_text()
     assert "It has no weights." in card
     assert "(no routing)" in card
 

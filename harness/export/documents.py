@@ -1,0 +1,52 @@
+"""What a bundle's config.json and metrics.json hold."""
+
+from typing import Literal
+
+from harness.core.configs import DataConfig, FrozenConfig, ModelConfig, Task, TrainingConfig
+from harness.core.environment import EnvironmentRecord
+from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecord, TrainingRecord
+
+
+class BundleConfig(FrozenConfig):
+    """What config.json holds: the network with its routing, and where it came from.
+
+    `task` is what it was trained for: `odi` networks are for whole panoramas.
+    """
+
+    format_version: Literal[1] = 1
+    model: ModelConfig
+    task: Task = "classic"
+    study: str
+    record_id: str
+    network_id: str
+    picked_as: str
+    exported_at: str
+    environment: EnvironmentRecord
+
+
+class BundleCalibration(FrozenConfig):
+    """How the routing was calibrated after the network was picked, and what is known of it.
+
+    `evaluation` is that of the calibrated routing, on images that were not tuned on; `point_before` was measured under
+    the routing that the network was picked with, and says nothing of this one.
+    """
+
+    record: CalibrationRecord
+    evaluation: EvaluationRecord | None
+    point_before: PointRecord
+
+
+class BundleMetrics(FrozenConfig):
+    """What metrics.json holds: what was measured of the network under its routing, and beside what.
+
+    `point` is None where the routing was calibrated since; `calibration` then says more.
+    """
+
+    point: PointRecord | None
+    training: TrainingConfig | None
+    training_result: TrainingRecord | None
+    converged: bool
+    data: DataConfig
+    measured_in: EnvironmentRecord
+    baselines: dict[str, PointRecord]
+    calibration: BundleCalibration | None = None
