@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.errors import UserError
+from harness.models import strips
 from harness.models.bicubic import upscale_bicubic
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
@@ -19,7 +20,6 @@ from harness.models.routing import RoutingPlan, plan_routing, select_windows
 
 _SLOPE = 0.1
 _EPS = 1e-6
-_MAX_OFFSET = 8.0  # pixels
 
 
 def to_channels_last(x_BCHW: Tensor) -> Tensor:
@@ -77,6 +77,9 @@ def warp(x_BHWC: Tensor, offsets_BHW2: Tensor) -> Tensor:
 class Predictor(nn.Module):
     """The local predictor: offsets, channel and spatial attention and the routing logits of one block."""
 
+    slope = _SLOPE
+    max_offset = 8.0  # pixels
+
     def __init__(self, config: CAMixerSRConfig):
         super().__init__()
         C, M = config.channels, config.window
@@ -101,7 +104,7 @@ class Predictor(nn.Module):
         if self.offsets_hidden is None or self.offsets_out is None:
             return None
         raw: Tensor = self.offsets_out(F.leaky_relu(self.offsets_hidden(features_BHWE), _SLOPE))
-        return _MAX_OFFSET * torch.tanh(raw if raw.dtype == torch.float64 else raw.float())
+        return self.max_offset * torch.tanh(raw if raw.dtype == torch.float64 else raw.float())
 
     def attend_channels(self, features_BHWE: Tensor) -> Tensor | None:
         """Return channel attention (B×1×1×C) in (0, 1)."""
@@ -351,7 +354,21 @@ class CAMixerSR(SRNetwork):
         plan = plan_routing(config.routing, padded_BCHW, (h, w), config.window, importance_BHW)
         shallow_BHWC = to_channels_last(self.head(padded_BCHW.contiguous(memory_format=torch.channels_last)))
         condition_BHWX = self._conditions(shallow_BHWC)
-        x_BHWC = shallow_BHWC
+        if strips.suits(self, padded_BCHW):
+            x_BHWC, shares = strips.run_groups(self, shallow_BHWC, condition_BHWX, plan)
+        else:
+            x_BHWC, shares = self._run_groups(shallow_BHWC, condition_BHWX, plan, generator)
+        deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC
+        image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), config.scale)
+        image_BCHW = image_BCHW[..., : h * config.scale, : w * config.scale]
+        if config.image_residual:
+            image_BCHW = image_BCHW + upscale_bicubic(input_BCHW, config.scale)
+        return Restoration(image_BCHW, torch.stack(shares))
+
+    def _run_groups(
+        self, x_BHWC: Tensor, condition_BHWX: Tensor | None, plan: RoutingPlan, generator: Generator | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run all groups as the paper writes them; return the features and each block's shares of hard windows."""
         shares: list[Tensor] = []
         for group in self.groups:
             start_BHWC = x_BHWC
@@ -359,12 +376,7 @@ class CAMixerSR(SRNetwork):
                 x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, plan, generator, self.routing_noise)
                 shares.append(hard_share_B)
             x_BHWC = group.tail(x_BHWC) + start_BHWC  # type: ignore[operator]
-        deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC
-        image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), config.scale)
-        image_BCHW = image_BCHW[..., : h * config.scale, : w * config.scale]
-        if config.image_residual:
-            image_BCHW = image_BCHW + upscale_bicubic(input_BCHW, config.scale)
-        return Restoration(image_BCHW, torch.stack(shares))
+        return x_BHWC, shares
 
     def _conditions(self, shallow_BHWC: Tensor) -> Tensor | None:
         """Return the global and the window condition side by side (B×H×W×0..4), shared by every block."""

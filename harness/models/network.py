@@ -21,9 +21,14 @@ class Restoration(NamedTuple):
 
 
 class SRNetwork(nn.Module, ABC):
-    """A super-resolution network: B×3×h×w in [0, 1], any h, w ≥ 1, becomes B×3×(scale·h)×(scale·w)."""
+    """A super-resolution network: B×3×h×w in [0, 1], any h, w ≥ 1, becomes B×3×(scale·h)×(scale·w).
+
+    `is_literal`: inference runs every operator as the paper writes it, for counters and exports; otherwise whichever
+    way is fastest on the device, with the same result.
+    """
 
     config: CAMixerSRConfig | SwinIRConfig | BicubicConfig
+    is_literal: bool = False
 
     @property
     def scale(self) -> int:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
 from harness.core.records import MacsRecord
 from harness.profiling.closed_form import canonical_macs
-from harness.profiling.network_state import preserved_training_state
+from harness.profiling.network_state import preserved_training_state, written_out
 
 AGREEMENT = 0.01  # counters further apart than this do not agree
 
@@ -64,9 +64,10 @@ def count_macs(
     `macs` is fvcore's count. With a `config` the closed form stands beside the counters (`attention_share`: the
     realised share, needed where routing depends on the image). `max_disagreement` is (largest − smallest) / largest.
     `uncounted` holds the computing operators of the trace without a handle, and how often each occurs.
-    The network runs twice and is left as it was: training flags, hooks, gradients.
+    The network runs twice, one of ours operator by operator (`SRNetwork.is_literal`), and is left as it was: training
+    flags, hooks, gradients.
     """
-    with preserved_training_state(network), torch.no_grad():
+    with preserved_training_state(network), written_out(network), torch.no_grad():
         network.eval()
         traced, uncounted = _count_with_fvcore(network, input_BCHW)
         by_counter = {"fvcore": traced, "ptflops": _count_with_ptflops(network, input_BCHW)}
