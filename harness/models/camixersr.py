@@ -6,8 +6,11 @@ predictor inputs, E = D // 4 predictor features, S blocks. Features are kept cha
 convolutions are linear maps, LayerNorm is the native one and depthwise convolutions run channels-last.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Generator, Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
@@ -17,6 +20,7 @@ from harness.models.bicubic import upscale_bicubic
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
 from harness.models.routing import RoutingPlan, plan_routing, select_windows
+from harness.models.warping import rows_of_warped_sum, segments_of_windows, sum_rows, warp
 
 _SLOPE = 0.1
 _EPS = 1e-6
@@ -50,28 +54,6 @@ def window_coordinates(window: int, height: int, width: int, like: Tensor) -> Te
     line = torch.linspace(-1, 1, window, device=like.device, dtype=like.dtype)
     rows, columns = torch.meshgrid(line, line, indexing="ij")
     return torch.stack((rows, columns), dim=-1).repeat(height // window, width // window, 1)
-
-
-def warp(x_BHWC: Tensor, offsets_BHW2: Tensor) -> Tensor:
-    """Read pixel (u, v) at (u + dx, v + dy), bilinear, border padding; `offsets` in pixels, channel 0 = x, 1 = y.
-
-    Where the offset is NaN, so is the result: `grid_sample` would read a border pixel there, and its gradient on a CPU
-    ends the process.
-    """
-    _, H, W, _ = x_BHWC.shape
-    columns = torch.arange(W, device=x_BHWC.device, dtype=offsets_BHW2.dtype)
-    rows = torch.arange(H, device=x_BHWC.device, dtype=offsets_BHW2.dtype)
-    grid_BHW2 = torch.stack(
-        (
-            (columns + offsets_BHW2[..., 0]) * (2.0 / (W - 1)) - 1.0,
-            (rows[:, None] + offsets_BHW2[..., 1]) * (2.0 / (H - 1)) - 1.0,
-        ),
-        dim=-1,
-    )
-    warped = F.grid_sample(
-        x_BHWC.permute(0, 3, 1, 2).to(grid_BHW2.dtype), grid_BHW2, "bilinear", "border", align_corners=True
-    )
-    return to_channels_last(warped) + 0 * offsets_BHW2.sum(dim=-1, keepdim=True)
 
 
 class Predictor(nn.Module):
@@ -126,6 +108,18 @@ class Predictor(nn.Module):
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
+class MaskDraw(NamedTuple):
+    """How training decides which windows get attention, and whether it computes attention for the others too.
+
+    `noise`: Gumbel noise from `generator` on the logits. `is_dense`: algorithm 1 to the letter, both paths everywhere;
+    the result and all gradients are the same.
+    """
+
+    generator: Generator | None
+    noise: bool
+    is_dense: bool
+
+
 class CAMixer(nn.Module):
     """The content-aware mixer (algorithm 1 of the supplementary). `block` counts from 0 over the whole network."""
 
@@ -148,15 +142,17 @@ class CAMixer(nn.Module):
         x_BHWC: Tensor,
         condition_BHWX: Tensor | None,
         plan: RoutingPlan,
-        generator: Generator | None,
-        noise: bool,
+        draw: MaskDraw,
     ) -> tuple[Tensor, Tensor]:
         """Mix; return the features (B×H×W×C) and each image's share of hard windows (B)."""
         value_BHWC = self.value(x_BHWC)
         conditions = value_BHWC if condition_BHWX is None else torch.cat((value_BHWC, condition_BHWX), dim=-1)
         features_BHWE = self.predictor.features(conditions)
         if self.training:
-            mixed_BHWC, hard_share_B = self._mix_masked(x_BHWC, value_BHWC, features_BHWE, generator, noise)
+            mask_BN = draw_mask(self.predictor.route(features_BHWE), draw.generator, draw.noise)
+            mix = self._mix_densely if draw.is_dense else self._mix_sparsely
+            mixed_BHWC = mix(x_BHWC, value_BHWC, features_BHWE, mask_BN)
+            hard_share_B = mask_BN.mean(dim=1)
         else:
             mixed_BHWC, hard_share_B = self._mix_selected(x_BHWC, value_BHWC, features_BHWE, plan)
         convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWC)))
@@ -190,13 +186,10 @@ class CAMixer(nn.Module):
         windows_BRQMMC[image_K, row_K, column_K] = attended_KLC.view(-1, M, M, C).to(mixed_BHWC.dtype)
         return mixed_BHWC, mask_BN.to(x_BHWC.dtype).mean(dim=1)
 
-    def _mix_masked(
-        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, generator: Generator | None, noise: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _mix_densely(self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor) -> Tensor:
         """Training: every window takes both paths, weighted by the straight-through mask."""
         B, H, W, C = x_BHWC.shape
         M = self.window
-        mask_BN = draw_mask(self.predictor.route(features_BHWE), generator, noise)
         mask_X1C = mask_BN.reshape(-1, 1, 1).to(x_BHWC.dtype)
         keyed_BHWC = self._warped_sum(x_BHWC, features_BHWE)
         query = self.query(as_windows(x_BHWC, M).reshape(-1, M * M, C) * mask_X1C)
@@ -205,7 +198,35 @@ class CAMixer(nn.Module):
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
         simple = value if spatial_BHW1 is None else value * as_windows(spatial_BHW1, M).reshape(-1, M * M, 1)
         mixed = mask_X1C * self._attend(query, key, value) + (1 - mask_X1C) * simple
-        return from_windows(mixed.view(B, H // M, W // M, M, M, C)), mask_BN.mean(dim=1)
+        return from_windows(mixed.view(B, H // M, W // M, M, M, C))
+
+    def _mix_sparsely(self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor) -> Tensor:
+        """Training: attention for the hard windows only, with the result and the gradients of `_mix_densely`."""
+        B, H, W, C = x_BHWC.shape
+        M = self.window
+        is_hard_BN = mask_BN.detach() > 0.5
+        windows = is_hard_BN.view(B, H // M, W // M).nonzero()
+        segments_KM = segments_of_windows(windows, (H, W), M)
+
+        def gather(map_BHWX: Tensor) -> Tensor:  # hard windows of a map, as K×L×channels
+            segments = map_BHWX.reshape(-1, M * map_BHWX.shape[-1]).index_select(0, segments_KM.view(-1))
+            return segments.view(-1, M * M, map_BHWX.shape[-1])
+
+        mask_K11 = mask_BN[is_hard_BN][:, None, None].to(x_BHWC.dtype)
+        x_KLC, keyed_KLC = gather(x_BHWC), None
+        offsets_KL2 = self.predictor.predict_offsets(gather(features_BHWE))
+        if offsets_KL2 is None:
+            keyed_KLC = x_KLC
+        else:
+            offsets_2KMM = offsets_KL2.permute(2, 0, 1).view(2, -1, M, M)
+            rows_KL5, weights_KL5 = rows_of_warped_sum(offsets_2KMM, windows, (H, W))
+            keyed_KLC = sum_rows(x_BHWC.reshape(-1, C), rows_KL5, weights_KL5).view(-1, M * M, C)
+        attended_KLC = self._attend(self.query(x_KLC * mask_K11), self.key(keyed_KLC * mask_K11), gather(value_BHWC))
+        spatial_BHW1 = self.predictor.attend_space(features_BHWE)
+        if spatial_BHW1 is None:
+            spatial_BHW1 = value_BHWC.new_ones(B, H, W, 1)
+        mixed: Tensor = _MaskedMix.apply(value_BHWC, spatial_BHW1, attended_KLC, mask_BN, segments_KM)  # type: ignore[no-untyped-call]
+        return mixed
 
     def _warped_sum(self, x_BHWC: Tensor, features_BHWE: Tensor) -> Tensor:
         """Return x + X̃, what keys are made of; x alone where the offsets are ablated."""
@@ -246,6 +267,56 @@ def check_importance(importance_BHW: Tensor, input_BCHW: Tensor) -> None:
         raise UserError("the map of importance holds values that are not finite; expected 0 where nothing matters")
 
 
+class _MaskedMix(torch.autograd.Function):
+    """m·attention + (1 − m)·V·A_s for the straight-through mask m, with attention known where m is 1.
+
+    Where m is 0, q and k are constant over a window, so that attention is the mean of V there: that is all that the
+    gradient of m needs, and nothing else depends on it, being multiplied by 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, value_BHWC: Tensor, spatial_BHW1: Tensor, attended_KLC: Tensor, mask_BN: Tensor, segments_KM: Tensor
+    ) -> Tensor:
+        M = segments_KM.shape[1]
+        mixed_BHWC = value_BHWC * spatial_BHW1
+        _segments(mixed_BHWC, M).index_copy_(
+            0, segments_KM.view(-1), attended_KLC.to(mixed_BHWC.dtype).reshape(-1, M * mixed_BHWC.shape[-1])
+        )
+        ctx.save_for_backward(value_BHWC, spatial_BHW1, attended_KLC, segments_KM)
+        ctx.mask_dtype = mask_BN.dtype
+        return mixed_BHWC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BHWC: Tensor) -> tuple[Tensor | None, ...]:
+        value_BHWC, spatial_BHW1, attended_KLC, segments_KM = ctx.saved_tensors
+        B, _, W, C = value_BHWC.shape
+        K, M = segments_KM.shape
+        grad_BHWC = grad_BHWC.contiguous()
+        segments = segments_KM.view(-1)
+        attended_grad_KLC = _segments(grad_BHWC, M).index_select(0, segments).view(K, M * M, C)
+        spatial_grad_BHW1 = (grad_BHWC * value_BHWC).sum(dim=-1, keepdim=True)
+        value_grad_BHWC = grad_BHWC * spatial_BHW1
+        # The gradient of m: attention minus the simple path, over all values of the window.
+        simple_BRQ = as_windows(spatial_grad_BHW1 * spatial_BHW1, M).sum(dim=(3, 4, 5))
+        uniform_BRQ = (as_windows(grad_BHWC, M).sum(dim=(3, 4)) * as_windows(value_BHWC, M).mean(dim=(3, 4))).sum(
+            dim=-1
+        )
+        attention_BN = uniform_BRQ.view(-1).to(ctx.mask_dtype)
+        window_K = (segments_KM[:, 0] // (M * (W // M))) * (W // M) + segments_KM[:, 0] % (W // M)
+        attention_BN[window_K] = (attended_grad_KLC * attended_KLC).sum(dim=(1, 2)).to(ctx.mask_dtype)
+        mask_grad_BN = attention_BN.view(B, -1) - simple_BRQ.view(B, -1).to(ctx.mask_dtype)
+        _segments(value_grad_BHWC, M).index_fill_(0, segments, 0)
+        _segments(spatial_grad_BHW1, M).index_fill_(0, segments, 0)
+        return value_grad_BHWC, spatial_grad_BHW1, attended_grad_KLC, mask_grad_BN, None
+
+
+def _segments(map_BHWX: Tensor, window: int) -> Tensor:
+    """View B×H×W×X as rows that are a window wide."""
+    return map_BHWX.view(-1, window * map_BHWX.shape[-1])
+
+
 class GatedFFN(nn.Module):
     """The convolutional feed-forward network: 1×1 C→2C, depthwise 3×3, GELU(a)·b, 1×1 C→C; no biases."""
 
@@ -277,11 +348,10 @@ class Block(nn.Module):
         x_BHWC: Tensor,
         condition_BHWX: Tensor | None,
         plan: RoutingPlan,
-        generator: Generator | None,
-        noise: bool,
+        draw: MaskDraw,
     ) -> tuple[Tensor, Tensor]:
         """Return the features and each image's share of hard windows."""
-        mixed, hard_share_B = self.mixer(x_BHWC, condition_BHWX, plan, generator, noise)
+        mixed, hard_share_B = self.mixer(x_BHWC, condition_BHWX, plan, draw)
         x_BHWC = self.norm1(mixed + x_BHWC)
         return self.norm2(self.ffn(x_BHWC) + x_BHWC), hard_share_B
 
@@ -357,7 +427,8 @@ class CAMixerSR(SRNetwork):
         if strips.suits(self, padded_BCHW):
             x_BHWC, shares = strips.run_groups(self, shallow_BHWC, condition_BHWX, plan)
         else:
-            x_BHWC, shares = self._run_groups(shallow_BHWC, condition_BHWX, plan, generator)
+            draw = MaskDraw(generator, self.routing_noise, self.is_literal)
+            x_BHWC, shares = self._run_groups(shallow_BHWC, condition_BHWX, plan, draw)
         deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC
         image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), config.scale)
         image_BCHW = image_BCHW[..., : h * config.scale, : w * config.scale]
@@ -366,14 +437,14 @@ class CAMixerSR(SRNetwork):
         return Restoration(image_BCHW, torch.stack(shares))
 
     def _run_groups(
-        self, x_BHWC: Tensor, condition_BHWX: Tensor | None, plan: RoutingPlan, generator: Generator | None
+        self, x_BHWC: Tensor, condition_BHWX: Tensor | None, plan: RoutingPlan, draw: MaskDraw
     ) -> tuple[Tensor, list[Tensor]]:
         """Run all groups as the paper writes them; return the features and each block's shares of hard windows."""
         shares: list[Tensor] = []
         for group in self.groups:
             start_BHWC = x_BHWC
             for block in group.blocks:  # type: ignore[union-attr]
-                x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, plan, generator, self.routing_noise)
+                x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, plan, draw)
                 shares.append(hard_share_B)
             x_BHWC = group.tail(x_BHWC) + start_BHWC  # type: ignore[operator]
         return x_BHWC, shares

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from harness.core.errors import TrialFailedError
 from harness.models.routing import RoutingPlan, select_windows
+from harness.models.warping import rows_of_warped_sum, segments_of_windows, sum_rows
 
 if TYPE_CHECKING:
     from harness.models.camixersr import Block, CAMixerSR, Group, Predictor
@@ -74,12 +75,12 @@ class _Attention(NamedTuple):
     """The hard windows of a block, and what their keys are made of.
 
     `segments_KM`: the row segments of each window. `starts`: how many hard windows come before each row of windows, of
-    all images in turn. `pixels_KL5`, `weights_KL5`: the rows of x whose weighted sum is a key; None without offsets.
+    all images in turn. `rows_KL5`, `weights_KL5`: the rows of x whose weighted sum is a key; None without offsets.
     """
 
     segments_KM: Tensor
     starts: list[int]
-    pixels_KL5: Tensor | None
+    rows_KL5: Tensor | None
     weights_KL5: Tensor | None
 
 
@@ -207,53 +208,23 @@ class _Runner:
         """Find the hard windows' pixels and predict where their keys look."""
         B, H, W, _, M, _, _ = self.size
         predictor = block.mixer.predictor
-        columns = W // M
-        image_K, row_K, column_K = mask_BN.view(B, H // M, columns).nonzero(as_tuple=True)
-        first_K = (image_K * H + row_K * M) * columns + column_K
-        segments_KM = first_K[:, None] + torch.arange(M) * columns
-        counts = mask_BN.view(B * (H // M), columns).sum(dim=1).cumsum(0).tolist()
+        windows = mask_BN.view(B, H // M, W // M).nonzero()
+        segments_KM = segments_of_windows(windows, (H, W), M)
+        counts = mask_BN.view(B * (H // M), W // M).sum(dim=1).cumsum(0).tolist()
         starts = [0, *(int(count) for count in counts)]
         if predictor.offsets_hidden is None or predictor.offsets_out is None:
             return _Attention(segments_KM, starts, None, None)
         E = features_PE.shape[1]
         features_XE = features_PE.view(-1, M * E).index_select(0, segments_KM.view(-1)).view(-1, E)
         hidden = F.leaky_relu_(_linear(predictor.offsets_hidden, features_XE), predictor.slope)
-        offsets_2KMM = (
-            torch.addmm(
-                predictor.offsets_out.bias.float()[:, None],
-                predictor.offsets_out.weight.float(),
-                hidden.float().t(),
-            )
-            .tanh_()
-            .mul_(predictor.max_offset)
-            .view(2, -1, M, M)
-        )
-        if not torch.isfinite(offsets_2KMM).all():
+        bias_2, weight_2X = predictor.offsets_out.bias.float(), predictor.offsets_out.weight.float()
+        offsets_2X = torch.addmm(bias_2[:, None], weight_2X, hidden.float().t()).tanh_().mul_(predictor.max_offset)
+        if not torch.isfinite(offsets_2X).all():
             raise TrialFailedError(
                 f"block {block.mixer.block} predicts offsets that are not finite; the weights or the input are not"
             )
-        line = torch.arange(M, dtype=torch.float32)
-        x_KMM = offsets_2KMM[0].add_((column_K * M)[:, None, None] + line).clamp_(0, W - 1)
-        y_KMM = offsets_2KMM[1].add_((row_K * M)[:, None, None] + line[:, None]).clamp_(0, H - 1)
-        left_KMM, top_KMM = x_KMM.floor(), y_KMM.floor()
-        right_KMM, below_KMM = x_KMM.sub_(left_KMM), y_KMM.sub_(top_KMM)  # weights of the neighbours
-        corner = top_KMM.int().mul_(W).add_(left_KMM.int()).add_((image_K * H * W).int()[:, None, None])
-        beside = (left_KMM < W - 1).int()
-        beneath = (top_KMM < H - 1).int().mul_(W)
-        own = (segments_KM * M)[:, :, None] + torch.arange(M)
-        lower = corner + beneath
-        pixels = torch.stack((own.int(), corner, corner + beside, lower, lower + beside), dim=-1)
-        weights = torch.stack(
-            (
-                torch.ones_like(right_KMM),
-                (1 - right_KMM) * (1 - below_KMM),
-                right_KMM * (1 - below_KMM),
-                (1 - right_KMM) * below_KMM,
-                right_KMM * below_KMM,
-            ),
-            dim=-1,
-        )
-        return _Attention(segments_KM, starts, pixels.view(-1, M * M, 5), weights.view(-1, M * M, 5).to(self.dtype))
+        rows_KL5, weights_KL5 = rows_of_warped_sum(offsets_2X.view(2, -1, M, M), windows, (H, W))
+        return _Attention(segments_KM, starts, rows_KL5, weights_KL5.to(self.dtype))
 
 
 class _Strips:
@@ -339,7 +310,7 @@ class _Strips:
     def _attend(self, hard: range, output_GX: Tensor, first_segment: int) -> None:
         """Write softmax(q kᵀ) x of some hard windows into their segments of `output_GX`."""
         assert self.attention is not None
-        segments_KM, _, pixels_KL5, weights_KL5 = self.attention
+        segments_KM, _, rows_KL5, weights_KL5 = self.attention
         C, M = self.size.C, self.size.M
         x_GX = self.x_PC.view(-1, M * C)
         for start in range(hard.start, hard.stop, _ATTENDED_AT_ONCE):
@@ -348,13 +319,8 @@ class _Strips:
             x_XC = x_GX.index_select(0, segments).view(-1, C)
             query_XC = torch.addmm(self.query_bias_C, x_XC, self.query_CC)
             key_XC = x_XC
-            if pixels_KL5 is not None and weights_KL5 is not None:
-                key_XC = F.embedding_bag(
-                    pixels_KL5[some].view(-1, 5),
-                    self.x_PC,
-                    per_sample_weights=weights_KL5[some].view(-1, 5),
-                    mode="sum",
-                )
+            if rows_KL5 is not None and weights_KL5 is not None:
+                key_XC = sum_rows(self.x_PC, rows_KL5[some], weights_KL5[some])
             query, key, value = (part.view(-1, 1, M * M, C) for part in (query_XC, key_XC, x_XC))
             attended = F.scaled_dot_product_attention(query, key, value, scale=self.attention_scale)
             output_GX.index_copy_(0, segments - first_segment, attended.reshape(-1, M * C))
