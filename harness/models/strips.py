@@ -153,8 +153,8 @@ class _Runner:
         E = weight_CE.shape[1]
         features_PE = x_PC.new_empty(len(x_PC), E)
         for rows in _pieces(len(x_PC), self.size.strip * self.size.W * self.size.images):
-            raw = torch.mm(x_PC[rows], weight_CE).addmm_(self.condition_PX[rows], condition_XE)
-            normed = F.layer_norm(raw, (E,), self.in_dtype(norm.weight), self.in_dtype(norm.bias), norm.eps)
+            raw = torch.mm(x_PC[rows], weight_CE).addmm_(self.condition_PX[rows], condition_XE).float()
+            normed = F.layer_norm(raw, (E,), norm.weight.float(), norm.bias.float(), norm.eps)
             features_PE[rows] = F.leaky_relu_(normed, predictor.slope)
         return features_PE
 
@@ -257,8 +257,8 @@ class _Strips:
         assert outer.bias is not None
         self.depthwise = convolution(in_dtype(inner.weight), in_dtype(inner.bias), 1, "none", size)
         self.dilated = convolution(in_dtype(outer.weight), in_dtype(outer.bias), 2, "gelu", size)
-        self.out_CC, self.out_bias_C = in_dtype(mixer.out.weight).t(), in_dtype(mixer.out.bias)
-        self.norms = [(in_dtype(norm.weight), in_dtype(norm.bias), norm.eps) for norm in (block.norm1, block.norm2)]
+        self.out_CC, self.out_bias_C = in_dtype(mixer.out.weight).t(), mixer.out.bias.float()
+        self.norms = [(norm.weight.float(), norm.bias.float(), norm.eps) for norm in (block.norm1, block.norm2)]
         expand, depthwise = in_dtype(ffn.expand.weight), in_dtype(ffn.depthwise.weight)
         self.expand_gate_CC, self.expand_linear_CC = expand[:C].t(), expand[C:].t()
         self.gate = convolution(depthwise[:C], None, 1, "gelu", size)
@@ -305,7 +305,11 @@ class _Strips:
             self._attend(hard, unprojected_PC.view(-1, M * C), begin // M)
             segments = self.attention.segments_KM[hard.start : hard.stop].view(-1) - begin // M
             weight_P.view(-1, M).index_fill_(0, segments, 1.0)
-        torch.mm(unprojected_PC, self.value_CC, out=self.runner.mixed_PC[begin:end]).addr_(weight_P, self.value_bias_C)
+        mixed_PC = torch.mm(unprojected_PC, self.value_CC, out=self.runner.mixed_PC[begin:end])
+        if mixed_PC.dtype == torch.float32:
+            mixed_PC.addr_(weight_P, self.value_bias_C)
+        else:  # addr is not vectorised for bfloat16
+            mixed_PC.addmm_(weight_P[:, None], self.value_bias_C[None])
 
     def _attend(self, hard: range, output_GX: Tensor, first_segment: int) -> None:
         """Write softmax(q kᵀ) x of some hard windows into their segments of `output_GX`."""
@@ -334,14 +338,16 @@ class _Strips:
         inner = _convolve_rows(self.depthwise, inner, inner_begin, inner_end, 1, H)
         convolved = _convolve_rows(self.dilated, inner, begin, end, 2, H).reshape(last - first, -1, C)
         mixed = mixed_BHWC[:, begin:end].reshape(last - first, -1, C)
-        if self.channel_B1C is None:
-            convolved = convolved.add_(mixed)
-        else:
-            convolved = torch.addcmul(mixed, convolved, self.channel_B1C[first:last], out=convolved)
         x_PC = self._rows(self.x_PC, first, last, begin, end)
-        x_PC.addmm_(convolved.view(-1, C), self.out_CC).add_(self.out_bias_C)
-        normed_PC = F.layer_norm(x_PC, (C,), *self.norms[0])
-        x_PC.copy_(normed_PC)
+        if self.channel_B1C is None:
+            convolved.add_(mixed)
+        elif x_PC.dtype == torch.float32 or last - first > 1:
+            torch.addcmul(mixed, convolved, self.channel_B1C[first:last], out=convolved)
+        else:  # in bfloat16 a product costs less than elementwise arithmetic
+            x_PC.addmm_(mixed.view(-1, C), self.out_CC)
+            convolved.mul_(self.channel_B1C[first])
+        x_PC.addmm_(convolved.view(-1, C), self.out_CC)
+        normed_PC = self._normalise(x_PC, self.out_bias_C, 0)
         kept = (begin - kept_from) * W  # pixels of the expansion that the last strip left for the next
         for buffer_PC, weight_CC in (
             (self.runner.gate_PC, self.expand_gate_CC),
@@ -361,7 +367,17 @@ class _Strips:
             buffer_PC[:kept] = buffer_PC[pixels - kept : pixels].clone()
         x_PC = self._rows(self.x_PC, first, last, begin, end)
         x_PC.addmm_(halves[0].mul_(halves[1]), self.project_CC)
-        x_PC.copy_(F.layer_norm(x_PC, (C,), *self.norms[1]))
+        self._normalise(x_PC, None, 1)
+
+    def _normalise(self, x_PC: Tensor, bias_C: Tensor | None, index: int) -> Tensor:
+        """Replace x by LN(x + bias), in float32 (LayerNorm is slow in bfloat16); return the result."""
+        weight_C, offset_C, eps = self.norms[index]
+        wide_PC = x_PC.float()  # x itself where it is float32
+        if bias_C is not None:
+            wide_PC.add_(bias_C)
+        normed_PC = F.layer_norm(wide_PC, (len(weight_C),), weight_C, offset_C, eps).to(x_PC.dtype)
+        x_PC.copy_(normed_PC)
+        return normed_PC
 
     def _rows(self, x_PC: Tensor, first: int, last: int, begin: int, end: int) -> Tensor:
         """View rows `begin` … `end` of the images; of more than one image, all of them."""
