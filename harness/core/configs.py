@@ -129,6 +129,12 @@ class CAMixerSRConfig(FrozenConfig):
         """The number of blocks in all groups."""
         return sum(self.groups)
 
+    def reads_predictor(self, block: int) -> bool:
+        """Whether anything at inference depends on the predictor of a block; if not, it is dead."""
+        if self.spatial_attention or self.channel_attention:
+            return True
+        return not self.routing.never_attends(block) and (self.offsets or self.routing.policy != "detail")
+
     def with_routing(self, routing: RoutingConfig) -> "CAMixerSRConfig":
         """Return the same network under another routing, validated."""
         return CAMixerSRConfig.model_validate({**self.model_dump(), "routing": routing.model_dump()})

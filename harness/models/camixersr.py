@@ -145,9 +145,10 @@ class CAMixer(nn.Module):
         draw: MaskDraw,
     ) -> tuple[Tensor, Tensor]:
         """Mix; return the features (B×H×W×C) and each image's share of hard windows (B)."""
-        value_BHWC = self.value(x_BHWC)
-        conditions = value_BHWC if condition_BHWX is None else torch.cat((value_BHWC, condition_BHWX), dim=-1)
-        features_BHWE = self.predictor.features(conditions)
+        features_BHWE = value_BHWC = self.value(x_BHWC)
+        if self.training or self.block not in plan.unread:
+            conditions = value_BHWC if condition_BHWX is None else torch.cat((value_BHWC, condition_BHWX), dim=-1)
+            features_BHWE = self.predictor.features(conditions)
         if self.training:
             mask_BN = draw_mask(self.predictor.route(features_BHWE), draw.generator, draw.noise)
             mix = self._mix_densely if draw.is_dense else self._mix_sparsely
@@ -422,8 +423,11 @@ class CAMixerSR(SRNetwork):
             check_importance(importance_BHW, input_BCHW)
         padded_BCHW = pad_to_multiple(input_BCHW, config.window)
         plan = plan_routing(config.routing, padded_BCHW, (h, w), config.window, importance_BHW)
+        blocks = range(config.num_blocks)
+        plan = plan._replace(unread=frozenset(block for block in blocks if not config.reads_predictor(block)))
         shallow_BHWC = to_channels_last(self.head(padded_BCHW.contiguous(memory_format=torch.channels_last)))
-        condition_BHWX = self._conditions(shallow_BHWC)
+        is_read = self.training or len(plan.unread) < config.num_blocks
+        condition_BHWX = self._conditions(shallow_BHWC) if is_read else None
         if strips.suits(self, padded_BCHW):
             x_BHWC, shares = strips.run_groups(self, shallow_BHWC, condition_BHWX, plan)
         else:

@@ -97,12 +97,13 @@ class RoutingPlan(NamedTuple):
     """What routing one batch needs beside the logits of each block.
 
     `importance_BN`: what is added to the ranking of each window. `mask_SBN`: the hard windows of all blocks where they
-    are known from the input alone (policy `detail`).
+    are known from the input alone (policy `detail`). `unread`: blocks whose predictor nothing reads.
     """
 
     routing: RoutingConfig
     importance_BN: Tensor | None
     mask_SBN: Tensor | None
+    unread: frozenset[int] = frozenset()
 
 
 def plan_routing(

@@ -128,9 +128,11 @@ class _Runner:
     def run(self, block: "Block", x_PC: Tensor) -> Tensor:
         """Run one block; return each image's share of hard windows (B)."""
         size, mixer = self.size, block.mixer
-        features_PE = self._predict(block, x_PC)
-        maps_SP = self._read_maps(mixer.predictor, features_PE)
-        spatial_P, channel_BC = self._attend_cheaply(mixer.predictor, features_PE, maps_SP)
+        features_PE = maps_SP = spatial_P = channel_BC = None
+        if mixer.block not in self.plan.unread:
+            features_PE = self._predict(block, x_PC)
+            maps_SP = self._read_maps(mixer.predictor, features_PE)
+            spatial_P, channel_BC = self._attend_cheaply(mixer.predictor, features_PE, maps_SP)
         mask_BN = self._select(block, maps_SP)
         attention = None
         if mask_BN is not None and mask_BN.any():
@@ -189,7 +191,7 @@ class _Runner:
             ]
         return spatial_P, channel_B1C
 
-    def _select(self, block: "Block", maps_SP: Tensor) -> Tensor | None:
+    def _select(self, block: "Block", maps_SP: Tensor | None) -> Tensor | None:
         """Return the hard windows (B×N); None where there are none by construction."""
         size, plan, mixer = self.size, self.plan, block.mixer
         routing = plan.routing
@@ -197,6 +199,7 @@ class _Runner:
             return None
         if plan.mask_SBN is not None:
             return plan.mask_SBN[mixer.block]
+        assert maps_SP is not None
         B, H, W, M = size.B, size.H, size.W, size.M
         mean_BRMQM = maps_SP[0].float().view(B, H // M, M, W // M, M)
         flat_BNL = mean_BRMQM.transpose(2, 3).reshape(B, -1, M * M)
@@ -204,7 +207,7 @@ class _Runner:
         hidden = F.leaky_relu_(_linear(predictor.routing_hidden, flat_BNL), predictor.slope)
         return select_windows(_linear(predictor.routing_out, hidden), routing, mixer.block, plan.importance_BN)
 
-    def _plan_attention(self, block: "Block", features_PE: Tensor, mask_BN: Tensor) -> _Attention:
+    def _plan_attention(self, block: "Block", features_PE: Tensor | None, mask_BN: Tensor) -> _Attention:
         """Find the hard windows' pixels and predict where their keys look."""
         B, H, W, _, M, _, _ = self.size
         predictor = block.mixer.predictor
@@ -214,6 +217,7 @@ class _Runner:
         starts = [0, *(int(count) for count in counts)]
         if predictor.offsets_hidden is None or predictor.offsets_out is None:
             return _Attention(segments_KM, starts, None, None)
+        assert features_PE is not None
         E = features_PE.shape[1]
         features_XE = features_PE.view(-1, M * E).index_select(0, segments_KM.view(-1)).view(-1, E)
         hidden = F.leaky_relu_(_linear(predictor.offsets_hidden, features_XE), predictor.slope)

@@ -108,6 +108,7 @@ def _camixersr_parts(
     windows = height * width // area
     hard_windows = _count_hard_windows(config, windows, batch_size, attention_share)
     alive = sum(_needs_attention(config))
+    read = sum(config.reads_predictor(block) for block in range(blocks))
     routed = 0 if config.routing.policy == "detail" else alive  # `detail` decides without the routing logits
 
     seen = _predictor_channels(config)
@@ -117,8 +118,8 @@ def _camixersr_parts(
     routing = area * config.window + 2 * config.window
     return {
         "head": 27 * channels * pixels,
-        "global_predictor": (8 * channels + 144) * pixels if config.global_condition else 0,
-        "predictor_trunk": blocks * trunk * pixels,
+        "global_predictor": (8 * channels + 144) * pixels if config.global_condition and read else 0,
+        "predictor_trunk": read * trunk * pixels,
         "offsets": alive * offsets * pixels if config.offsets else 0,
         "routing": routed * routing * batch_size * windows,
         "spatial_attention": blocks * 9 * hidden * pixels if config.spatial_attention else 0,
