@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from harness.cli import calibrate, compare, evaluate, export, profile, report, search, train, upscale
+from harness.cli import bench, calibrate, compare, evaluate, export, profile, report, search, train, upscale
 
 app = typer.Typer(
     name="harness",
@@ -27,3 +27,4 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)
+app.add_typer(bench.app)

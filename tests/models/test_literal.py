@@ -131,7 +131,7 @@ def step(restorer: CAMixerSR | LiteralCAMixerSR, input_BCHW: Tensor, seed: int) 
     restored = restorer.restore(input_BCHW, generator=torch.Generator().manual_seed(seed))
     weights = torch.rand(restored.image_BCHW.shape, generator=torch.Generator().manual_seed(9)).to(input_BCHW) - 0.5
     weights_SB = torch.linspace(-1, 2, restored.hard_share_SB.numel()).view_as(restored.hard_share_SB)
-    loss = (restored.image_BCHW * weights).sum() + (restored.hard_share_SB * weights_SB).square().sum()
+    loss = (restored.image_BCHW * weights).mean() + (restored.hard_share_SB * weights_SB).square().mean()
     loss.backward()  # type: ignore[no-untyped-call]
     assert input_BCHW.grad is not None
     gradients = {"input": input_BCHW.grad.clone()}

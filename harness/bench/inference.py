@@ -1,0 +1,214 @@
+"""Inference against the machine's peak, and each path of the network against the others."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from harness.bench.equality import check_inference
+from harness.bench.peak import Peak, products, read_peaks
+from harness.bench.rounds import Contestant, Effort, Machine, Times, describe_machine, measure_rounds
+from harness.core.configs import CAMixerSRConfig, FrozenConfig, RoutingConfig, SwinIRConfig
+from harness.core.environment import EnvironmentRecord, now, observe_environment
+from harness.models import CAMixerSR, SRNetwork
+from harness.models.literal import LiteralCAMixerSR
+from harness.profiling import canonical_macs, chosen_threads, parse_device
+from harness.profiling.network_state import preserved_training_state
+from harness.trial import build_seeded, routed
+
+GAMMAS = (1.0, 0.5, 0.25, 0.0)
+_SLOW_EVERY = 4  # rounds between two turns of the paths that are there for comparison
+
+
+class InferenceCase(FrozenConfig):
+    """A network, the low-resolution (height, width) of its one image, and what is measured of it beside fp32.
+
+    A CAMixerSR is measured at every γ of `gammas` under the policy `fixed`, on its default path, operator by operator
+    and word for word; `bf16_gammas` under autocast too.
+    """
+
+    name: str
+    model: CAMixerSRConfig | SwinIRConfig
+    input_size: tuple[int, int]
+    gammas: tuple[float, ...] = GAMMAS
+    bf16_gammas: tuple[float, ...] = ()
+
+
+class NetworkTimes(FrozenConfig):
+    """One network at one γ (None where it does not route).
+
+    `macs` is the canonical count of one forward pass; `peak_share` = 2·macs / median / the fp32 peak of the same run.
+    `time_over_full` and `macs_over_full` are relative to γ = 1, `operators_ratio` and `literal_ratio` the time operator
+    by operator and word for word over that of the default path, `bf16_ratio` that of the default path under autocast.
+    """
+
+    name: str
+    model: str
+    input_size: tuple[int, int]
+    gamma: float | None
+    macs: int
+    times: Times
+    peak_share: float
+    time_over_full: float | None
+    macs_over_full: float | None
+    operators_ratio: float | None
+    literal_ratio: float | None
+    bf16_ratio: float | None
+    bf16_peak_share: float | None
+    other_times: dict[str, Times]
+
+
+class InferenceBench(FrozenConfig):
+    """What `harness bench inference` found; `largest_difference` is that of the check that came first."""
+
+    protocol: str
+    machine: Machine
+    environment: EnvironmentRecord
+    largest_difference: float
+    peaks: dict[str, Peak]
+    networks: tuple[NetworkTimes, ...]
+    product_times: dict[str, Times]
+    seconds: float
+    measured_at: str
+
+
+def default_cases() -> tuple[InferenceCase, ...]:
+    """Return Base ×4 and SwinIR-light ×4 for a 1280×720 output, and two networks of the size that searches try."""
+    full, small = (180, 320), (48, 48)
+    return (
+        InferenceCase(name="Base ×4", model=CAMixerSRConfig(), input_size=full, bf16_gammas=(0.5,)),
+        InferenceCase(name="SwinIR-light ×4", model=SwinIRConfig(), input_size=full, gammas=()),
+        *(
+            InferenceCase(
+                name=f"C{channels} 2-2 ×4",
+                model=CAMixerSRConfig(channels=channels, groups=(2, 2)),
+                input_size=small,
+                bf16_gammas=(0.5,),
+            )
+            for channels in (24, 36)
+        ),
+    )
+
+
+def measure_inference(
+    cases: Sequence[InferenceCase],
+    effort: Effort,
+    *,
+    device: str = "cpu:1",
+    sides: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> InferenceBench:
+    """Check every network that routes against algorithm 1, then measure all cases and the peak in the same rounds.
+
+    `sides` are those of the square matrices of the peak. The weights are untrained, which changes no operation.
+    Raises `BrokenPathError` before anything is timed, and `UserError` for a device that is not there.
+    """
+    place = parse_device(device)
+    started = time.perf_counter()
+    with chosen_threads(place.threads):
+        routing_models = [case.model for case in cases if isinstance(case.model, CAMixerSRConfig)]
+        worst = max((check_inference(model, place) for model in routing_models), default=0.0)
+        contestants = products(place, sides)
+        networks = []
+        for case in cases:
+            network = build_seeded(case.model, seed=0).eval().to(place.torch_device)
+            networks.append(network)
+            contestants += _contestants(case, network, place.torch_device)
+        with preserved_training_state(*networks), torch.inference_mode():
+            times = measure_rounds(contestants, place, effort, progress)
+    peaks = read_peaks(times)
+    return InferenceBench(
+        protocol=effort.describe(),
+        machine=describe_machine(place),
+        environment=observe_environment(),
+        largest_difference=worst,
+        peaks=peaks,
+        networks=tuple(row for case in cases for row in _rows(case, times, peaks)),
+        product_times={name: measured for name, measured in times.items() if name.startswith("mm ")},
+        seconds=time.perf_counter() - started,
+        measured_at=now(),
+    )
+
+
+def _contestants(case: InferenceCase, network: SRNetwork, device: torch.device) -> list[Contestant]:
+    """Return every way in which a case is run, named `case/γ/way`."""
+    height, width = case.input_size
+    input_BCHW = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+    if not isinstance(network, CAMixerSR):
+        return [Contestant(_key(case, None, "default"), lambda: network(input_BCHW))]
+    contestants = []
+    first = case.gammas[0]
+    for gamma in case.gammas:
+        routing = RoutingConfig(gamma=gamma)
+        default, operators = routed(network, routing), routed(network, routing)
+        assert isinstance(operators, CAMixerSR)
+        operators.is_literal = True
+        literal = LiteralCAMixerSR(operators).eval()
+        contestants += [
+            Contestant(_key(case, gamma, "default"), _forward(default, input_BCHW)),
+            *(
+                Contestant(_key(case, gamma, way), _forward(path, input_BCHW), _SLOW_EVERY, _key(case, first, way))
+                for way, path in (("operators", operators), ("literal", literal))
+            ),
+        ]
+        if gamma in case.bf16_gammas:
+            run = _forward(default, input_BCHW)
+            contestants.append(Contestant(_key(case, gamma, "bf16"), _cast(run, device.type)))
+    return contestants
+
+
+def _key(case: InferenceCase, gamma: float | None, way: str) -> str:
+    return f"{case.name}/{gamma}/{way}"
+
+
+def _forward(network: SRNetwork, input_BCHW: Tensor) -> Callable[[], Tensor]:
+    return lambda: network.restore(input_BCHW).image_BCHW
+
+
+def _cast(run: Callable[[], Tensor], device_type: str) -> Callable[[], Tensor]:
+    def cast() -> Tensor:
+        with torch.autocast(device_type, dtype=torch.bfloat16):
+            return run()
+
+    return cast
+
+
+def _rows(case: InferenceCase, times: dict[str, Times], peaks: dict[str, Peak]) -> list[NetworkTimes]:
+    rows: list[NetworkTimes] = []
+    for gamma in case.gammas if isinstance(case.model, CAMixerSRConfig) else (None,):
+        own = {
+            way: times[_key(case, gamma, way)]
+            for way in ("default", "operators", "literal", "bf16")
+            if _key(case, gamma, way) in times
+        }
+        default = own.pop("default")
+        ratios = {way: measured.median_ms / default.median_ms for way, measured in own.items()}
+        model = case.model
+        if isinstance(model, CAMixerSRConfig) and gamma is not None:
+            model = model.with_routing(RoutingConfig(gamma=gamma))
+        macs = canonical_macs(model, case.input_size)
+        full = next((row for row in rows if row.gamma == 1), None)
+        gflops = 2 * macs / 1e6
+        is_full = gamma == 1
+        rows.append(
+            NetworkTimes(
+                name=case.name,
+                model=case.model.label(),
+                input_size=case.input_size,
+                gamma=gamma,
+                macs=macs,
+                times=default,
+                peak_share=gflops / default.median_ms / peaks["fp32"].gflops_per_s,
+                time_over_full=1.0 if is_full else default.median_ms / full.times.median_ms if full else None,
+                macs_over_full=1.0 if is_full else macs / full.macs if full else None,
+                operators_ratio=ratios.get("operators"),
+                literal_ratio=ratios.get("literal"),
+                bf16_ratio=ratios.get("bf16"),
+                bf16_peak_share=(
+                    gflops / own["bf16"].median_ms / peaks["bf16"].gflops_per_s if "bf16" in own else None
+                ),
+                other_times=own,
+            )
+        )
+    return rows

@@ -1,0 +1,144 @@
+"""Rounds A B C … in one process, so that a ratio of medians survives a machine that is not quiet.
+
+Protocol `rounds-1`. Every contestant runs once or twice to warm up. Then rounds, in each of which the contestants take
+a turn in an order drawn anew (seed 0): one untimed run, because the turn before left other data in the caches, and as
+many timed ones as fit into `turn_seconds`, one at the least and ten at the most. One that takes longer than a turn
+needs no untimed run, for its own data have long been read when most of it begins. Slow contestants sit rounds out
+(`every`). No round begins after `max_seconds`, but the first always takes place. CUDA is timed by events on the device.
+"""
+
+import hashlib
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from harness.core.configs import FrozenConfig
+from harness.core.environment import observe_environment
+from harness.profiling import Device, describe_device
+
+PROTOCOL = "rounds-1"
+_MOST_PER_TURN = 10
+
+
+class Effort(FrozenConfig):
+    """How long to measure: rounds, the seconds after which none begins, and the seconds of a turn."""
+
+    rounds: int
+    max_seconds: float
+    turn_seconds: float = 0.1
+
+    def describe(self) -> str:
+        """Return the protocol with its limits, for records."""
+        return f"{PROTOCOL}: {self.rounds} rounds, none after {self.max_seconds:g} s, turns of {self.turn_seconds:g} s"
+
+
+class Contestant(NamedTuple):
+    """What is timed, under a name that is a record's key; it takes a turn in every so many rounds.
+
+    `like`: one before it that runs the same code on as many pixels; where that is slow, it has warmed up for both.
+    """
+
+    name: str
+    run: Callable[[], object]
+    every: int = 1
+    like: str | None = None
+
+
+class Times(FrozenConfig):
+    """Milliseconds of one contestant."""
+
+    median_ms: float
+    iqr_ms: float
+    best_ms: float
+    samples_ms: tuple[float, ...]
+
+
+class Machine(FrozenConfig):
+    """Where it was measured; benches of equal `fingerprint` ran on like machines with like software and threads."""
+
+    device: str
+    device_name: str
+    threads: int | None
+    cpu_capability: str
+    fingerprint: str
+
+
+def describe_machine(device: Device) -> Machine:
+    """Describe the device and what on it decides about speed."""
+    device_name, threads = describe_device(device.text)
+    seen = observe_environment()
+    capability: str = torch.backends.cpu.get_cpu_capability()
+    traits = [device.text, device_name, threads, capability, seen.cpu_model, seen.cpu_count, seen.platform]
+    traits += [seen.harness_version, seen.git_revision, seen.python_version, torch.__version__]
+    fingerprint = hashlib.sha256(repr(traits).encode()).hexdigest()[:12]
+    return Machine(
+        device=device.text,
+        device_name=device_name,
+        threads=threads,
+        cpu_capability=capability,
+        fingerprint=fingerprint,
+    )
+
+
+def measure_rounds(
+    contestants: Sequence[Contestant],
+    device: Device,
+    effort: Effort,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Times]:
+    """Measure all contestants; `progress(done, total)` is told of every round, the warm-up being the first."""
+    time_once = _time_on_cuda if device.torch_device.type == "cuda" else _time_on_cpu
+    start = time.perf_counter()
+    turn_ms = effort.turn_seconds * 1e3
+    expected_ms: dict[str, float] = {}
+    for contestant in contestants:
+        known = expected_ms.get(contestant.like or "", 0.0)
+        first = known if known > 3 * turn_ms else time_once(contestant.run, device)
+        expected_ms[contestant.name] = min(first, time_once(contestant.run, device)) if first < turn_ms else first
+    progress(1, effort.rounds + 1)
+    samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    order = random.Random(0)
+    for number in range(effort.rounds):
+        if number and time.perf_counter() - start >= effort.max_seconds:
+            break
+        present = [contestant for contestant in contestants if number % contestant.every == 0]
+        for contestant in order.sample(present, len(present)):
+            times = int(turn_ms / max(expected_ms[contestant.name], 1e-3))
+            if times:
+                contestant.run()
+            for _ in range(min(max(times, 1), _MOST_PER_TURN)):
+                samples[contestant.name].append(time_once(contestant.run, device))
+        progress(number + 2, effort.rounds + 1)
+    return {name: _summarise(values) for name, values in samples.items()}
+
+
+def _summarise(values: list[float]) -> Times:
+    quartiles = torch.quantile(torch.tensor(values, dtype=torch.float64), torch.tensor([0.25, 0.75]).double()).tolist()
+    return Times(
+        median_ms=statistics.median(values),
+        iqr_ms=quartiles[1] - quartiles[0],
+        best_ms=min(values),
+        samples_ms=tuple(values),
+    )
+
+
+def _time_on_cpu(run: Callable[[], object], _device: Device) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _time_on_cuda(run: Callable[[], object], device: Device) -> float:
+    with torch.cuda.device(device.torch_device):
+        start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end))

@@ -1,0 +1,162 @@
+"""`harness bench`: how much of this machine's peak inference and training reach."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli import options
+from harness.cli.output import console, counting, format_number, messages, print_json, print_table
+
+if TYPE_CHECKING:
+    from harness.bench import InferenceBench, NetworkTimes, TrainingBench
+    from harness.bench.peak import Peak
+    from harness.bench.rounds import Machine
+
+app = typer.Typer(
+    name="bench",
+    help="Measure this machine: its peak, and what inference and training reach of it, checked against algorithm 1.",
+    no_args_is_help=True,
+)
+_Device = Annotated[str, typer.Option(help="cpu, cpu:THREADS or cuda:INDEX.")]
+_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: 1]")]
+_Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: under 3 minutes on one fast core, not 10.")]
+
+
+@app.command()
+def inference(
+    device: _Device = "cpu", threads: _Threads = None, quick: _Quick = False, json: options.Json = False
+) -> None:
+    """Measure inference: shares of the peak, time and MACs against γ, and every path against the others."""
+    from harness.bench import Effort, default_cases, measure_inference
+
+    place = _place(device, threads)
+    effort = Effort(rounds=6, max_seconds=110) if quick else Effort(rounds=24, max_seconds=480)
+    with _refusal_in_one_line(), counting("measuring") as progress:
+        bench = measure_inference(default_cases(), effort, device=place, progress=progress)
+    if json:
+        print_json(bench.model_dump(mode="json"))
+    else:
+        print_inference(bench)
+
+
+@app.command()
+def training(
+    device: _Device = "cpu",
+    threads: _Threads = None,
+    quick: _Quick = False,
+    results: options.Results = Path("results"),
+    json: options.Json = False,
+) -> None:
+    """Measure training steps: word for word, dense and as `harness train` runs them, and what loading takes of one."""
+    from harness.bench import Effort, default_training_case, measure_training
+    from harness.data import open_dataset
+
+    place = _place(device, threads)
+    effort = Effort(rounds=4, max_seconds=100) if quick else Effort(rounds=16, max_seconds=480)
+    case = default_training_case()
+    photographs = open_dataset(
+        "demo", scale=case.model.scale, split="train", data_dir=None, cache_dir=results / "cache"
+    )
+    with _refusal_in_one_line(), counting("measuring") as progress:
+        bench = measure_training(case, photographs, effort, device=place, progress=progress)
+    if json:
+        print_json(bench.model_dump(mode="json"))
+    else:
+        print_training(bench)
+
+
+def print_inference(bench: "InferenceBench") -> None:
+    """Print the peak, a table for each network that routes, and what does not route below."""
+    _print_peaks(bench.machine, bench.peaks)
+    for name in dict.fromkeys(row.name for row in bench.networks):
+        rows = [row for row in bench.networks if row.name == name]
+        height, width = rows[0].input_size
+        title = f"{name} ({rows[0].model}), input {height}×{width}, batch 1, fp32"
+        columns = ["γ", "median ms", "IQR", "of peak", "time / γ=1", "MACs / γ=1", "by operator", "word for word"]
+        print_table(title, [*columns, "bf16 / fp32", "bf16 of peak"], [_describe(row) for row in rows])
+    console.print(
+        "of peak: 2·MACs / time / best product; by operator, word for word, bf16: time over that of the default path\n"
+        f"checked against algorithm 1 first: off by {bench.largest_difference:.1g} of full scale at most\n"
+        f"{bench.protocol}; took {bench.seconds:.0f} s; fingerprint {bench.machine.fingerprint}"
+    )
+
+
+def _describe(row: "NetworkTimes") -> list[str]:
+    return [
+        format_number(row.gamma),
+        format_number(row.times.median_ms, 1),
+        format_number(row.times.iqr_ms, 1),
+        _percent(row.peak_share),
+        format_number(row.time_over_full, 3),
+        format_number(row.macs_over_full, 3),
+        format_number(row.operators_ratio),
+        format_number(row.literal_ratio),
+        format_number(row.bf16_ratio),
+        _percent(row.bf16_peak_share),
+    ]
+
+
+def print_training(bench: "TrainingBench") -> None:
+    """Print the peak, a row for each path, and the loader's share."""
+    _print_peaks(bench.machine, bench.peaks)
+    case = bench.case
+    title = (
+        f"{case.name} ({case.model.label()}), a training step: batch {case.batch_size} of "
+        f"{case.patch_size}×{case.patch_size}, fp32, {bench.attention_share:.0%} of the windows hard"
+    )
+    labels = {"literal": "word for word", "dense": "dense, optimised", "default": "default"}
+    rows = [
+        [
+            labels[name],
+            format_number(rate),
+            format_number(bench.times[name].median_ms, 1),
+            format_number(bench.times[name].iqr_ms, 1),
+            format_number(bench.ratio[name]),
+            _percent(bench.peak_share[name]),
+        ]
+        for name, rate in bench.images_per_second.items()
+    ]
+    print_table(title, ["step", "images/s", "median ms", "IQR", "× word for word", "of peak"], rows)
+    console.print(
+        f"loader ({bench.dataset}): {bench.loader.median_ms:.1f} ms a batch, {bench.loader_share:.1%} of a step\n"
+        "of peak: 6·MACs of the forward pass / time / best product\n"
+        "checked against algorithm 1 first, gradients too: "
+        f"off by {bench.largest_difference:.1g} of full scale at most\n"
+        f"{bench.protocol}; took {bench.seconds:.0f} s; fingerprint {bench.machine.fingerprint}"
+    )
+
+
+def _print_peaks(machine: "Machine", peaks: "dict[str, Peak]") -> None:
+    threads = "" if machine.threads is None else f", {machine.threads} thread{'s' * (machine.threads > 1)}"
+    rows = [[name, format_number(peak.gflops_per_s, 1), f"{peak.side}×{peak.side}"] for name, peak in peaks.items()]
+    title = f"{machine.device_name}, {machine.device}{threads}: the best matrix product"
+    print_table(title, ["dtype", "GFLOP/s", "at"], rows)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _place(device: str, threads: int | None) -> str:
+    """Return the device to measure on as text; `UserError` where it is not there."""
+    from harness.core.errors import UserError
+    from harness.profiling import parse_device
+
+    if threads is not None and device not in ("cpu", f"cpu:{threads}"):
+        raise UserError(f"--threads {threads} goes with --device cpu, got --device {device}")
+    return parse_device(f"cpu:{threads}" if threads is not None else device).text
+
+
+@contextmanager
+def _refusal_in_one_line() -> Iterator[None]:
+    """End with one line and exit code 1 where a path of the network is broken: that is our failure, not the user's."""
+    from harness.bench import BrokenPathError
+
+    try:
+        yield
+    except BrokenPathError as error:
+        messages.print(f"harness: error: {error}", soft_wrap=True)
+        raise typer.Exit(1) from None

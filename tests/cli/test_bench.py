@@ -1,0 +1,168 @@
+"""`harness bench` on tiny networks: what it says of the machine fits together, and a broken path stops it."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from harness.bench import (
+    BrokenPathError,
+    Effort,
+    InferenceCase,
+    TrainingCase,
+    check_inference,
+    check_training,
+    measure_inference,
+    measure_training,
+)
+from harness.cli.bench import print_inference, print_training
+from harness.core.configs import CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.core.errors import UserError
+from harness.models import CAMixerSR, Restoration, strips
+from harness.models.routing import select_windows
+from harness.profiling import canonical_macs, parse_device
+from tests.cli.conftest import Call
+from tests.tiny_pairs import TRAIN, tiny_pairs
+
+TINY = CAMixerSRConfig(channels=8, window=4, groups=(1, 1))
+CASES = (
+    InferenceCase(name="tiny", model=TINY, input_size=(12, 16), bf16_gammas=(0.5,)),
+    InferenceCase(name="swin", model=SwinIRConfig(depths=(1,), embed_dim=12, num_heads=3), input_size=(12, 16)),
+)
+EFFORT = Effort(rounds=5, max_seconds=60, turn_seconds=0.002)
+
+
+def test_inference_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[int, int]] = []
+    threads = torch.get_num_threads()
+    bench = measure_inference(CASES, EFFORT, sides=(32, 64), progress=lambda *done: told.append(done))
+    assert torch.get_num_threads() == threads
+    assert told[-1] == (6, 6)
+    assert set(bench.peaks) == {"fp32", "bf16"}
+    for dtype, peak in bench.peaks.items():
+        assert set(peak.best_by_side) == {32, 64}
+        assert peak.gflops_per_s == max(peak.best_by_side.values())
+        fastest = min(bench.product_times[f"mm {dtype} {peak.side}"].samples_ms)
+        assert peak.gflops_per_s == pytest.approx(2 * peak.side**3 / fastest / 1e6)
+    *rows, swin = bench.networks
+    assert [row.gamma for row in rows] == [1, 0.5, 0.25, 0]
+    full = rows[0]
+    for row in rows:
+        assert row.gamma is not None
+        assert row.macs == canonical_macs(TINY.with_routing(RoutingConfig(gamma=row.gamma)), (12, 16))
+        assert row.peak_share == pytest.approx(
+            2 * row.macs / 1e6 / row.times.median_ms / bench.peaks["fp32"].gflops_per_s
+        )
+        assert row.time_over_full == pytest.approx(row.times.median_ms / full.times.median_ms)
+        assert row.macs_over_full == pytest.approx(row.macs / full.macs)
+        for way, ratio in (("operators", row.operators_ratio), ("literal", row.literal_ratio)):
+            assert ratio == pytest.approx(row.other_times[way].median_ms / row.times.median_ms)
+            assert len(row.other_times[way].samples_ms) < len(row.times.samples_ms)
+        assert (row.bf16_ratio is not None) == (row.bf16_peak_share is not None) == (row.gamma == 0.5)
+    assert (swin.gamma, swin.time_over_full, swin.literal_ratio) == (None, None, None)
+    assert swin.peak_share > 0
+    assert bench.largest_difference <= 1e-4
+    assert bench.machine.threads == 1
+    assert "5 rounds" in bench.protocol
+    assert bench.environment.packages["torch"]
+    json.dumps(bench.model_dump(mode="json"), allow_nan=False)
+    print_inference(bench)
+    printed = capfd.readouterr().out
+    assert printed.index("GFLOP/s") < printed.index("MACs / γ=1")  # the peak comes first
+    for text in (bench.machine.fingerprint, "C8 groups 1-1 M4", "12×16", "word for word", "1 thread:"):
+        assert text in printed
+
+
+def test_training_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) -> None:
+    case = TrainingCase(name="tiny", model=TINY, batch_size=2, patch_size=8)
+    bench = measure_training(case, tiny_pairs(TRAIN, 4), EFFORT, sides=(32,))
+    assert set(bench.times) == set(bench.images_per_second) == {"literal", "dense", "default"}
+    assert bench.ratio["literal"] == 1
+    for name, rate in bench.images_per_second.items():
+        assert rate == pytest.approx(2e3 / bench.times[name].median_ms)
+        assert bench.ratio[name] == pytest.approx(rate / bench.images_per_second["literal"])
+        assert bench.peak_share[name] > 0
+    assert 0 <= bench.attention_share <= 1
+    assert bench.loader_share == pytest.approx(bench.loader.median_ms / bench.times["default"].median_ms)
+    json.dumps(bench.model_dump(mode="json"), allow_nan=False)
+    print_training(bench)
+    printed = capfd.readouterr().out
+    for text in (
+        "images/s",
+        "word for word",
+        "dense, optimised",
+        "default",
+        "loader (tiny)",
+        bench.machine.fingerprint,
+    ):
+        assert text in printed
+
+
+def test_equal_machines_have_equal_fingerprints_and_threads_matter() -> None:
+    from harness.bench.rounds import describe_machine
+
+    one = describe_machine(parse_device("cpu:1"))
+    assert one == describe_machine(parse_device("cpu"))
+    if (os.cpu_count() or 1) > 1:
+        assert one.fingerprint != describe_machine(parse_device("cpu:2")).fingerprint
+
+
+@pytest.fixture
+def miscount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fold the query's and the key's weights into the strips a little wrong."""
+    fold = strips._Strips.__init__
+
+    def fold_wrong(self: Any, *arguments: Any) -> None:
+        fold(self, *arguments)
+        if self.attention is not None:
+            self.query_CC[0] += 0.5
+
+    monkeypatch.setattr(strips._Strips, "__init__", fold_wrong)
+
+
+@pytest.mark.usefixtures("miscount")
+def test_a_weight_folded_wrong_is_noticed_before_anything_is_timed(call: Call) -> None:
+    with pytest.raises(BrokenPathError, match=r"default inference: off by .* of full scale"):
+        measure_inference(CASES, EFFORT, sides=(32,))
+    outcome = call("bench", "inference", "--quick")
+    assert outcome.code == 1
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.startswith("harness: error: C60 groups 4-4-6-6 M16, fixed γ=1, default inference: off by ")
+    assert "nothing was timed" in outcome.err
+
+
+def test_other_windows_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def take_the_others(logits_BN2: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        return select_windows(-logits_BN2, *arguments)
+
+    monkeypatch.setattr(strips, "select_windows", take_the_others)
+    with pytest.raises(BrokenPathError, match="default inference"):
+        check_inference(TINY, parse_device("cpu"), [RoutingConfig(gamma=0.25)])
+    with pytest.raises(BrokenPathError, match="attends to other windows"):
+        check_inference(TINY, parse_device("cpu"), [RoutingConfig(policy="threshold")])
+
+
+def test_wrong_gradients_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_training(TINY, parse_device("cpu")) <= 1e-4
+    restore = CAMixerSR.restore
+
+    def forget_the_masks_gradient(self: CAMixerSR, *arguments: Any, **settings: Any) -> Restoration:
+        image_BCHW, share_SB = restore(self, *arguments, **settings)
+        return Restoration(image_BCHW, share_SB.detach())
+
+    monkeypatch.setattr(CAMixerSR, "restore", forget_the_masks_gradient)
+    with pytest.raises(BrokenPathError, match=r"default training: the gradient of .* is off by"):
+        check_training(TINY, parse_device("cpu"))
+
+
+def test_mistakes_take_one_line(call: Call) -> None:
+    assert "no such CUDA device" in call("bench", "inference", "--device", "cuda:99").mistake
+    assert (
+        "--threads 2 goes with --device cpu" in call("bench", "training", "--threads", "2", "--device", "cuda").mistake
+    )
+    case = TrainingCase(name="tiny", model=TINY, batch_size=2, patch_size=64)
+    with pytest.raises(UserError, match="no image of tiny"):
+        measure_training(case, tiny_pairs(TRAIN, 4), EFFORT)
