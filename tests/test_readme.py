@@ -29,6 +29,8 @@ def test_every_command_and_option_exists() -> None:
     used = [words for words in typed if words[:1] == ["harness"]]
     assert {words[1] for words in used} == set(commands)
     for words in used:
-        known = {option for parameter in commands[words[1]].params for option in parameter.opts}
+        command = commands[words[1]]
+        command = getattr(command, "commands", {}).get(words[2], command)
+        known = {option for parameter in command.params for option in parameter.opts}
         options = {word for word in words if word.startswith("--")}
         assert options <= known, (words, options - known)

@@ -101,7 +101,8 @@ def measure_inference(
 ) -> InferenceBench:
     """Check every network that routes against algorithm 1, then measure all cases and the peak in the same rounds.
 
-    `sides` are those of the square matrices of the peak. The weights are untrained, which changes no operation.
+    `sides` are those of the square matrices of the peak. The weights are untrained, which changes no operation. fp32
+    is under torch's settings as found: on GPUs convolutions may round their inputs to TF32, the products do not.
     Raises `BrokenPathError` before anything is timed, and `UserError` for a device that is not there.
     """
     place = parse_device(device)

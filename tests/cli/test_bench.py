@@ -100,6 +100,26 @@ def test_training_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) -
         assert text in printed
 
 
+def test_json_is_one_document(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = InferenceCase(name="tiny", model=TINY, input_size=(8, 8), gammas=(1.0,))
+    monkeypatch.setattr("harness.bench.default_cases", lambda: (case,))
+    monkeypatch.setattr("harness.bench.peak.PEAK_SIDES", (64,))
+    outcome = call("bench", "inference", "--quick", "--threads", "1", "--json")
+    assert outcome.err == ""
+    common = {"protocol", "machine", "environment", "peaks", "largest_difference", "seconds", "measured_at"}
+    assert set(outcome.document) == common | {"networks", "product_times"}
+    machine = outcome.document["machine"]
+    assert (machine["device"], machine["threads"], len(machine["fingerprint"])) == ("cpu:1", 1, 12)
+    assert outcome.document["environment"]["packages"]["torch"] == torch.__version__
+    small = TrainingCase(name="tiny", model=TINY, batch_size=2, patch_size=8)
+    monkeypatch.setattr("harness.bench.default_training_case", lambda: small)
+    outcome = call("bench", "training", "--quick", "--json")
+    assert outcome.err == ""
+    assert common <= set(outcome.document)
+    assert outcome.document["dataset"] == "demo"
+    assert outcome.document["loader_share"] > 0
+
+
 def test_equal_machines_have_equal_fingerprints_and_threads_matter() -> None:
     from harness.bench.rounds import describe_machine
 
