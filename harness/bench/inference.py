@@ -137,10 +137,9 @@ def _contestants(case: InferenceCase, network: SRNetwork, device: torch.device) 
     height, width = case.input_size
     input_BCHW = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
     if not isinstance(network, CAMixerSR):
-        return [Contestant(_key(case, None, "default"), lambda: network(input_BCHW))]
+        return [Contestant(_key(case, None, "default"), lambda: network(input_BCHW), every=2)]
     contestants = []
-    first = case.gammas[0]
-    for gamma in case.gammas:
+    for index, gamma in enumerate(case.gammas):
         routing = RoutingConfig(gamma=gamma)
         default, operators = routed(network, routing), routed(network, routing)
         assert isinstance(operators, CAMixerSR)
@@ -149,7 +148,13 @@ def _contestants(case: InferenceCase, network: SRNetwork, device: torch.device) 
         contestants += [
             Contestant(_key(case, gamma, "default"), _forward(default, input_BCHW)),
             *(
-                Contestant(_key(case, gamma, way), _forward(path, input_BCHW), _SLOW_EVERY, _key(case, first, way))
+                Contestant(
+                    _key(case, gamma, way),
+                    _forward(path, input_BCHW),
+                    every=_SLOW_EVERY,
+                    first=index % _SLOW_EVERY,
+                    like=_key(case, case.gammas[0], way),
+                )
                 for way, path in (("operators", operators), ("literal", literal))
             ),
         ]

@@ -3,8 +3,9 @@
 Protocol `rounds-1`. Every contestant runs once or twice to warm up. Then rounds, in each of which the contestants take
 a turn in an order drawn anew (seed 0): one untimed run, because the turn before left other data in the caches, and as
 many timed ones as fit into `turn_seconds`, one at the least and ten at the most. One that takes longer than a turn
-needs no untimed run, for its own data have long been read when most of it begins. Slow contestants sit rounds out
-(`every`). No round begins after `max_seconds`, but the first always takes place. CUDA is timed by events on the device.
+needs no untimed run, for its own data have long been read when most of it begins. Slow contestants sit rounds out, not
+all of them the same ones. No round begins after `max_seconds`, but everyone has a turn. CUDA is timed by events on the
+device.
 """
 
 import hashlib
@@ -33,18 +34,20 @@ class Effort(FrozenConfig):
 
     def describe(self) -> str:
         """Return the protocol with its limits, for records."""
-        return f"{PROTOCOL}: {self.rounds} rounds, none after {self.max_seconds:g} s, turns of {self.turn_seconds:g} s"
+        return f"{PROTOCOL}: ≤{self.rounds} rounds, ≤{self.max_seconds:g} s, turns of {self.turn_seconds:g} s"
 
 
 class Contestant(NamedTuple):
-    """What is timed, under a name that is a record's key; it takes a turn in every so many rounds.
+    """What is timed, under a name that is a record's key.
 
+    It takes a turn in every so many rounds, from round `first` < `every` on (they count from 0).
     `like`: one before it that runs the same code on as many pixels; where that is slow, it has warmed up for both.
     """
 
     name: str
     run: Callable[[], object]
     every: int = 1
+    first: int = 0
     like: str | None = None
 
 
@@ -91,6 +94,7 @@ def measure_rounds(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Times]:
     """Measure all contestants; `progress(done, total)` is told of every round, the warm-up being the first."""
+    assert all(contestant.first < min(contestant.every, effort.rounds) for contestant in contestants)
     time_once = _time_on_cuda if device.torch_device.type == "cuda" else _time_on_cpu
     start = time.perf_counter()
     turn_ms = effort.turn_seconds * 1e3
@@ -103,9 +107,9 @@ def measure_rounds(
     samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     order = random.Random(0)
     for number in range(effort.rounds):
-        if number and time.perf_counter() - start >= effort.max_seconds:
+        if all(samples.values()) and time.perf_counter() - start >= effort.max_seconds:
             break
-        present = [contestant for contestant in contestants if number % contestant.every == 0]
+        present = [contestant for contestant in contestants if number % contestant.every == contestant.first]
         for contestant in order.sample(present, len(present)):
             times = int(turn_ms / max(expected_ms[contestant.name], 1e-3))
             if times:

@@ -20,6 +20,8 @@ app = typer.Typer(
     help="Measure this machine: its peak, and what inference and training reach of it, checked against algorithm 1.",
     no_args_is_help=True,
 )
+_COLUMNS = ["γ", "runs", "median ms", "IQR", "of peak", "time / γ=1", "MACs / γ=1", "by operator", "word for word"]
+_COLUMNS += ["bf16 / fp32", "bf16 of peak"]
 _Device = Annotated[str, typer.Option(help="cpu, cpu:THREADS or cuda:INDEX.")]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: 1]")]
 _Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: under 3 minutes on one fast core, not 10.")]
@@ -33,7 +35,7 @@ def inference(
     from harness.bench import Effort, default_cases, measure_inference
 
     place = _place(device, threads)
-    effort = Effort(rounds=6, max_seconds=110) if quick else Effort(rounds=24, max_seconds=480)
+    effort = Effort(rounds=8, max_seconds=110) if quick else Effort(rounds=32, max_seconds=480)
     with _refusal_in_one_line(), counting("measuring") as progress:
         bench = measure_inference(default_cases(), effort, device=place, progress=progress)
     if json:
@@ -74,9 +76,9 @@ def print_inference(bench: "InferenceBench") -> None:
     for name in dict.fromkeys(row.name for row in bench.networks):
         rows = [row for row in bench.networks if row.name == name]
         height, width = rows[0].input_size
-        title = f"{name} ({rows[0].model}), input {height}×{width}, batch 1, fp32"
-        columns = ["γ", "median ms", "IQR", "of peak", "time / γ=1", "MACs / γ=1", "by operator", "word for word"]
-        print_table(title, [*columns, "bf16 / fp32", "bf16 of peak"], [_describe(row) for row in rows])
+        title = f"{name}, {rows[0].model}, input {height}×{width}, batch 1, fp32"
+        columns = _COLUMNS if rows[0].gamma is not None else _COLUMNS[: _COLUMNS.index("of peak") + 1]
+        print_table(title, columns, [_describe(row)[: len(columns)] for row in rows])
     console.print(
         "of peak: 2·MACs / time / best product; by operator, word for word, bf16: time over that of the default path\n"
         f"checked against algorithm 1 first: off by {bench.largest_difference:.1g} of full scale at most\n"
@@ -87,6 +89,7 @@ def print_inference(bench: "InferenceBench") -> None:
 def _describe(row: "NetworkTimes") -> list[str]:
     return [
         format_number(row.gamma),
+        str(len(row.times.samples_ms)),
         format_number(row.times.median_ms, 1),
         format_number(row.times.iqr_ms, 1),
         _percent(row.peak_share),
@@ -111,6 +114,7 @@ def print_training(bench: "TrainingBench") -> None:
     rows = [
         [
             labels[name],
+            str(len(bench.times[name].samples_ms)),
             format_number(rate),
             format_number(bench.times[name].median_ms, 1),
             format_number(bench.times[name].iqr_ms, 1),
@@ -119,7 +123,7 @@ def print_training(bench: "TrainingBench") -> None:
         ]
         for name, rate in bench.images_per_second.items()
     ]
-    print_table(title, ["step", "images/s", "median ms", "IQR", "× word for word", "of peak"], rows)
+    print_table(title, ["step", "runs", "images/s", "median ms", "IQR", "× word for word", "of peak"], rows)
     console.print(
         f"loader ({bench.dataset}): {bench.loader.median_ms:.1f} ms a batch, {bench.loader_share:.1%} of a step\n"
         "of peak: 6·MACs of the forward pass / time / best product\n"
