@@ -60,12 +60,16 @@ class NetworkTimes(FrozenConfig):
 
 
 class InferenceBench(FrozenConfig):
-    """What `harness bench inference` found; `largest_difference` is that of the check that came first."""
+    """What `harness bench inference` found.
+
+    `largest_difference` is that of the check that came first. `core_share` well below 1 says that others were at work.
+    """
 
     protocol: str
     machine: Machine
     environment: EnvironmentRecord
     largest_difference: float
+    core_share: float | None
     peaks: dict[str, Peak]
     networks: tuple[NetworkTimes, ...]
     product_times: dict[str, Times]
@@ -117,13 +121,14 @@ def measure_inference(
             networks.append(network)
             contestants += _contestants(case, network, place.torch_device)
         with preserved_training_state(*networks), torch.inference_mode():
-            times = measure_rounds(contestants, place, effort, progress)
+            times, core_share = measure_rounds(contestants, place, effort, progress)
     peaks = read_peaks(times)
     return InferenceBench(
         protocol=effort.describe(),
         machine=describe_machine(place),
         environment=observe_environment(),
         largest_difference=worst,
+        core_share=core_share,
         peaks=peaks,
         networks=tuple(row for case in cases for row in _rows(case, times, peaks)),
         product_times={name: measured for name, measured in times.items() if name.startswith("mm ")},

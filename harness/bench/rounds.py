@@ -60,6 +60,17 @@ class Times(FrozenConfig):
     samples_ms: tuple[float, ...]
 
 
+class Rounds(NamedTuple):
+    """The times of all contestants, and the share of one core that the process had meanwhile.
+
+    Well below 1, others were at work and times are too long. None with more than one thread and on CUDA, where a
+    process that waits is no sign of that.
+    """
+
+    times: dict[str, Times]
+    core_share: float | None
+
+
 class Machine(FrozenConfig):
     """Where it was measured; benches of equal `fingerprint` ran on like machines with like software and threads."""
 
@@ -92,11 +103,11 @@ def measure_rounds(
     device: Device,
     effort: Effort,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Times]:
+) -> Rounds:
     """Measure all contestants; `progress(done, total)` is told of every round, the warm-up being the first."""
     assert all(contestant.first < min(contestant.every, effort.rounds) for contestant in contestants)
     time_once = _time_on_cuda if device.torch_device.type == "cuda" else _time_on_cpu
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     turn_ms = effort.turn_seconds * 1e3
     expected_ms: dict[str, float] = {}
     for contestant in contestants:
@@ -117,7 +128,10 @@ def measure_rounds(
             for _ in range(min(max(times, 1), _MOST_PER_TURN)):
                 samples[contestant.name].append(time_once(contestant.run, device))
         progress(number + 2, effort.rounds + 1)
-    return {name: _summarise(values) for name, values in samples.items()}
+    core_share = None
+    if device.threads == 1:
+        core_share = (time.process_time() - start_cpu) / (time.perf_counter() - start)
+    return Rounds({name: _summarise(values) for name, values in samples.items()}, core_share)
 
 
 def _summarise(values: list[float]) -> Times:

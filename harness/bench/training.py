@@ -46,6 +46,7 @@ class TrainingBench(FrozenConfig):
     case: TrainingCase
     dataset: str
     largest_difference: float
+    core_share: float | None
     attention_share: float
     macs: int
     peaks: dict[str, Peak]
@@ -112,7 +113,7 @@ def measure_training(
             ),
             Contestant("loader", sampler.next_batch),
         ]
-        measured = measure_rounds(contestants, place, effort, progress)
+        measured, core_share = measure_rounds(contestants, place, effort, progress)
         with torch.no_grad():
             shares_SB = network.restore(low_BCHW, generator=torch.Generator().manual_seed(0)).hard_share_SB
     peaks = read_peaks(measured)
@@ -131,6 +132,7 @@ def measure_training(
         case=case,
         dataset=dataset.name,
         largest_difference=worst,
+        core_share=core_share,
         attention_share=float(shares_SB.mean()),
         macs=macs,
         peaks=peaks,

@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 _COLUMNS = ["γ", "runs", "median ms", "IQR", "of peak", "time / γ=1", "MACs / γ=1", "by operator", "word for word"]
 _COLUMNS += ["bf16 / fp32", "bf16 of peak"]
+_OWN_CORE = 0.9  # of a core's time, below which others disturb
 _Device = Annotated[str, typer.Option(help="cpu, cpu:THREADS or cuda:INDEX.")]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: 1]")]
 _Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: under 3 minutes on one fast core, not 10.")]
@@ -38,6 +39,7 @@ def inference(
     effort = Effort(rounds=8, max_seconds=110) if quick else Effort(rounds=32, max_seconds=480)
     with _refusal_in_one_line(), counting("measuring") as progress:
         bench = measure_inference(default_cases(), effort, device=place, progress=progress)
+    _warn_of_others(bench.core_share)
     if json:
         print_json(bench.model_dump(mode="json"))
     else:
@@ -64,6 +66,7 @@ def training(
     )
     with _refusal_in_one_line(), counting("measuring") as progress:
         bench = measure_training(case, photographs, effort, device=place, progress=progress)
+    _warn_of_others(bench.core_share)
     if json:
         print_json(bench.model_dump(mode="json"))
     else:
@@ -131,6 +134,15 @@ def print_training(bench: "TrainingBench") -> None:
         f"off by {bench.largest_difference:.1g} of full scale at most\n"
         f"{bench.protocol}; took {bench.seconds:.0f} s; fingerprint {bench.machine.fingerprint}"
     )
+
+
+def _warn_of_others(core_share: float | None) -> None:
+    if core_share is not None and core_share < _OWN_CORE:
+        messages.print(
+            f"note: this process had {core_share:.0%} of a core, others the rest: "
+            "times are too long, shares of the peak too small, and ratios of few runs unsure",
+            soft_wrap=True,
+        )
 
 
 def _print_peaks(machine: "Machine", peaks: "dict[str, Peak]") -> None:
