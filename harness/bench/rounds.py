@@ -4,8 +4,10 @@ Protocol `rounds-1`. Every contestant runs once or twice to warm up. Then rounds
 a turn in an order drawn anew (seed 0): one untimed run, because the turn before left other data in the caches, and as
 many timed ones as fit into `turn_seconds`, one at the least and ten at the most. One that takes longer than a turn
 needs no untimed run, for its own data have long been read when most of it begins. Slow contestants sit rounds out, not
-all of them the same ones. No round begins after `max_seconds`, but everyone has a turn. CUDA is timed by events on the
-device.
+all of them the same ones. No round begins after `max_seconds`, but everyone has a turn.
+
+On one CPU thread the time is the processor's, which on a quiet machine is the clock's, and which stands still while
+others are served; on more threads it is the clock's, on CUDA that of events on the device.
 """
 
 import hashlib
@@ -30,7 +32,7 @@ class Effort(FrozenConfig):
 
     rounds: int
     max_seconds: float
-    turn_seconds: float = 0.1
+    turn_seconds: float = 0.2
 
     def describe(self) -> str:
         """Return the protocol with its limits, for records."""
@@ -63,8 +65,8 @@ class Times(FrozenConfig):
 class Rounds(NamedTuple):
     """The times of all contestants, and the share of one core that the process had meanwhile.
 
-    Well below 1, others were at work and times are too long. None with more than one thread and on CUDA, where a
-    process that waits is no sign of that.
+    Well below 1, others were at work: caches were shared, and the clock ran ahead of the times. None with more than one
+    thread and on CUDA, where a process that waits is no sign of that.
     """
 
     times: dict[str, Times]
@@ -125,8 +127,11 @@ def measure_rounds(
             times = int(turn_ms / max(expected_ms[contestant.name], 1e-3))
             if times:
                 contestant.run()
-            for _ in range(min(max(times, 1), _MOST_PER_TURN)):
-                samples[contestant.name].append(time_once(contestant.run, device))
+            taken = [time_once(contestant.run, device) for _ in range(min(max(times, 1), _MOST_PER_TURN))]
+            samples[contestant.name] += taken
+            expected_ms[contestant.name] = min(
+                expected_ms[contestant.name], *taken
+            )  # the first may have been disturbed
         progress(number + 2, effort.rounds + 1)
     core_share = None
     if device.threads == 1:
@@ -144,10 +149,11 @@ def _summarise(values: list[float]) -> Times:
     )
 
 
-def _time_on_cpu(run: Callable[[], object], _device: Device) -> float:
-    start = time.perf_counter()
+def _time_on_cpu(run: Callable[[], object], device: Device) -> float:
+    read = time.process_time if device.threads == 1 else time.perf_counter
+    start = read()
     run()
-    return (time.perf_counter() - start) * 1e3
+    return (read() - start) * 1e3
 
 
 def _time_on_cuda(run: Callable[[], object], device: Device) -> float:

@@ -140,7 +140,7 @@ def _warn_of_others(core_share: float | None) -> None:
     if core_share is not None and core_share < _OWN_CORE:
         messages.print(
             f"note: this process had {core_share:.0%} of a core, others the rest: "
-            "times are too long, shares of the peak too small, and ratios of few runs unsure",
+            "times are the processor's, but caches were shared; best measure on a quiet machine",
             soft_wrap=True,
         )
 
