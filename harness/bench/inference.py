@@ -110,7 +110,7 @@ def measure_inference(
     Raises `BrokenPathError` before anything is timed, and `UserError` for a device that is not there.
     """
     place = parse_device(device)
-    started = time.perf_counter()
+    started, machine = time.perf_counter(), describe_machine(place)  # the code may be another when it ends
     with chosen_threads(place.threads):
         routing_models = [case.model for case in cases if isinstance(case.model, CAMixerSRConfig)]
         worst = max((check_inference(model, place) for model in routing_models), default=0.0)
@@ -125,7 +125,7 @@ def measure_inference(
     peaks = read_peaks(times)
     return InferenceBench(
         protocol=effort.describe(),
-        machine=describe_machine(place),
+        machine=machine,
         environment=observe_environment(),
         largest_difference=worst,
         core_share=core_share,

@@ -83,7 +83,7 @@ def measure_training(
     are smaller than a patch.
     """
     place = parse_device(device)
-    started = time.perf_counter()
+    started, machine = time.perf_counter(), describe_machine(place)  # the code may be another when it ends
     settings = TrainingConfig(batch_size=case.batch_size, hr_patch_size=case.patch_size * case.model.scale)
     sampler = CropSampler(
         dataset, batch_size=settings.batch_size, hr_patch_size=settings.hr_patch_size, augment=True, seed=0
@@ -127,7 +127,7 @@ def measure_training(
     )
     return TrainingBench(
         protocol=effort.describe(),
-        machine=describe_machine(place),
+        machine=machine,
         environment=observe_environment(),
         case=case,
         dataset=dataset.name,
