@@ -1,0 +1,108 @@
+"""The fast SwinIR against the literal one: outputs and gradients at many sizes, batches, windows, heads and threads."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.core.configs import SwinIRConfig
+from harness.models import build_model
+from harness.models.network import SRNetwork
+from tests.models.literal_swinir import LiteralSwinIR
+
+CONFIGS = {
+    "light": SwinIRConfig(depths=(2, 3)),
+    "one head, window of 4": SwinIRConfig(scale=3, depths=(1, 4), embed_dim=7, num_heads=1, window=4, mlp_ratio=1.7),
+    "odd window": SwinIRConfig(scale=2, depths=(2,), embed_dim=12, num_heads=3, window=5, image_residual=True),
+    "window of 16": SwinIRConfig(scale=2, depths=(2, 1), embed_dim=16, num_heads=2, window=16),
+}
+SIZES = [(1, 1), (5, 8), (8, 23), (17, 8), (40, 61)]
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def build_both(config: SwinIRConfig) -> tuple[SRNetwork, LiteralSwinIR]:
+    """Weights large enough that attention is far from uniform and every part shows in the output."""
+    fast, literal = build_model(config), LiteralSwinIR(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in fast.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
+            scale = 1.0 if "position_bias" in name else fan_in**-0.5
+            parameter.copy_(drawn * scale + ("norm" in name and name.endswith("weight")))
+    literal.load_state_dict(fast.state_dict())
+    return fast, literal
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@torch.inference_mode()
+def test_outputs_equal_the_literal_network(config: SwinIRConfig, size: tuple[int, int], threads: int) -> None:
+    fast, literal = build_both(config)
+    for batch in (1, 3):
+        input_BCHW = noise(batch, 3, *size)
+        torch.testing.assert_close(fast.eval()(input_BCHW), literal(input_BCHW), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_gradients_equal_the_literal_network(config: SwinIRConfig, size: tuple[int, int]) -> None:
+    """In double precision, with respect to the input and to every parameter."""
+    fast, literal = (network.double().train() for network in build_both(config))
+    input_BCHW = noise(2, 3, *size).double().requires_grad_()
+    gradients = []
+    for network in (fast, literal):
+        output_BCHW = network(input_BCHW)
+        weights = torch.linspace(-1, 1, output_BCHW.numel(), dtype=torch.float64).view_as(output_BCHW).cos()
+        named = dict(network.named_parameters())
+        found = torch.autograd.grad((output_BCHW * weights).sum(), [input_BCHW, *named.values()])
+        gradients.append(dict(zip(["input", *named], found, strict=True)))
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-9, atol=1e-9), name
+
+
+@torch.inference_mode()
+def test_a_crowd_of_windows_is_restored_in_parts() -> None:
+    """More windows under every mask than are transformed at a time."""
+    fast, literal = build_both(SwinIRConfig(scale=2, depths=(2,), embed_dim=6, num_heads=2))
+    input_BCHW = noise(2, 3, 8 * 36, 8 * 37)
+    torch.testing.assert_close(fast.eval()(input_BCHW), literal(input_BCHW), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+@torch.inference_mode()
+def test_bfloat16_is_close(how: str) -> None:
+    fast, literal = build_both(SwinIRConfig(scale=2, depths=(2,), embed_dim=12, num_heads=3, window=4))
+    input_BCHW = noise(2, 3, 13, 22)
+    expected = literal(input_BCHW)
+    fast.eval()
+    if how == "weights":
+        output = fast.to(torch.bfloat16)(input_BCHW.to(torch.bfloat16))
+        assert output.dtype == torch.bfloat16
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = fast(input_BCHW)
+    error = (output.float() - expected).pow(2).mean().sqrt() / expected.std()
+    assert error < 0.03
+
+
+def test_gradients_flow_after_inference_on_the_same_size() -> None:
+    """Nothing made under inference mode may be kept and saved for a backward pass."""
+    fast, _ = build_both(SwinIRConfig(scale=2, depths=(2,), embed_dim=12, num_heads=3))
+    with torch.inference_mode():
+        fast.eval()(noise(1, 3, 16, 16))
+    fast.train()(noise(1, 3, 16, 16)).sum().backward()
+    assert all(parameter.grad is not None for parameter in fast.parameters())
