@@ -1,10 +1,10 @@
 """SwinIR with the pixel-shuffle-direct upsampler; its default config is SwinIR-light, the baseline of every comparison.
 
-Shape suffixes: B batch, C channels, H W the padded size, M window side, L = M² tokens, N windows of an image,
-X = B·N windows of the batch, A heads, d = C / A.
+Shape suffixes: B batch, C channels, H W the padded size, M window side, L = M² tokens of
+a window, X windows and T tokens of the batch, K kinds of windows (see `lay_out`), A heads, d = C / A.
 """
 
-import functools
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,11 +12,13 @@ from torch.nn import functional as F
 
 from harness.core.configs import SwinIRConfig
 from harness.models.bicubic import upscale_bicubic
-from harness.models.camixersr import as_windows, convolve, from_windows, to_channels_last
+from harness.models.camixersr import as_windows, convolve, to_channels_last
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
 
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+_LEAST_EXPONENT = -60.0  # of a weight next to the largest one's 0; the logarithm of float32's precision is −16
+_CACHED_TOKENS = 2048  # the activations of so many stay in the cache of one core
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -27,16 +29,46 @@ def relative_position_index(window: int) -> Tensor:
     return relative_2LL[0] * (2 * window - 1) + relative_2LL[1]
 
 
-@functools.lru_cache(maxsize=32)
-def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the N×1×L×L mask of a shifted partition: 0 within a region, −100 between regions (Swin)."""
-    region_HW = torch.zeros(height, width, device=device)
-    for axis, side in enumerate((height, width)):
-        bounds = torch.tensor([side - window, side - shift], device=device)
-        third = torch.bucketize(torch.arange(side, device=device), bounds, right=True)
-        region_HW = region_HW * 3 + (third[:, None] if axis == 0 else third[None, :])
-    region_NL = as_windows(region_HW[None, :, :, None], window).reshape(-1, window * window)
-    return ((region_NL[:, :, None] != region_NL[:, None, :]).to(dtype) * -100.0)[:, None]
+class Windows(NamedTuple):
+    """The tokens of a batch laid out as windows, those under the same mask side by side.
+
+    `order_T`: where in the images, row by row, each token of the windows lies; `back_T`: the inverse; `from_other_T`:
+    where in the other layout, shifted for plain and plain for shifted. `mask_1KLL`: 0 within a region of a shifted
+    partition, −∞ between regions (Swin's −100 leaves weights of 1e-44, on which processors are slow). `kinds`: which
+    of the masks is each window's.
+    """
+
+    order_T: Tensor
+    back_T: Tensor
+    from_other_T: Tensor
+    mask_1KLL: Tensor
+    kinds: tuple[int, ...]
+
+
+def lay_out(x_BHWC: Tensor, window: int) -> tuple[Windows, Windows]:
+    """Return the plain windows of B×H×W×C features and those shifted by half a window."""
+    B, H, W, _ = x_BHWC.shape
+    M, shift = window, window // 2
+    place_BHW1 = torch.arange(B * H * W, device=x_BHWC.device).view(B, H, W, 1)
+    plain_T = as_windows(place_BHW1, M).reshape(-1)
+    rolled = as_windows(torch.roll(place_BHW1, (-shift, -shift), (1, 2)), M)
+    # Windows inside, those that wrap around the right edge, the bottom edge, both.
+    parts = (rolled[:, :-1, :-1], rolled[:, :-1, -1:], rolled[:, -1:, :-1], rolled[:, -1:, -1:])
+    shifted_T = torch.cat([part.reshape(-1) for part in parts])
+    back_of_plain_T, back_of_shifted_T = (
+        torch.empty_like(order_T).scatter_(0, order_T, place_BHW1.view(-1)) for order_T in (plain_T, shifted_T)
+    )
+    wrapped = torch.arange(M, device=x_BHWC.device) >= M - shift
+    columns_L, rows_L = wrapped.repeat(M), wrapped.repeat_interleave(M)
+    columns_LL, rows_LL = columns_L[:, None] != columns_L, rows_L[:, None] != rows_L
+    apart_KLL = torch.stack((torch.zeros_like(rows_LL), columns_LL, rows_LL, columns_LL | rows_LL))
+    mask_1KLL = x_BHWC.new_zeros(1, *apart_KLL.shape).masked_fill(apart_KLL, -torch.inf)
+    kind_of_shifted = tuple(kind for kind, part in enumerate(parts) for _ in range(part.numel() // M**2))
+    kind_of_plain = (0,) * len(kind_of_shifted)
+    return (
+        Windows(plain_T, back_of_plain_T, back_of_shifted_T[plain_T], mask_1KLL[:, :1], kind_of_plain),
+        Windows(shifted_T, back_of_shifted_T, back_of_plain_T[shifted_T], mask_1KLL, kind_of_shifted),
+    )
 
 
 class WindowAttention(nn.Module):
@@ -52,51 +84,64 @@ class WindowAttention(nn.Module):
         self.register_buffer("position_index", relative_position_index(window), persistent=False)
         self.position_index: Tensor
 
-    def forward(self, x_XLC: Tensor, mask_N1LL: Tensor | None) -> Tensor:
-        """Attend; the windows of image i are rows i·N … of `x_XLC`."""
+    def bias(self, mask_1KLL: Tensor) -> Tensor:
+        """Return what is added to the scores (keys × queries) of each head under each mask: position bias and mask."""
+        index_LL = self.position_index.t()
+        bias_AT = self.position_bias.t().contiguous().index_select(1, index_LL.flatten())
+        return bias_AT.view(-1, 1, *index_LL.shape) + mask_1KLL
+
+    def forward(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
+        """Attend inside each window, head by head: the scores of one head stay in a CPU's cache."""
         X, L, C = x_XLC.shape
         A = self.num_heads
-        query, key, value = self.qkv(x_XLC).view(X, L, 3, A, C // A).permute(2, 0, 3, 1, 4).unbind(0)
-        scores_XALL = (query * (C // A) ** -0.5) @ key.transpose(-2, -1)
-        scores_XALL = scores_XALL + self.position_bias[self.position_index].permute(2, 0, 1)
-        if mask_N1LL is not None:
-            masked = scores_XALL.view(-1, mask_N1LL.shape[0], A, L, L) + mask_N1LL
-            scores_XALL = masked.view(X, A, L, L)
-        attended = torch.softmax(scores_XALL, dim=-1) @ value
-        projected: Tensor = self.proj(attended.transpose(1, 2).reshape(X, L, C))
-        return projected
+        qkv = torch.addmm(self.qkv.bias[:, None], self.qkv.weight, x_XLC.view(-1, C).t()).view(3, A, C // A, X, L)
+        heads = zip(*(each.unbind() for each in qkv.permute(0, 1, 3, 2, 4).unbind()), bias_AXLL.unbind(), strict=True)
+        scale = (C // A) ** -0.5
+        if torch.is_grad_enabled():
+            attended = [
+                torch.softmax(torch.baddbmm(bias_XLL.mT, q_XdL.mT, k_XdL, alpha=scale), dim=-1) @ v_XdL.mT
+                for q_XdL, k_XdL, v_XdL, bias_XLL in heads
+            ]
+            attended_XLC = torch.cat(attended, dim=-1)
+        else:  # in place, softmax over the keys as rows, and each head's result where its query was
+            for q_XdL, k_XdL, v_XdL, bias_XLL in heads:
+                weights_XLL = torch.baddbmm(bias_XLL, k_XdL.mT, q_XdL, alpha=scale)
+                weights_XLL.sub_(weights_XLL.amax(dim=1, keepdim=True)).clamp_min_(_LEAST_EXPONENT).exp_()
+                torch.div(v_XdL @ weights_XLL, weights_XLL.sum(dim=1, keepdim=True), out=q_XdL)
+            attended_XLC = qkv[0].view(C, -1).t()
+        projected: Tensor = self.proj(attended_XLC)
+        return projected.view(X, L, C)
 
 
 class SwinBlock(nn.Module):
     """Pre-norm Swin layer; every second one of a group works on windows shifted by half a window."""
 
-    def __init__(self, config: SwinIRConfig, shift: int):
+    def __init__(self, config: SwinIRConfig):
         super().__init__()
         C = config.embed_dim
-        self.window = config.window
-        self.shift = shift
         self.norm1 = nn.LayerNorm(C)
         self.attention = WindowAttention(C, config.num_heads, config.window)
         self.norm2 = nn.LayerNorm(C)
         self.mlp_hidden = nn.Linear(C, int(C * config.mlp_ratio))
         self.mlp_out = nn.Linear(int(C * config.mlp_ratio), C)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        """Transform B×H×W×C."""
-        B, H, W, C = x_BHWC.shape
-        M, shift = self.window, self.shift
-        normed = self.norm1(x_BHWC)
-        mask = None
-        if shift:
-            normed = torch.roll(normed, (-shift, -shift), (1, 2))
-            mask = shift_mask(H, W, M, shift, normed.device, normed.dtype)
-        attended = self.attention(as_windows(normed, M).reshape(-1, M * M, C), mask)
-        attended = from_windows(attended.view(B, H // M, W // M, M, M, C))
-        if shift:
-            attended = torch.roll(attended, (shift, shift), (1, 2))
-        x_BHWC = x_BHWC + attended
-        hidden: Tensor = self.mlp_out(F.gelu(self.mlp_hidden(self.norm2(x_BHWC))))
-        return x_BHWC + hidden
+    def forward(self, x_XLC: Tensor, windows: Windows) -> Tensor:
+        """Transform all windows of a batch, on a CPU a few at a time: their activations then stay in its cache."""
+        bias_AKLL = self.attention.bias(windows.mask_1KLL)
+        few = _CACHED_TOKENS * torch.get_num_threads() // x_XLC.shape[1] if x_XLC.device.type == "cpu" else len(x_XLC)
+        chunks, start = [], 0
+        for chunk_XLC in x_XLC.chunk(-(-len(x_XLC) // max(few, 1))):
+            kinds = windows.kinds[start : start + len(chunk_XLC)]
+            same = kinds[0] == kinds[-1]
+            chunks.append(self.transform(chunk_XLC, bias_AKLL[:, kinds[:1] if same else kinds]))
+            start += len(kinds)
+        return torch.cat(chunks) if torch.is_grad_enabled() else x_XLC
+
+    def transform(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
+        """Transform windows."""
+        add = torch.Tensor.add if torch.is_grad_enabled() else torch.Tensor.add_
+        x_XLC = add(x_XLC, self.attention(self.norm1(x_XLC), bias_AXLL))
+        return add(x_XLC, self.mlp_out(F.gelu(self.mlp_hidden(self.norm2(x_XLC)))))
 
 
 class SwinGroup(nn.Module):
@@ -104,15 +149,20 @@ class SwinGroup(nn.Module):
 
     def __init__(self, config: SwinIRConfig, depth: int):
         super().__init__()
-        half = config.window // 2
-        self.blocks = nn.ModuleList(SwinBlock(config, half if index % 2 else 0) for index in range(depth))
+        self.blocks = nn.ModuleList(SwinBlock(config) for _ in range(depth))
         self.conv = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    def forward(self, x_BHWC: Tensor, plain: Windows, shifted: Windows) -> Tensor:
         """Transform B×H×W×C."""
-        y_BHWC = x_BHWC
-        for block in self.blocks:
-            y_BHWC = block(y_BHWC)
+        C = x_BHWC.shape[-1]
+        y_TC = x_BHWC.reshape(-1, C).index_select(0, plain.order_T)
+        windows = plain
+        for index, block in enumerate(self.blocks):
+            if index:
+                windows = shifted if index % 2 else plain
+                y_TC = y_TC.index_select(0, windows.from_other_T)
+            y_TC = block(y_TC.view(len(windows.kinds), -1, C), windows).view(-1, C)
+        y_BHWC = y_TC.index_select(0, windows.back_T).view(x_BHWC.shape)
         return convolve(self.conv, y_BHWC) + x_BHWC
 
 
@@ -146,8 +196,9 @@ class SwinIR(SRNetwork):
         centred_BCHW = pad_to_multiple(input_BCHW - self.mean_1311, self.config.window)
         shallow_BHWC = to_channels_last(self.head(centred_BCHW.contiguous(memory_format=torch.channels_last)))
         x_BHWC = self.embed_norm(shallow_BHWC)
+        plain, shifted = lay_out(x_BHWC, self.config.window)
         for group in self.groups:
-            x_BHWC = group(x_BHWC)
+            x_BHWC = group(x_BHWC, plain, shifted)
         deep_BHWC = convolve(self.body_tail, self.norm(x_BHWC)) + shallow_BHWC
         image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), scale)[..., : h * scale, : w * scale]
         base = upscale_bicubic(input_BCHW, scale) if self.config.image_residual else self.mean_1311

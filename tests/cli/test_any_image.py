@@ -17,11 +17,12 @@ from harness.data.images import read_rgb, write_png
 from harness.export import load_bundle, load_network, read_bundle_config, upscale_image, write_bundle
 from harness.metrics import get_protocol
 from harness.models import PanoramaNetwork, build_model, load_weights, preset_config
-from harness.models.swinir import relative_position_index, shift_mask
+from harness.models.swinir import relative_position_index
 from harness.profiling import canonical_macs
 from harness.trial import to_image
 from tests.cli.conftest import Call
 from tests.export.test_bundle import SMALL, random_network, record_of
+from tests.models.literal_swinir import shift_mask
 from tests.records import SHORT
 from tests.tiny_pairs import cut
 
@@ -168,7 +169,7 @@ def test_swinir_light_under_released_names_and_with_released_buffers(call: Call,
         for pattern, replacement in RELEASED:
             name = re.sub(pattern, replacement, name)
         state[name] = value
-    mask_NLL = shift_mask(64, 64, 8, 4, torch.device("cpu"), torch.float32)[:, 0].clone()
+    mask_NLL = shift_mask(64, 64, 8, 4)
     for layer in range(4):
         for block in range(6):
             prefix = f"layers.{layer}.residual_group.blocks.{block}"
