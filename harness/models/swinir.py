@@ -18,7 +18,7 @@ from harness.models.padding import pad_to_multiple
 
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 _LEAST_EXPONENT = -60.0  # of a weight next to the largest one's 0; the logarithm of float32's precision is −16
-_CACHED_TOKENS = 2048  # the activations of so many stay in the cache of one core
+_CACHED_TOKENS = 2560  # the activations of so many stay in the cache of one core
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -34,8 +34,8 @@ class Windows(NamedTuple):
 
     `order_T`: where in the images, row by row, each token of the windows lies; `back_T`: the inverse; `from_other_T`:
     where in the other layout, shifted for plain and plain for shifted. `mask_1KLL`: 0 within a region of a shifted
-    partition, −∞ between regions (Swin's −100 leaves weights of 1e-44, on which processors are slow). `kinds`: which
-    of the masks is each window's.
+    partition, −∞ between regions (Swin's −100 leaves weights of 1e-44, on which processors are slow). `kinds` and
+    `kind_X`: which of the masks is each window's.
     """
 
     order_T: Tensor
@@ -43,6 +43,7 @@ class Windows(NamedTuple):
     from_other_T: Tensor
     mask_1KLL: Tensor
     kinds: tuple[int, ...]
+    kind_X: Tensor
 
 
 def lay_out(x_BHWC: Tensor, window: int) -> tuple[Windows, Windows]:
@@ -63,11 +64,12 @@ def lay_out(x_BHWC: Tensor, window: int) -> tuple[Windows, Windows]:
     columns_LL, rows_LL = columns_L[:, None] != columns_L, rows_L[:, None] != rows_L
     apart_KLL = torch.stack((torch.zeros_like(rows_LL), columns_LL, rows_LL, columns_LL | rows_LL))
     mask_1KLL = x_BHWC.new_zeros(1, *apart_KLL.shape).masked_fill(apart_KLL, -torch.inf)
-    kind_of_shifted = tuple(kind for kind, part in enumerate(parts) for _ in range(part.numel() // M**2))
-    kind_of_plain = (0,) * len(kind_of_shifted)
+    kinds = tuple(kind for kind, part in enumerate(parts) for _ in range(part.numel() // M**2))
+    kind_X = torch.tensor(kinds, device=x_BHWC.device)
+    none = (0,) * len(kinds)
     return (
-        Windows(plain_T, back_of_plain_T, back_of_shifted_T[plain_T], mask_1KLL[:, :1], kind_of_plain),
-        Windows(shifted_T, back_of_shifted_T, back_of_plain_T[shifted_T], mask_1KLL, kind_of_shifted),
+        Windows(plain_T, back_of_plain_T, back_of_shifted_T[plain_T], mask_1KLL[:, :1], none, torch.zeros_like(kind_X)),
+        Windows(shifted_T, back_of_shifted_T, back_of_plain_T[shifted_T], mask_1KLL, kinds, kind_X),
     )
 
 
@@ -93,24 +95,39 @@ class WindowAttention(nn.Module):
     def forward(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
         """Attend inside each window, head by head: the scores of one head stay in a CPU's cache."""
         X, L, C = x_XLC.shape
-        A = self.num_heads
-        qkv = torch.addmm(self.qkv.bias[:, None], self.qkv.weight, x_XLC.view(-1, C).t()).view(3, A, C // A, X, L)
-        heads = zip(*(each.unbind() for each in qkv.permute(0, 1, 3, 2, 4).unbind()), bias_AXLL.unbind(), strict=True)
-        scale = (C // A) ** -0.5
-        if torch.is_grad_enabled():
-            attended = [
-                torch.softmax(torch.baddbmm(bias_XLL.mT, q_XdL.mT, k_XdL, alpha=scale), dim=-1) @ v_XdL.mT
-                for q_XdL, k_XdL, v_XdL, bias_XLL in heads
-            ]
-            attended_XLC = torch.cat(attended, dim=-1)
-        else:  # in place, softmax over the keys as rows, and each head's result where its query was
-            for q_XdL, k_XdL, v_XdL, bias_XLL in heads:
-                weights_XLL = torch.baddbmm(bias_XLL, k_XdL.mT, q_XdL, alpha=scale)
-                weights_XLL.sub_(weights_XLL.amax(dim=1, keepdim=True)).clamp_min_(_LEAST_EXPONENT).exp_()
-                torch.div(v_XdL @ weights_XLL, weights_XLL.sum(dim=1, keepdim=True), out=q_XdL)
-            attended_XLC = qkv[0].view(C, -1).t()
-        projected: Tensor = self.proj(attended_XLC)
+        attend = self._attend if torch.is_grad_enabled() else self._attend_in_place
+        projected: Tensor = self.proj(attend(x_XLC.reshape(-1, C).t(), bias_AXLL))
         return projected.view(X, L, C)
+
+    def _attend(self, x_CT: Tensor, bias_AXLL: Tensor) -> Tensor:
+        """Return the heads' results side by side (T×C)."""
+        C, L = len(x_CT), bias_AXLL.shape[-1]
+        qkv = torch.addmm(self.qkv.bias[:, None], self.qkv.weight, x_CT).view(
+            3, self.num_heads, -1, x_CT.shape[1] // L, L
+        )
+        attended = []
+        for (query_XdL, key_XdL, value_XdL), bias_XLL in zip(qkv.transpose(2, 3).unbind(1), bias_AXLL, strict=True):
+            scores_XLL = torch.baddbmm(bias_XLL.mT, query_XdL.mT, key_XdL, alpha=query_XdL.shape[1] ** -0.5)
+            attended.append(torch.bmm(torch.softmax(scores_XLL, dim=-1), value_XdL.mT))
+        return torch.cat(attended, dim=-1).view(-1, C)
+
+    def _attend_in_place(self, x_CT: Tensor, bias_AXLL: Tensor) -> Tensor:
+        """Do the same without gradients: softmax over rows, as few passes as can be, results in the queries' place.
+
+        The key's bias changes all scores of a query alike, and the value's comes through softmax as it is.
+        """
+        C, L = len(x_CT), bias_AXLL.shape[-1]
+        qkv = torch.mm(self.qkv.weight, x_CT).view(3, self.num_heads, -1, x_CT.shape[1] // L, L)
+        query_bias, _, value_bias = self.qkv.bias.to(qkv.dtype).view(3, self.num_heads, -1, 1, 1).unbind()
+        qkv[0].add_(query_bias)
+        weights_XLL = qkv.new_empty(qkv.shape[3], L, L)
+        parts = zip(qkv.transpose(2, 3).unbind(1), bias_AXLL.to(qkv.dtype), value_bias.transpose(1, 2), strict=True)
+        for (query_XdL, key_XdL, value_XdL), bias_XLL, value_bias_1d1 in parts:
+            torch.baddbmm(bias_XLL, key_XdL.mT, query_XdL, alpha=query_XdL.shape[1] ** -0.5, out=weights_XLL)
+            weights_XLL.sub_(weights_XLL.amax(dim=1, keepdim=True)).clamp_min_(_LEAST_EXPONENT).exp_()
+            sum_X1L = weights_XLL.sum(dim=1, keepdim=True)
+            torch.addcdiv(value_bias_1d1, torch.bmm(value_XdL, weights_XLL), sum_X1L, out=query_XdL)
+        return qkv[0].view(C, -1).t()
 
 
 class SwinBlock(nn.Module):
@@ -131,15 +148,19 @@ class SwinBlock(nn.Module):
         few = _CACHED_TOKENS * torch.get_num_threads() // x_XLC.shape[1] if x_XLC.device.type == "cpu" else len(x_XLC)
         chunks, start = [], 0
         for chunk_XLC in x_XLC.chunk(-(-len(x_XLC) // max(few, 1))):
-            kinds = windows.kinds[start : start + len(chunk_XLC)]
-            same = kinds[0] == kinds[-1]
-            chunks.append(self.transform(chunk_XLC, bias_AKLL[:, kinds[:1] if same else kinds]))
-            start += len(kinds)
+            stop = start + len(chunk_XLC)
+            first, last = windows.kinds[start], windows.kinds[stop - 1]
+            alike = first == last
+            bias = bias_AKLL[:, first : first + 1] if alike else bias_AKLL.index_select(1, windows.kind_X[start:stop])
+            chunks.append(self.transform(chunk_XLC, bias))
+            start = stop
         return torch.cat(chunks) if torch.is_grad_enabled() else x_XLC
 
     def transform(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
         """Transform windows."""
-        add = torch.Tensor.add if torch.is_grad_enabled() else torch.Tensor.add_
+        add = (
+            torch.Tensor.add if torch.is_grad_enabled() else torch.Tensor.add_
+        )  # the windows are the caller's own copy
         x_XLC = add(x_XLC, self.attention(self.norm1(x_XLC), bias_AXLL))
         return add(x_XLC, self.mlp_out(F.gelu(self.mlp_hidden(self.norm2(x_XLC)))))
 
