@@ -1,7 +1,7 @@
 """SwinIR with the pixel-shuffle-direct upsampler; its default config is SwinIR-light, the baseline of every comparison.
 
-Shape suffixes: B batch, C channels, H W the padded size, M window side, L = M² tokens of
-a window, X windows and T tokens of the batch, K kinds of windows (see `lay_out`), A heads, d = C / A.
+Shape suffixes: B batch, C channels, H W the padded size, M window side, L = M² tokens of a window, X windows and T = X·L
+tokens of a chunk or the batch, K kinds of windows (see `lay_out`), A heads, d = C / A.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from harness.models.padding import pad_to_multiple
 
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 _LEAST_EXPONENT = -60.0  # of a weight next to the largest one's 0; the logarithm of float32's precision is −16
-_CACHED_TOKENS = 2560  # the activations of so many stay in the cache of one core
+_CACHED_TOKENS = 3584  # the activations of so many stay in the cache of one core
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -102,9 +102,8 @@ class WindowAttention(nn.Module):
     def _attend(self, x_CT: Tensor, bias_AXLL: Tensor) -> Tensor:
         """Return the heads' results side by side (T×C)."""
         C, L = len(x_CT), bias_AXLL.shape[-1]
-        qkv = torch.addmm(self.qkv.bias[:, None], self.qkv.weight, x_CT).view(
-            3, self.num_heads, -1, x_CT.shape[1] // L, L
-        )
+        qkv = torch.addmm(self.qkv.bias[:, None], self.qkv.weight, x_CT)
+        qkv = qkv.view(3, self.num_heads, -1, x_CT.shape[1] // L, L)
         attended = []
         for (query_XdL, key_XdL, value_XdL), bias_XLL in zip(qkv.transpose(2, 3).unbind(1), bias_AXLL, strict=True):
             scores_XLL = torch.baddbmm(bias_XLL.mT, query_XdL.mT, key_XdL, alpha=query_XdL.shape[1] ** -0.5)
@@ -157,12 +156,11 @@ class SwinBlock(nn.Module):
         return torch.cat(chunks) if torch.is_grad_enabled() else x_XLC
 
     def transform(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
-        """Transform windows."""
-        add = (
-            torch.Tensor.add if torch.is_grad_enabled() else torch.Tensor.add_
-        )  # the windows are the caller's own copy
+        """Transform windows, in place where no gradients are asked for: they are the caller's copy."""
+        in_place = not torch.is_grad_enabled()
+        add, gelu = (Tensor.add_, torch.ops.aten.gelu_) if in_place else (Tensor.add, F.gelu)
         x_XLC = add(x_XLC, self.attention(self.norm1(x_XLC), bias_AXLL))
-        return add(x_XLC, self.mlp_out(F.gelu(self.mlp_hidden(self.norm2(x_XLC)))))
+        return add(x_XLC, self.mlp_out(gelu(self.mlp_hidden(self.norm2(x_XLC)))))
 
 
 class SwinGroup(nn.Module):
