@@ -1,7 +1,7 @@
 """SwinIR with the pixel-shuffle-direct upsampler; its default config is SwinIR-light, the baseline of every comparison.
 
-Shape suffixes: B batch, C channels, H W the padded size, M window side, L = M² tokens of a window, X windows and T = X·L
-tokens of a chunk or the batch, K kinds of windows (see `lay_out`), A heads, d = C / A.
+Shape suffixes: B batch, C channels, H W the padded size, M window side, L = M² tokens of a window, X windows and
+T = X·L tokens of a chunk or of the batch, K kinds of windows (see `lay_out`), A heads, d = C / A.
 """
 
 from typing import NamedTuple
@@ -105,7 +105,8 @@ class WindowAttention(nn.Module):
         qkv = torch.addmm(self.qkv.bias[:, None], self.qkv.weight, x_CT)
         qkv = qkv.view(3, self.num_heads, -1, x_CT.shape[1] // L, L)
         attended = []
-        for (query_XdL, key_XdL, value_XdL), bias_XLL in zip(qkv.transpose(2, 3).unbind(1), bias_AXLL, strict=True):
+        for qkv_3XdL, bias_XLL in zip(qkv.transpose(2, 3).unbind(1), bias_AXLL.unbind(), strict=True):
+            query_XdL, key_XdL, value_XdL = qkv_3XdL.unbind()
             scores_XLL = torch.baddbmm(bias_XLL.mT, query_XdL.mT, key_XdL, alpha=query_XdL.shape[1] ** -0.5)
             attended.append(torch.bmm(torch.softmax(scores_XLL, dim=-1), value_XdL.mT))
         return torch.cat(attended, dim=-1).view(-1, C)
@@ -117,15 +118,21 @@ class WindowAttention(nn.Module):
         """
         C, L = len(x_CT), bias_AXLL.shape[-1]
         qkv = torch.mm(self.qkv.weight, x_CT).view(3, self.num_heads, -1, x_CT.shape[1] // L, L)
-        query_bias, _, value_bias = self.qkv.bias.to(qkv.dtype).view(3, self.num_heads, -1, 1, 1).unbind()
-        qkv[0].add_(query_bias)
+        query_bias_Ad11, _, value_bias_Ad11 = self.qkv.bias.to(qkv.dtype).view(3, self.num_heads, -1, 1, 1).unbind()
+        qkv[0].add_(query_bias_Ad11)
         weights_XLL = qkv.new_empty(qkv.shape[3], L, L)
-        parts = zip(qkv.transpose(2, 3).unbind(1), bias_AXLL.to(qkv.dtype), value_bias.transpose(1, 2), strict=True)
-        for (query_XdL, key_XdL, value_XdL), bias_XLL, value_bias_1d1 in parts:
+        heads = zip(
+            qkv.transpose(2, 3).unbind(1),
+            bias_AXLL.to(qkv.dtype).unbind(),
+            value_bias_Ad11.squeeze(-1).unbind(),
+            strict=True,
+        )
+        for qkv_3XdL, bias_XLL, value_bias_d1 in heads:
+            query_XdL, key_XdL, value_XdL = qkv_3XdL.unbind()
             torch.baddbmm(bias_XLL, key_XdL.mT, query_XdL, alpha=query_XdL.shape[1] ** -0.5, out=weights_XLL)
             weights_XLL.sub_(weights_XLL.amax(dim=1, keepdim=True)).clamp_min_(_LEAST_EXPONENT).exp_()
             sum_X1L = weights_XLL.sum(dim=1, keepdim=True)
-            torch.addcdiv(value_bias_1d1, torch.bmm(value_XdL, weights_XLL), sum_X1L, out=query_XdL)
+            torch.addcdiv(value_bias_d1, torch.bmm(value_XdL, weights_XLL), sum_X1L, out=query_XdL)
         return qkv[0].view(C, -1).t()
 
 
