@@ -1,24 +1,32 @@
 """`harness train`: one configuration, trained to a bundle."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli import options
-from harness.cli.output import TrainingBar, command, console, describe_record, stop_on_signals, warn_of_small
+from harness.cli.output import TrainingBar, command, console, describe_record, messages, stop_on_signals, warn_of_small
 from harness.core.errors import UserError
 
+_REMEDY = "give another --out, or --overwrite to replace it"
+
 if TYPE_CHECKING:
-    from harness.core.configs import TrainingConfig
+    from harness.core.configs import DataConfig, TrainingConfig
+    from harness.core.records import TrialRecord
+    from harness.core.study_folder import StudyFolder
     from harness.data.datasets import PairedDataset, Split
+    from harness.trial.run import AnyModelConfig
 
 
 def train(
     model: options.Model,
     train_images: Annotated[str, typer.Option("--train", help="Training images: a folder or a dataset's name.")],
     validation: Annotated[str, typer.Option(help="Validation images: a folder or a dataset's name.")],
-    out: Annotated[Path, typer.Option(help="Where the run is kept; the bundle comes to OUT/bundle.")],
+    out: Annotated[
+        Path, typer.Option(help="Where the run is kept, a folder of its own; the bundle comes to OUT/bundle.")
+    ],
     scale: options.ScaleOption = None,
     gamma: options.Gamma = None,
     routing: options.Routing = None,
@@ -28,20 +36,31 @@ def train(
         options.TaskName, typer.Option(help="odi for whole panoramas: loss and score weighted by latitude.")
     ] = options.TaskName.CLASSIC,
     protocol: Annotated[
-        str | None, typer.Option(help="How to score: light, large, ntire or odi.  [default: light; odi for --task odi]")
+        str | None,
+        typer.Option(
+            help="How to score: light, light-rounded, large, ntire or odi.  [default: light; odi for --task odi]"
+        ),
     ] = None,
     latency_device: Annotated[str, typer.Option(help="Where to measure latency: cpu:THREADS or cuda:INDEX.")] = "cpu:1",
     device: options.TrainDevice = "cpu",
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace the run of other settings in --out, or train a finished one anew."),
+    ] = False,
     threads: options.Threads = None,
     data_dir: options.DataDir = None,
     results: options.Results = Path("results"),
 ) -> None:
-    """Train one configuration (settings by --set steps=…), score and measure it, and write a bundle. Resumes."""
+    """Train one configuration (settings by --set steps=…), score and measure it, and write a bundle.
+
+    The same command again goes on where it was left; a finished run is reported again.
+    """
     from harness.cli.target import resolve_config
     from harness.core.configs import DataConfig
+    from harness.core.files import require_folder_place
     from harness.core.study_folder import StudyFolder
     from harness.data import open_dataset, refuse_overlap
-    from harness.export import write_bundle
+    from harness.export import check_target, read_bundle_config, write_bundle
     from harness.metrics import get_protocol
     from harness.models import preset_config
     from harness.profiling import parse_device
@@ -56,6 +75,20 @@ def train(
         raise UserError(f"--protocol {protocol}: panoramas are scored by latitude; expected odi, or no protocol at all")
     rules = get_protocol(protocol or ("odi" if training.task == "odi" else "light"))
 
+    place = options.check_train_device(device)
+    measured_on = parse_device(latency_device).text
+    data = DataConfig(train=train_images, validation=validation, data_dir=str(data_dir) if data_dir else None)
+    settled = getattr(config, "routing", None)
+    proposal = Proposal("trial-00000", "trial", 0, config, training, (settled,), settled)
+    require_folder_place("--out", out)
+    folder, bundle = StudyFolder(out), out / "bundle"
+    _refuse_study(folder)
+    check_target(bundle, overwrite=True)
+    known = None
+    if not overwrite:
+        settings_here = _settings(config, training, data, rules.name, measured_on)
+        known = _find_same_run(folder, proposal.network_id(data), settings_here)
+
     def open_split(source: str, split: "Split", *, panoramas: bool) -> "PairedDataset":
         cache = results / "cache"
         return open_dataset(
@@ -65,42 +98,98 @@ def train(
     trained_on = open_split(train_images, "train", panoramas=training.task == "odi")
     scored_on = open_split(validation, "validation", panoramas=rules.spherical)
     refuse_overlap(trained_on, scored_on)
-    options.check_training(training, trained_on, options.check_train_device(device))
+    if known is not None and known.points[0].evaluation.dataset_hash != scored_on.content_hash:
+        raise UserError(f"{out} holds a run that was scored on other images than {validation} holds now; {_REMEDY}")
+    options.check_training(training, trained_on, place)
     warn_of_small(trained_on, training.hr_patch_size)
     out.mkdir(parents=True, exist_ok=True)
     reference = build_seeded(preset_config("swinir-light", config.scale), seed=0).eval()
     setup = TrialSetup(
         study=out.name,
-        folder=StudyFolder(out),
-        data=DataConfig(train=train_images, validation=validation, data_dir=str(data_dir) if data_dir else None),
+        folder=folder,
+        data=data,
         train=trained_on,
         validation=scored_on,
         protocol=rules,
         constraints=(),
-        devices=(parse_device(latency_device).text,),
+        devices=(measured_on,),
         latency_input_size=(64, 64),
         macs_input_size=(720 // config.scale, 1280 // config.scale),
         reference=reference,
         reference_name="swinir-light",
-        train_device=options.check_train_device(device),
+        train_device=place,
         threads=options.resolve_threads(threads),
     )
-    settled = getattr(config, "routing", None)
-    proposal = Proposal("trial-00000", "trial", 0, config, training, (settled,), settled)
-    try:
-        with stop_on_signals() as should_stop, TrainingBar() as bar:
-            record = run_trial(setup, proposal, progress=bar, should_stop=should_stop)
-    except TrainingInterruptedError as interruption:
-        console.print(f"{interruption}; the same command again goes on from here")
-        raise typer.Exit(130) from None
+    if known is not None:
+        record = known
+        messages.print(f"note: {out} was trained before with these settings; --overwrite trains it anew")
+    else:
+        try:
+            with stop_on_signals() as should_stop, TrainingBar() as bar:
+                record = run_trial(setup, proposal, progress=bar, should_stop=should_stop)
+        except TrainingInterruptedError as interruption:
+            console.print(f"{interruption}; the same command again goes on from here")
+            raise typer.Exit(130) from None
     console.print(describe_record(record))
     if record.state != "complete":
         raise typer.Exit(1)
-    network = load_trained(setup.folder, record, settled)
-    bundle = write_bundle(
-        out / "bundle", network, record, record.points[0], picked_as="trained", baselines={}, overwrite=True
-    )
+    if known is None or not bundle.exists() or read_bundle_config(bundle).network_id != record.network_id:
+        network = load_trained(folder, record, settled)
+        write_bundle(bundle, network, record, record.points[0], picked_as="trained", baselines={}, overwrite=True)
+    for other in _other_networks(folder, record.network_id):  # of a run that is replaced
+        shutil.rmtree(other)
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
+
+
+def _refuse_study(folder: "StudyFolder") -> None:
+    """Refuse the folder of a search, whose records a run of its own would replace."""
+    trials = {path.name for path in (folder.path / "trials").glob("*.json")}
+    if folder.study_file.exists() or folder.database.exists() or trials - {"trial-00000.json"}:
+        raise UserError(
+            f"--out {folder.path} is the folder of a search, expected one of this run's own; give another --out"
+        )
+
+
+def _other_networks(folder: "StudyFolder", network: str) -> list[Path]:
+    return sorted(path for path in folder.network_dir(network).parent.glob("*") if path.name != network)
+
+
+def _settings(
+    model: "AnyModelConfig", training: "TrainingConfig", data: "DataConfig", protocol: str | None, device: str | None
+) -> dict[str, Any]:
+    """Return, under the names that users know, what makes two runs the same."""
+    parts = {
+        "model": model.model_dump(mode="json"),
+        "training": training.model_dump(mode="json", exclude={"checkpoint_interval"}),
+        "data": data.model_dump(mode="json"),
+    }
+    named = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    return {**named, "protocol": protocol, "latency_device": device}
+
+
+def _find_same_run(folder: "StudyFolder", network: str, here: dict[str, Any]) -> "TrialRecord | None":
+    """Return the record of the same run where it was finished; `UserError` where the folder holds another run."""
+    record = next(folder.read_trials(), None)
+    if record is None:
+        if _other_networks(folder, network):
+            raise UserError(f"{folder.path} holds an unfinished run of other settings; {_REMEDY}")
+        return None
+    assert record.training is not None
+    point = record.points[0] if record.points else None
+    there = _settings(
+        record.model,
+        record.training,
+        record.data,
+        point.evaluation.protocol if point else here["protocol"],
+        point.latency[0].device if point else here["latency_device"],
+    )
+    differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if differing:
+        key = differing[0]
+        more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
+        difference = f"{key} is {there.get(key)} there and {here.get(key)} here{more}"
+        raise UserError(f"{folder.path} holds a run of other settings: {difference}; {_REMEDY}")
+    return record if record.state == "complete" else None
 
 
 def _training_config(recipe: str | None, settings: dict[str, Any]) -> "TrainingConfig":

@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.core.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -32,3 +34,12 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` in one step, creating the folder."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def require_folder_place(what: str, path: Path) -> None:
+    """Raise `UserError` naming `what` where `path` is a file, or lies below one: no folder can be there."""
+    for place in (path, *path.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise UserError(f"{what} {path}: {place} is a file, expected a folder; give another {what}")
+            return

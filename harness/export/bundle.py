@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from harness.core.configs import CAMixerSRConfig
 from harness.core.environment import now, observe_environment
 from harness.core.errors import UserError, describe_validation_error
+from harness.core.files import require_folder_place
 from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecord, TrialRecord
 from harness.export.card import write_card
 from harness.export.documents import BundleCalibration, BundleConfig, BundleMetrics
@@ -92,6 +93,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """Raise `UserError` where a bundle must not be written: over another without `overwrite`, over anything else."""
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; give --overwrite to replace it, or another --out")
+    require_folder_place("--out", path.parent)
     if path.exists() and not is_bundle(path):
         raise UserError(f"{path} is no bundle, so it is not replaced; give another --out")
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 import harness
 from harness.core.study_folder import StudyFolder
 from harness.data.images import read_rgb
-from harness.export import load_network, upscale_image
+from harness.export import load_network, read_bundle_metrics, upscale_image
 from harness.trial import load_trained
 from tests.cli.conftest import Call, FinishedStudy
 from tests.photographs import Photographs
@@ -201,17 +202,59 @@ class TestAgain:
         assert "1 networks trained" in done.out
         assert done.err.count("warning: MLflow tracking") == 1
 
-    @pytest.mark.slow
-    def test_train_makes_a_bundle_and_resumes(self, call: Call, photographs: Photographs, tmp_path: Path) -> None:
-        model = tmp_path / "model.yaml"
-        model.write_text("{family: camixersr, groups: [1], channels: 8, window: 4}", encoding="utf-8")
+    def test_train_makes_a_bundle_once_and_replaces_it_only_when_asked(
+        self, call: Call, photographs: Photographs, tmp_path: Path
+    ) -> None:
+        model, run = tmp_path / "model.yaml", tmp_path / "run"
+        model.write_text("{family: camixersr, groups: [1], channels: 8, window: 4, scale: 2}", encoding="utf-8")
         arguments = ["train", model, "--train", photographs.train, "--validation", photographs.validation]
-        arguments += ["--out", "run", "--set", "steps=2", "--set", "batch_size=1", "--set", "hr_patch_size=32"]
-        done = call(*arguments)
+        arguments += ["--out", "run", "--threads", "1", "--set", "batch_size=1", "--set", "hr_patch_size=32"]
+        left = run / "networks" / "another" / "checkpoint.pt"
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"")
+        assert "run holds an unfinished run of other settings" in call(*arguments, "--set", "steps=2").mistake
+        done = call(*arguments, "--set", "steps=2", "--overwrite")
         assert done.code == 0, done.err
-        network = harness.load_bundle(tmp_path / "run" / "bundle")
+        assert not left.exists()
+        network = harness.load_bundle(run / "bundle")
         assert network.config.label() == "C8 groups 1 M4"
-        assert not list((tmp_path / "run").glob("networks/*/checkpoint.pt"))
+        assert not list(run.glob("networks/*/checkpoint.pt"))
+
+        def written() -> dict[Path, tuple[int, bytes]]:
+            return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+
+        before = written()
+        again = call(*arguments, "--set", "steps=2")
+        assert again.code == 0, again.err
+        assert "was trained before with these settings" in again.err
+        assert done.out == again.out
+        for other, words in {
+            ("steps=3",): "run holds a run of other settings: training.steps is 2 there and 3 here; give another --out",
+            ("steps=2", "--protocol", "ntire"): "protocol is light there and ntire here",
+            ("steps=2", "--gamma", "0.25"): "model.routing",
+        }.items():
+            assert words in call(*arguments, "--set", *other).mistake
+        assert written() == before
+        assert call(*arguments, "--set", "steps=3", "--overwrite").code == 0
+        assert read_bundle_metrics(run / "bundle").training_result.steps == 3  # type: ignore[union-attr]
+        assert len(list(run.glob("networks/*"))) == 1
+
+    def test_train_leaves_a_searchs_folder_and_files_alone(
+        self, call: Call, study: FinishedStudy, photographs: Photographs, tmp_path: Path
+    ) -> None:
+        shutil.copytree(study.folder, tmp_path / "study")
+        (tmp_path / "file").write_text("precious", encoding="utf-8")
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        arguments = ["train", "camixersr-s", "--train", photographs.train, "--validation", photographs.validation]
+        arguments += ["--set", "steps=1", "--overwrite", "--out"]
+        assert "study is the folder of a search" in call(*arguments, "study").mistake
+        for out in ("file", "file/run"):
+            assert f"--out {out}: file is a file, expected a folder" in call(*arguments, out).mistake
+        (tmp_path / "study" / "study.json").unlink()
+        (tmp_path / "study" / "study.db").unlink()
+        assert "study is the folder of a search" in call(*arguments, "study").mistake
+        assert {path: path.read_bytes() for path in before if path.exists()}.items() <= before.items()
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} <= before.keys()
 
 
 @pytest.mark.slow
