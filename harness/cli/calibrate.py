@@ -36,6 +36,13 @@ def calibrate(
     evaluate: Annotated[
         str | None, typer.Option(help="Images to evaluate the result on; none of them may be in --data.")
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="How --evaluate scores: light, light-rounded, large, ntire or odi.  "
+            "[default: light; odi for a bundle trained for panoramas]"
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write the model with its routing here: a .yaml or .json file, or of a bundle a new bundle."),
@@ -55,13 +62,15 @@ def calibrate(
     from harness.core.errors import UserError
     from harness.core.files import write_text
     from harness.data import PairedDataset, open_dataset, refuse_overlap
-    from harness.export import check_target, read_bundle_metrics, write_calibrated_bundle
-    from harness.metrics import get_protocol
+    from harness.export import check_target, read_bundle_config, read_bundle_metrics, write_calibrated_bundle
+    from harness.metrics import get_protocol, metric_label
     from harness.profiling import chosen_threads
     from harness.trial import evaluate as run_evaluation
     from harness.trial import routed
     from harness.trial.calibration import calibrate as run_calibration
 
+    if protocol is not None and evaluate is None:
+        raise UserError(f"--protocol {protocol} is for --evaluate, which is not given; give both or neither")
     writes_bundle = out is not None and out.suffix not in _CONFIG_SUFFIXES
     if out is not None and writes_bundle:
         if not Path(model).is_dir():
@@ -74,17 +83,25 @@ def calibrate(
         raise UserError(f"{model} is untrained, and calibration measures what training has made of it; give --weights")
     if writes_bundle:
         read_bundle_metrics(Path(model))  # what is damaged shows before the work is done
+    task = read_bundle_config(Path(model)).task if Path(model).is_dir() else "classic"
+    rules = get_protocol(protocol or ("odi" if task == "odi" else "light"))
 
-    def open_source(source: str) -> PairedDataset:
+    def open_source(source: str, *, panoramas: bool = False) -> PairedDataset:
+        cache = results / "cache"
         return open_dataset(
-            source, scale=network.scale, split="validation", data_dir=data_dir, cache_dir=results / "cache"
+            source,
+            scale=network.scale,
+            split="validation",
+            data_dir=data_dir,
+            cache_dir=cache,
+            panoramas=panoramas,
         )
 
     sources = [open_source(source) for source in data]
     tuning = PairedDataset(
         "+".join(source.name for source in sources), network.scale, [pair for source in sources for pair in source]
     )
-    held_out = None if evaluate is None else open_source(evaluate)
+    held_out = None if evaluate is None else open_source(evaluate, panoramas=rules.spherical)
     if held_out is not None:
         refuse_overlap(tuning, held_out)
     with chosen_threads(options.resolve_threads(threads)):
@@ -104,7 +121,7 @@ def calibrate(
             for routing in peers:
                 with counting(f"evaluating {routing.label()}") as progress:
                     scored[routing.label()] = run_evaluation(
-                        routed(network, routing), held_out, get_protocol("light"), progress=progress
+                        routed(network, routing), held_out, rules, progress=progress
                     )
     if out is not None and writes_bundle:
         evaluation = scored.get(record.routing.label())
@@ -135,18 +152,21 @@ def calibrate(
         ],
     )
     console.print(
-        f"on the crops: {record.psnr_db:.3f} dB; without attention {record.psnr_db_without:.3f}, with all of it "
+        f"on the crops: PSNR-Y {record.psnr_db:.3f} dB; without attention {record.psnr_db_without:.3f}, with all of it "
         f"{record.psnr_db_full:.3f}"
     )
     if held_out is not None:
         print_table(
-            f"on {held_out.name}, protocol light, images that were not tuned on",
-            ["routing", "PSNR (dB)", "attention share"],
+            f"on {held_out.name}, protocol {rules.name}, images that were not tuned on",
+            ["routing", metric_label("psnr_db", rules.name), "attention share"],
             [
                 [label, format_number(entry.psnr_db, 3), format_number(entry.attention_share, 3)]
                 for label, entry in scored.items()
             ],
         )
+        seam_note = scored[record.routing.label()].seam_note
+        if seam_note:
+            console.print(f"[dim]{seam_note}[/dim]")
     if out is None:
         messages.print("note: no --out given: the routing is printed only")
     elif writes_bundle:

@@ -96,7 +96,7 @@ def _describe(calibration: BundleCalibration) -> str:
     """Say how the routing was found, and that what was measured before does not hold for it."""
     record, evaluation = calibration.record, calibration.evaluation
     on_crops = (
-        f"{record.psnr_db:.3f} dB there, without attention {record.psnr_db_without:.3f}, with all of it "
+        f"PSNR-Y {record.psnr_db:.3f} dB there, without attention {record.psnr_db_without:.3f}, with all of it "
         f"{record.psnr_db_full:.3f}"
     )
     scored = "It has not been evaluated on other images."

@@ -10,12 +10,14 @@ from safetensors.torch import save_file
 import harness
 from harness.core.configs import CAMixerSRConfig
 from harness.data.images import write_png
-from harness.export import read_bundle_config, read_bundle_metrics
+from harness.export import read_bundle_config, read_bundle_metrics, write_bundle
 from harness.models import CAMixerSR
 from harness.trial import build_seeded
 from tests.cli.conftest import Call
+from tests.export.test_bundle import random_network, record_of
 from tests.export.test_bundle import write as write_bundle_of
 from tests.photographs import Photographs
+from tests.records import SHORT
 from tests.spaces import tiny_space, write_space
 from tests.tiny_pairs import cut
 
@@ -135,6 +137,37 @@ def test_a_calibrated_bundle_replaces_nothing_else_and_is_never_half_written(cal
     (source / "metrics.json").unlink()
     assert "metrics.json cannot be read" in call("calibrate", source, *tuning, "--out", folder / "new").mistake
     assert not (folder / "new").exists()
+
+
+def test_a_bundle_for_panoramas_is_evaluated_as_such(call: Call, folder: Path) -> None:
+    """Under `odi`, continued around the seam, on whole panoramas alone; it is tuned on any images."""
+    source, out = folder / "bundle", folder / "calibrated"
+    record, point = record_of(CONFIG, training=SHORT.model_copy(update={"task": "odi"}))
+    write_bundle(source, random_network(CONFIG), record, point, picked_as="knee", baselines={})
+    write_png(folder / "panoramas" / "chelsea.png", cut("chelsea", 48, 96))
+    arguments = (
+        "calibrate", source, "--data", folder / "tune", "--share", "0.5", "--images", "2", "--crop", "16",
+        "--threads", "1", "--out", out,
+    )  # fmt: skip
+    flat = call(*arguments, "--evaluate", folder / "held_out").mistake
+    assert "chelsea.png: 64×48 pixels are no whole panorama" in flat
+    assert "--protocol odi is for --evaluate" in call(*arguments, "--protocol", "odi").mistake
+    assert not out.exists()
+    ended = call(*arguments, "--evaluate", folder / "panoramas")
+    assert ended.code == 0, ended.err
+    for words in ("protocol odi", "WS-PSNR (dB)", "continued by 32 columns", "on the crops: PSNR-Y"):
+        assert words in ended.out
+    calibration = read_bundle_metrics(out).calibration
+    assert calibration is not None
+    assert calibration.evaluation is not None
+    assert (calibration.evaluation.protocol, calibration.evaluation.wrap) == ("odi", 32)
+    scored = call("evaluate", out, "--data", folder / "panoramas", "--protocol", "odi", "--json").document
+    assert scored["psnr_db"] == calibration.evaluation.psnr_db
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert f"WS-PSNR {scored['psnr_db']:.3f} dB" in card
+    assert f"PSNR-Y {calibration.record.psnr_db:.3f} dB there" in card
+    classic = call(*arguments[:-2], "--evaluate", folder / "held_out", "--protocol", "light")
+    assert "protocol light" in classic.out
 
 
 def test_images_to_evaluate_on_are_not_tuned_on(call: Call, folder: Path) -> None:
