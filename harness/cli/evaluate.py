@@ -16,12 +16,14 @@ def evaluate(
     scale: options.ScaleOption = None,
     gamma: options.Gamma = None,
     routing: options.Routing = None,
-    protocol: Annotated[str, typer.Option(help="How to score: light, large, ntire or odi.")] = "light",
-    tile: Annotated[int | None, typer.Option(min=8, help="Low-resolution tile side; default: the protocol's.")] = None,
-    overlap: Annotated[int, typer.Option(min=0, help="Overlap of tiles in low-resolution pixels.")] = 4,
+    protocol: Annotated[str, typer.Option(help="How to score: light, light-rounded, large, ntire or odi.")] = "light",
+    tile: Annotated[int | None, typer.Option(help="Low-resolution tile side.  [default: the protocol's]")] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Overlap of tiles in low-resolution pixels.  [default: 4]")
+    ] = None,
     wrap: Annotated[
         int | None,
-        typer.Option(min=0, help="Columns by which panoramas go on around their seam; default: the protocol's."),
+        typer.Option(min=0, help="Columns by which panoramas go on around their seam.  [default: the protocol's]"),
     ] = None,
     device: options.TrainDevice = "cpu",
     threads: options.Threads = None,
@@ -39,6 +41,12 @@ def evaluate(
     from harness.trial import evaluate as run_evaluation
 
     rules = get_protocol(protocol)
+    tile = rules.tile if tile is None else tile
+    options.check_tiles(tile, overlap)
+    if wrap and not rules.spherical:
+        raise UserError(
+            f"--wrap {wrap}: protocol {rules.name} is for plain images; expected --protocol odi, or no --wrap"
+        )
     network, origin = resolve_network(model, scale, gamma, routing, weights)
     place = options.check_train_device(device)
     dataset = open_dataset(
@@ -49,12 +57,22 @@ def evaluate(
         cache_dir=results / "cache",
         panoramas=rules.spherical,
     )
+    narrowest = min(pair.lr_HWC.shape[1] for pair in dataset)
+    if wrap is not None and wrap > narrowest:
+        raise UserError(f"--wrap {wrap}: the narrowest image has {narrowest} low-resolution columns; expected no more")
     if origin == "untrained":
         messages.print("note: no --weights given: the network is untrained")
     try:
         with chosen_threads(options.resolve_threads(threads)), counting("evaluating") as progress:
             record = run_evaluation(
-                network, dataset, rules, device=place, tile=tile, overlap=overlap, wrap=wrap, progress=progress
+                network,
+                dataset,
+                rules,
+                device=place,
+                tile=tile,
+                overlap=4 if overlap is None else overlap,
+                wrap=wrap,
+                progress=progress,
             )
     except TrialFailedError as error:
         raise UserError(f"{model} with weights {origin}: {error}") from None

@@ -102,6 +102,16 @@ def check_training(training: "TrainingConfig", images: "PairedDataset", device: 
         )
 
 
+def check_tiles(tile: int | None, overlap: int | None) -> None:
+    """Refuse tiles (None: images are restored whole) and overlaps (None: not given) that cannot be used."""
+    if tile is not None and tile < 8:
+        raise UserError(f"--tile {tile}: expected at least 8")
+    if overlap is not None and tile is None:
+        raise UserError(f"--overlap {overlap}: images are restored whole, so no tiles overlap; give a --tile, too")
+    if overlap is not None and tile is not None and overlap >= tile:
+        raise UserError(f"--overlap {overlap}: expected less than the tile's side, {tile}")
+
+
 def check_train_device(device: str) -> str:
     """Check that a training device exists."""
     from harness.profiling import parse_device

@@ -94,6 +94,10 @@ def test_panoramas_from_training_to_upscaling(call: Call, tmp_path: Path) -> Non
     ).document
     assert (document["protocol"], document["wrap"], document["tile"]) == ("odi", 32, None)
     assert document["seam_factor"] == 2  # 64 columns continued by 2 · 32
+    too_far = call("evaluate", "run/bundle", "--data", "validation", "--protocol", "odi", "--wrap", "65").mistake
+    assert "--wrap 65: the narrowest image has 64 low-resolution columns; expected no more" in too_far
+    own_tile = call("evaluate", "bicubic", "--data", "validation", "--protocol", "large", "--overlap", "8", "--json")
+    assert (own_tile.document["tile"], own_tile.document["overlap"]) == (64, 8)
     table = call("evaluate", "run/bundle", "--data", "validation", "--protocol", "odi", "--threads", "1").out
     assert "WS-PSNR (dB)" in table
     assert "continued by 32 columns at each side of the seam" in " ".join(table.split())

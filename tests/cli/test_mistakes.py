@@ -40,6 +40,23 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "missing weights": (["evaluate", "camixersr-s", "--data", "HR", "--weights", "no.pth"], ["no.pth not found"]),
     "weights that are none": (["evaluate", "camixersr-s", "--data", "HR", "--weights", "text.txt"], ["text.txt"]),
     "unknown protocol": (["evaluate", "bicubic", "--data", "HR", "--protocol", "best"], ["'best'", "light", "odi"]),
+    "tile of nothing": (["evaluate", "bicubic", "--data", "HR", "--tile", "4"], ["--tile 4", "at least 8"]),
+    "overlap without tiles": (
+        ["evaluate", "bicubic", "--data", "HR", "--overlap", "4"],
+        ["--overlap 4", "give a --tile"],
+    ),
+    "overlap of a whole tile": (
+        ["evaluate", "bicubic", "--data", "HR", "--tile", "16", "--overlap", "16"],
+        ["--overlap 16", "less than the tile's side, 16"],
+    ),
+    "overlap of a whole tile of the protocol": (
+        ["evaluate", "bicubic", "--data", "HR", "--protocol", "large", "--overlap", "64"],
+        ["--overlap 64", "less than the tile's side, 64"],
+    ),
+    "plain images around a seam": (
+        ["evaluate", "bicubic", "--data", "HR", "--wrap", "8"],
+        ["--wrap 8", "protocol light", "--protocol odi"],
+    ),
     "missing folder": (["evaluate", "bicubic", "--data", "none"], ["'none'", "expected a folder of images", "set5"]),
     "folder without images": (["evaluate", "bicubic", "--data", "empty"], ["empty: no images", ".png"]),
     "corrupt image": (["evaluate", "bicubic", "--data", "corrupt"], ["corrupt.png: cannot be read"]),
