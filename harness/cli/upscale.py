@@ -9,13 +9,18 @@ from harness.cli import options
 from harness.cli.output import console, counting
 from harness.core.errors import UserError
 
+_MOST_REFUSALS = 10  # that one message names
+
 
 def upscale(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image file, or a folder of images.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="A PNG file, or a folder.")],
     tile: Annotated[int, typer.Option(min=0, help="Tile side for large images in input pixels; 0: never tile.")] = 512,
-    overlap: Annotated[int, typer.Option(min=0, help="Overlap of tiles in input pixels.")] = 32,
+    overlap: Annotated[
+        int | None,
+        typer.Option(min=0, help="Overlap of tiles in input pixels.  [default: 32, or half of a smaller tile]"),
+    ] = None,
     panorama: Annotated[
         bool | None,
         typer.Option(help="Images are panoramas: restore them without a seam.  [default: as the bundle was trained]"),
@@ -41,6 +46,7 @@ def upscale(
     from harness.models.panorama import wrap_width
     from harness.profiling import chosen_threads
 
+    options.check_tiles(tile or None, overlap)
     network = load_network(bundle)
     if panorama is None:
         panorama = read_bundle_config(bundle).task == "odi"
@@ -51,9 +57,10 @@ def upscale(
     taken = [str(path) for _, path in jobs if path.exists()]
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists; give --overwrite to replace it, or another OUT")
-    if wrap:
-        for path, _ in jobs:  # all of them before the first is upscaled
-            require_panorama(str(path), read_rgb(path).shape[:2], remedy="--no-panorama restores it as a plain image")
+    if wrap or len(jobs) > 1:
+        sizes = _read_sizes([path for path, _ in jobs])  # all of them before the first is upscaled
+        for path, size in sizes.items() if wrap else ():
+            require_panorama(str(path), size, remedy="--no-panorama restores it as a plain image")
     with chosen_threads(options.resolve_threads(threads)):
         for path, output in jobs:
             image_HWC = read_rgb(path)
@@ -65,7 +72,7 @@ def upscale(
                     network,
                     image_HWC,
                     tile=tile or None,
-                    overlap=min(overlap, tile // 2),
+                    overlap=min(32, tile // 2) if overlap is None else overlap,
                     wrap=wrap,
                     importance_HW=importance_HW,
                     progress=progress,
@@ -76,3 +83,26 @@ def upscale(
                 f", continued by {columns} columns at each side of the seam: ×{1 + 2 * columns / width:.3f} of the cost"
             )
             console.print(f"{output}  {upscaled_HWC.shape[1]}×{upscaled_HWC.shape[0]}{seam if wrap else ''}")
+
+
+def _read_sizes(paths: list[Path]) -> dict[Path, tuple[int, int]]:
+    """Decode every image and return (height, width) of each; `UserError` names all that cannot be read."""
+    from harness.data.images import read_rgb
+
+    sizes: dict[Path, tuple[int, int]] = {}
+    refusals = []
+    with counting("reading images") as progress:
+        for done, path in enumerate(paths, start=1):
+            try:
+                height, width, _ = read_rgb(path).shape
+                sizes[path] = height, width
+            except UserError as error:
+                refusals.append(str(error))
+            progress(done, len(paths))
+    if refusals and len(paths) > 1:
+        more = f"; and {len(refusals) - _MOST_REFUSALS} more" if len(refusals) > _MOST_REFUSALS else ""
+        named = "; ".join(refusals[:_MOST_REFUSALS])
+        raise UserError(f"{len(refusals)} of {len(paths)} images cannot be used, so none is upscaled: {named}{more}")
+    if refusals:
+        raise UserError(refusals[0])
+    return sizes

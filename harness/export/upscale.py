@@ -15,6 +15,8 @@ from harness.metrics import to_uint8
 from harness.metrics.colour import luma_bt601
 from harness.models import SRNetwork, restore_image
 
+_MOST_IMPORTANCE = 1e30  # sums over windows stay finite in float32
+
 
 def upscale_image(
     network: SRNetwork,
@@ -53,9 +55,11 @@ def read_importance(path: Path, size: tuple[int, int], weight: float) -> npt.NDA
     """Read a map of importance and resize it to `size` = (height, width) pixels.
 
     An image: black as 0, white as `weight`. An array (`.npy`, two dimensions): its values, none below 0, times
-    `weight`. `UserError` where it cannot be read, or its sides are in another proportion (by more than a pixel of the
-    image).
+    `weight`. `UserError` where it cannot be read, its sides are in another proportion (by more than a pixel of the
+    image), or `weight`, or a value times it, is not in 0..1e30: what is ranked by must stay finite.
     """
+    if not 0 <= weight <= _MOST_IMPORTANCE:
+        raise UserError(f"the weight of importance is {weight:g}, expected a number in 0..{_MOST_IMPORTANCE:g}")
     if path.suffix.lower() == ".npy":
         map_HW = _read_array(path)
     else:
@@ -64,6 +68,12 @@ def read_importance(path: Path, size: tuple[int, int], weight: float) -> npt.NDA
     if min(abs(width * map_height / map_width - height), abs(height * map_width / map_height - width)) > 1:
         raise UserError(
             f"{path} is {map_width}×{map_height}, but the image {width}×{height}: expected the same proportions"
+        )
+    highest = float(map_HW.max())
+    if highest * weight > _MOST_IMPORTANCE:
+        raise UserError(
+            f"{path} holds {highest:g}, which times the weight {weight:g} is more than {_MOST_IMPORTANCE:g}; expected "
+            "values of at most 1, or a smaller weight"
         )
     resized = Image.fromarray(map_HW.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32) * np.float32(weight)

@@ -7,6 +7,7 @@ import pytest
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.data.images import read_rgb, write_png
+from harness.export import upscale_image
 from tests.cli.conftest import Call
 from tests.export.test_bundle import write
 from tests.tiny_pairs import cut
@@ -79,3 +80,58 @@ def test_a_map_that_cannot_be_used_is_named_and_nothing_is_written(
     before = sorted(place.rglob("*"))
     assert words in call("upscale", "bundle", "in.png", "out/out.png", "--importance", importance).mistake
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("--importance", "bright.npy", "--importance-weight", "inf"),
+            "weight of importance is inf, expected a number",
+        ),
+        (
+            ("--importance", "bright.png", "--importance-weight", "nan"),
+            "--importance-weight",
+        ),
+        (("--importance", "bright.npy", "--importance-weight", "1e300"), "weight of importance is 1e+300"),
+        (("--importance", "huge.npy"), "huge.npy holds 2e+38, which times the weight 10 is more than 1e+30"),
+        (("--tile", "4"), "--tile 4: expected at least 8"),
+        (("--tile", "16", "--overlap", "16"), "--overlap 16: expected less than the tile's side, 16"),
+        (("--overlap", "512"), "--overlap 512: expected less than the tile's side, 512"),
+        (("--tile", "0", "--overlap", "4"), "--overlap 4: images are restored whole"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(call: Call, place: Path, options: tuple[str, ...], words: str) -> None:
+    write(place / "bundle", MODEL)
+    np.save(place / "huge.npy", np.full((HEIGHT, WIDTH), 2e38))
+    before = sorted(place.rglob("*"))
+    assert words in call("upscale", "bundle", "in.png", "out.png", *options).mistake
+    assert sorted(place.rglob("*")) == before
+
+
+def test_an_overlap_of_more_than_half_a_tile_is_taken_as_it_is(call: Call, place: Path) -> None:
+    network = write(place / "bundle", MODEL)
+    assert call("upscale", "bundle", "in.png", "out.png", "--tile", "16", "--overlap", "12").code == 0
+    expected_HWC = upscale_image(network, read_rgb(place / "in.png"), tile=16, overlap=12)
+    assert np.array_equal(read_rgb(place / "out.png"), expected_HWC)
+
+
+def test_a_folder_with_images_that_cannot_be_read_is_refused_by_their_names(call: Call, place: Path) -> None:
+    """Before the first of them is upscaled; without them the same command does the rest."""
+    write(place / "bundle", MODEL)
+    folder = place / "images"
+    write_png(folder / "a.png", cut("coffee", HEIGHT, WIDTH))
+    whole = (folder / "a.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])  # its header is fine
+    write_png(folder / "c.png", cut("rocket", HEIGHT, WIDTH))
+    (folder / "d.jpg").write_text("no image", encoding="utf-8")
+    mistake = call("upscale", "bundle", "images", "out").mistake
+    assert mistake.startswith("2 of 4 images cannot be used, so none is upscaled: ")
+    assert "b.png: cannot be read" in mistake
+    assert "d.jpg: cannot be read" in mistake
+    assert not (place / "out").exists()
+    (folder / "b.png").unlink()
+    (folder / "d.jpg").unlink()
+    assert call("upscale", "bundle", "images", "out").code == 0
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["a.png", "c.png"]
