@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from harness.core.errors import UserError
+from harness.core.errors import TrialFailedError, UserError
 from harness.data import to_tensor
 from harness.data.images import IMAGE_SUFFIXES, list_images, read_rgb
 from harness.metrics import to_uint8
@@ -32,22 +32,25 @@ def upscale_image(
 
     `wrap` is for panoramas: they are continued around their seam by so many columns (see `restore_panorama`).
     `importance_HW` (finite, the image's size) is added to what windows are ranked by for attention: see
-    `CAMixerSR.restore` and `read_importance`.
+    `CAMixerSR.restore` and `read_importance`. `UserError` where the output holds NaN.
     """
     input_BCHW = to_tensor(image_HWC)
     guide = None if importance_HW is None else torch.from_numpy(importance_HW)[None]
     with torch.inference_mode():
         if tile is not None and max(input_BCHW.shape[-2:]) <= tile:
             tile = None
-        restored = restore_image(
-            network,
-            input_BCHW,
-            tile=tile,
-            overlap=overlap,
-            wrap=wrap,
-            importance_BHW=guide,
-            progress=progress,
-        )
+        try:
+            restored = restore_image(
+                network,
+                input_BCHW,
+                tile=tile,
+                overlap=overlap,
+                wrap=wrap,
+                importance_BHW=guide,
+                progress=progress,
+            )
+        except TrialFailedError as error:
+            raise UserError(f"the output would hold NaN: {error}") from None
     return to_uint8(restored.image_BCHW[0].permute(1, 2, 0).numpy())
 
 
