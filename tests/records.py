@@ -17,6 +17,7 @@ from harness.core.configs import (
 from harness.core.environment import EnvironmentRecord
 from harness.core.records import (
     EvaluationRecord,
+    GainsRecord,
     ImageScore,
     LatencyRecord,
     MacsRecord,
@@ -190,6 +191,25 @@ def trial(
         "finished_at": "2026-01-02T03:05:05+00:00",
     }
     return TrialRecord(**{**values, **changes})
+
+
+def gains(note: str | None) -> GainsRecord:
+    gained = (0.0, 0.0) if note else (0.1, 0.0)
+    return GainsRecord(
+        dataset="demo",
+        dataset_hash="0" * 16,
+        images=("coffee",),
+        crop=32,
+        wanted=(),
+        gains_alone_db=gained,
+        gains_beside_db=gained,
+        gains_db=gained,
+        psnr_db_without=25.0,
+        psnr_db_full=25.0,
+        evaluations=8,
+        seconds=1.0,
+        note=note,
+    )
 
 
 def macs_record(macs: int) -> MacsRecord:

@@ -87,7 +87,9 @@ def describe_record(record: TrialRecord) -> str:
     best = max(record.points, key=lambda point: point.evaluation.psnr_db)
     seconds = sum(record.seconds.values())
     points = f"{len(record.points)} points, best " if len(record.points) > 1 else ""
-    note = "" if record.calibration is None or record.calibration.note is None else f"; {record.calibration.note}"
+    note = ""
+    if record.calibration is not None and record.calibration.note is not None:
+        note = f"; no calibrated points: {record.calibration.note}"
     return f"{name}: {points}{describe_point(best)}, took {seconds:.0f} s{note}"
 
 

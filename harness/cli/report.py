@@ -52,6 +52,8 @@ def print_front(folder: Path) -> None:
         console.print(f"[dim]{summary['note']}[/dim]")
     if summary["seam_note"]:
         console.print(f"[dim]{summary['seam_note']}[/dim]")
+    for note in study.calibration_notes:
+        console.print(f"[dim]{note}[/dim]")
 
 
 def _describe_front(entry: dict[str, Any], knee: Any) -> str:

@@ -193,6 +193,8 @@ def _trials(study: Study) -> str:
             f"<details{' open' if len(told) <= 12 else ''}><summary>Why {len(told):,} did not finish</summary>"
         )
         parts.append(f"{table}{more}</details>")
+    if study.calibration_notes:
+        parts.append(f"<p class='note'>{escape('; '.join(study.calibration_notes))}.</p>")
     return "\n".join(parts)
 
 

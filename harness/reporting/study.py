@@ -110,6 +110,15 @@ class Study:
         notes = dict.fromkeys(point.measured.evaluation.seam_note for point in holders)
         return "; ".join(note for note in notes if note) or None
 
+    @property
+    def calibration_notes(self) -> tuple[str, ...]:
+        """Which networks have no calibrated points, and why; empty where all have, or none was calibrated."""
+        return tuple(
+            f"trial {trial.number} has no calibrated points: {trial.calibration.note}"
+            for trial in self.trials
+            if trial.calibration is not None and trial.calibration.note is not None
+        )
+
 
 def not_converged(recipes: Iterable[TrainingConfig]) -> str:
     """Return 'not converged: 100 steps', with the range where the steps differ."""

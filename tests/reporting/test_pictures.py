@@ -17,6 +17,7 @@ from harness.reporting.study import Study
 from tests.records import (
     PSNR_MACS,
     bicubic_baseline,
+    gains,
     one_of_each_state,
     point,
     search_trials,
@@ -126,6 +127,15 @@ def test_everything_from_a_record_is_escaped() -> None:
     assert tags.scripts == harmless.scripts
     assert "<script>alert" not in text
     assert any(EVIL in words for words in tags.words)
+
+
+def test_networks_without_calibrated_points_are_named() -> None:
+    found = trial(3, [point(27.0, 10)], calibration=gains(note="attention helps no block of C28 on demo"))
+    usual = trial(4, [point(27.0, 10)], calibration=gains(note=None))
+    study = Study(study_record(), (found, usual), BASELINES)
+    assert study.calibration_notes == ("trial 3 has no calibrated points: attention helps no block of C28 on demo",)
+    assert f"{study.calibration_notes[0]}." in read_html(render_report(study)).words
+    assert "calibrated points" not in render_report(Study(study_record(), (usual,), BASELINES))
 
 
 def test_names_are_no_formulas(tmp_path: Path) -> None:
