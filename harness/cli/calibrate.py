@@ -10,6 +10,7 @@ from harness.cli import options
 from harness.cli.output import command, console, counting, format_number, messages, print_json, print_table
 
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+_MOST_NAMES = 5  # of images that a note names
 
 
 class CalibratedPolicy(StrEnum):
@@ -59,22 +60,29 @@ def calibrate(
     """
     from harness.cli.target import resolve_network
     from harness.core.configs import RoutingConfig
-    from harness.core.errors import UserError
+    from harness.core.errors import TrialFailedError, UserError
     from harness.core.files import write_text
     from harness.data import PairedDataset, open_dataset, refuse_overlap
+    from harness.data.overlap import drop_repeated
     from harness.export import check_target, read_bundle_config, read_bundle_metrics, write_calibrated_bundle
     from harness.metrics import get_protocol, metric_label
     from harness.profiling import chosen_threads
     from harness.trial import evaluate as run_evaluation
     from harness.trial import routed
     from harness.trial.calibration import calibrate as run_calibration
+    from harness.trial.calibration import choose_images
 
     if protocol is not None and evaluate is None:
         raise UserError(f"--protocol {protocol} is for --evaluate, which is not given; give both or neither")
-    writes_bundle = out is not None and out.suffix not in _CONFIG_SUFFIXES
+    writes_bundle = out is not None and out.suffix.lower() not in _CONFIG_SUFFIXES
     if out is not None and writes_bundle:
         if not Path(model).is_dir():
             raise UserError(f"--out {out}: expected a name ending in .yaml or .json; only of a bundle a bundle is made")
+        if out.suffix[1:].isalpha() and not out.is_dir():
+            raise UserError(
+                f"--out {out}: a file's name ending in {out.suffix}; expected a folder for the bundle, or a name "
+                "ending in .yaml or .json for the model alone"
+            )
         check_target(out, overwrite=overwrite)
     elif out is not None and out.exists() and not overwrite:
         raise UserError(f"--out {out} exists; give --overwrite to replace it, or another name")
@@ -98,31 +106,38 @@ def calibrate(
         )
 
     sources = [open_source(source) for source in data]
-    tuning = PairedDataset(
-        "+".join(source.name for source in sources), network.scale, [pair for source in sources for pair in source]
-    )
+    pairs, repeated = drop_repeated(pair for source in sources for pair in source)
+    if repeated:
+        names = ", ".join(pair.describe() for pair in repeated[:_MOST_NAMES])
+        more = f" and {len(repeated) - _MOST_NAMES} more" if len(repeated) > _MOST_NAMES else ""
+        messages.print(f"note: images that are in --data more than once count once: without {names}{more}")
+    tuning = PairedDataset("+".join(dict.fromkeys(source.name for source in sources)), network.scale, pairs)
     held_out = None if evaluate is None else open_source(evaluate, panoramas=rules.spherical)
     if held_out is not None:
-        refuse_overlap(tuning, held_out)
-    with chosen_threads(options.resolve_threads(threads)):
-        with counting("calibrating") as progress:
-            record = run_calibration(
-                network, tuning, share, policy=policy.value, images=images, crop=crop, progress=progress
-            )
-        calibrated = routed(network, record.routing)
-        scored = {}
-        if held_out is not None:
-            peers = (
-                record.routing,
-                RoutingConfig(policy="probability", gamma=share),
-                RoutingConfig(gamma=share),
-                RoutingConfig(gamma=1.0),
-            )
-            for routing in peers:
-                with counting(f"evaluating {routing.label()}") as progress:
-                    scored[routing.label()] = run_evaluation(
-                        routed(network, routing), held_out, rules, progress=progress
-                    )
+        refuse_overlap(tuning, held_out, uses=("tuning", "evaluation"))
+    choose_images(tuning, images, crop, remedy="give fewer --images, a smaller --crop or more --data")
+    try:
+        with chosen_threads(options.resolve_threads(threads)):
+            with counting("calibrating") as progress:
+                record = run_calibration(
+                    network, tuning, share, policy=policy.value, images=images, crop=crop, progress=progress
+                )
+                scored = {}
+            if held_out is not None:
+                peers = (
+                    record.routing,
+                    RoutingConfig(policy="probability", gamma=share),
+                    RoutingConfig(gamma=share),
+                    RoutingConfig(gamma=1.0),
+                )
+                for routing in peers:
+                    with counting(f"evaluating {routing.label()}") as progress:
+                        scored[routing.label()] = run_evaluation(
+                            routed(network, routing), held_out, rules, progress=progress
+                        )
+    except TrialFailedError as error:
+        raise UserError(f"{model} with weights {origin}: {error}") from None
+    calibrated = routed(network, record.routing)
     if out is not None and writes_bundle:
         evaluation = scored.get(record.routing.label())
         write_calibrated_bundle(out, Path(model), record, evaluation=evaluation, overwrite=overwrite)
@@ -182,6 +197,6 @@ def _format(config: dict[str, object], path: Path) -> str:
 
     import yaml
 
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return json.dumps(config, indent=1) + "\n"
     return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -1,6 +1,6 @@
 """Keeping training and validation apart: no validation image may be a training image, or nearly one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,12 @@ _MIN_CONTRAST = 4.0  # grey levels of standard deviation; flatter blocks say not
 _MIN_BLOCKS = 4
 
 
-def refuse_overlap(train: PairedDataset, validation: PairedDataset) -> None:
+def refuse_overlap(
+    train: PairedDataset, validation: PairedDataset, *, uses: tuple[str, str] = ("training", "validation")
+) -> None:
     """Raise `UserError` naming both files when a validation image is a training image too, or nearly one.
+
+    `uses` is what the message calls the images of the two sets.
 
     Equal pixels are found whatever the file's name and format; near-identity, as described at the thresholds above,
     also finds resaved, resized, mirrored and turned copies and other views of the same scene. The check reads the LR
@@ -44,7 +48,7 @@ def refuse_overlap(train: PairedDataset, validation: PairedDataset) -> None:
     for pair in validation:
         for other in seen.get(_fingerprint(pair), []):
             if np.array_equal(other.hr_HWC, pair.hr_HWC):
-                raise _overlap(other, pair, "has the same pixels as")
+                raise _overlap(other, pair, "has the same pixels as", uses)
 
     train_thumbnails = np.stack([_thumbnail(pair.lr_HWC) for pair in train])
     train_layouts = _normalise(_shrink(train_thumbnails))
@@ -53,7 +57,22 @@ def refuse_overlap(train: PairedDataset, validation: PairedDataset) -> None:
             alike = train_layouts @ _normalise(_shrink(thumbnail[None]))[0]
             for index in np.flatnonzero(alike > LAYOUT_THRESHOLD):
                 if block_similarity(train_thumbnails[index], thumbnail) > BLOCK_THRESHOLD:
-                    raise _overlap(train[int(index)], pair, "is nearly identical to")
+                    raise _overlap(train[int(index)], pair, "is nearly identical to", uses)
+
+
+def drop_repeated(pairs: Iterable[ImagePair]) -> tuple[list[ImagePair], list[ImagePair]]:
+    """Return the pairs without those whose HR image came before, pixel for pixel, and those that are left out."""
+    kept: list[ImagePair] = []
+    dropped: list[ImagePair] = []
+    seen: dict[tuple[Any, ...], list[ImagePair]] = {}
+    for pair in pairs:
+        alike = seen.setdefault(_fingerprint(pair), [])
+        if any(np.array_equal(other.hr_HWC, pair.hr_HWC) for other in alike):
+            dropped.append(pair)
+        else:
+            alike.append(pair)
+            kept.append(pair)
+    return kept, dropped
 
 
 def block_similarity(a: FloatArray, b: FloatArray) -> float:
@@ -76,9 +95,9 @@ def block_similarity(a: FloatArray, b: FloatArray) -> float:
     return float(np.median(best))
 
 
-def _overlap(train_pair: ImagePair, validation_pair: ImagePair, how: str) -> UserError:
+def _overlap(train_pair: ImagePair, validation_pair: ImagePair, how: str, uses: tuple[str, str]) -> UserError:
     return UserError(
-        f"validation image {validation_pair.describe()} {how} training image {train_pair.describe()}; "
+        f"{uses[1]} image {validation_pair.describe()} {how} {uses[0]} image {train_pair.describe()}; "
         "remove it from one of the two sets"
     )
 

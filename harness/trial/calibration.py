@@ -32,16 +32,18 @@ DEFAULT_CROP: int = CalibrationConfig().crop
 _BATCH = 8  # crops that are restored at once
 
 
-def choose_images(dataset: PairedDataset, count: int, crop: int) -> list[int]:
+def choose_images(
+    dataset: PairedDataset, count: int, crop: int, *, remedy: str = "ask for fewer images or a smaller crop"
+) -> list[int]:
     """Return the indices of `count` images, spread evenly over those that a crop of `crop`² LR pixels fits into.
 
-    `UserError` where there are fewer.
+    `UserError`, which ends with the `remedy`, where there are fewer.
     """
     large = [index for index, pair in enumerate(dataset) if min(pair.lr_HWC.shape[:2]) >= crop]
     if len(large) < count:
         raise UserError(
             f"{dataset.name} has {len(large)} images of at least {crop}×{crop} low-resolution pixels, but {count} are "
-            "to be calibrated on; ask for fewer images or a smaller crop"
+            f"to be calibrated on; {remedy}"
         )
     return [large[position * len(large) // count] for position in range(count)]
 

@@ -173,9 +173,42 @@ def test_a_bundle_for_panoramas_is_evaluated_as_such(call: Call, folder: Path) -
 def test_images_to_evaluate_on_are_not_tuned_on(call: Call, folder: Path) -> None:
     arguments = ("calibrate", folder / "model.json", "--data", folder / "tune", "--share", "0.5", "--images", "2")
     weights = ("--weights", folder / "weights.safetensors", "--crop", "16")
-    assert "has the same pixels as" in call(*arguments, *weights, "--evaluate", folder / "tune").mistake
+    refused = call(*arguments, *weights, "--evaluate", folder / "tune").mistake
+    assert refused.startswith("evaluation image ")
+    assert "coffee.png has the same pixels as tuning image " in refused
+    few = call(*arguments[:-1], "3", *weights).mistake
+    assert "tune has 2 images of at least 16×16" in few
+    assert "give fewer --images, a smaller --crop or more --data" in few
+    of_a_bundle = ("calibrate", folder / "bundle", *arguments[2:], "--out", folder / "x.txt")
+    write_bundle_of(folder / "bundle", CONFIG)
+    assert "x.txt: a file's name ending in .txt; expected a folder for the bundle" in call(*of_a_bundle).mistake
     assert "is untrained" in call(*arguments).mistake
     assert "expected a name ending in .yaml or .json" in call(*arguments, *weights, "--out", "there.txt").mistake
+
+
+def test_images_that_are_given_twice_count_once(call: Call, folder: Path) -> None:
+    arguments = (
+        "calibrate", folder / "model.json", "--weights", folder / "weights.safetensors", "--data", folder / "tune",
+        "--share", "0.5", "--crop", "16", "--threads", "1", "--json",
+    )  # fmt: skip
+    write_png(folder / "again" / "other.png", cut("coffee", 48, 64))
+    twice = call(*arguments, "--data", folder / "again", "--data", folder / "tune", "--images", "2")
+    once = call(*arguments, "--images", "2").document["calibration"]
+    assert twice.document["calibration"]["images"] == once["images"] == ["coffee", "rocket"]
+    assert twice.document["calibration"]["dataset_hash"] == once["dataset_hash"]
+    assert "more than once count once: without" in twice.err
+    assert "other.png" in twice.err
+    too_many = call(*arguments, "--data", folder / "tune", "--images", "4")
+    assert too_many.code == 2
+    assert "tune has 2 images" in too_many.err
+
+
+def test_weights_that_are_broken_are_one_line(call: Call, folder: Path) -> None:
+    broken = {name: torch.full_like(value, torch.nan) for name, value in build_seeded(CONFIG, 0).state_dict().items()}
+    save_file(broken, folder / "broken.safetensors")
+    arguments = ("calibrate", folder / "model.json", "--weights", folder / "broken.safetensors", "--share", "0.5")
+    tuning = ("--data", folder / "tune", "--images", "2", "--crop", "16", "--threads", "1")
+    assert "not finite" in call(*arguments, *tuning).mistake
 
 
 def test_a_searchs_calibrated_points_are_reported_and_exported(
