@@ -51,6 +51,9 @@ def test_help_of_every_command(call: Call) -> None:
         assert (shown.code, shown.err) == (0, "")
         assert f"harness {name}" in shown.out
         assert call(name, "-h").out == shown.out
+    words = " ".join(call("evaluate", "--help").out.replace("│", " ").split())
+    assert "[default: all cores]" in words
+    assert "[default: the protocol's]" in words
 
 
 def test_a_mistake_is_one_line_and_writes_nothing(tmp_path: Path, photographs: Photographs) -> None:
