@@ -69,6 +69,7 @@ def search(
     setup = _make_setup(name, parsed, results, device, options.resolve_threads(threads), download)
     given_here = "".join(f"# on the command line: {key}: {value}\n" for key, value in overrides.items())
     record = study_record(name, parsed, path.read_text(encoding="utf-8") + given_here, setup)
+    _refuse_run(setup.folder)
     if setup.folder.study_file.is_file():
         known = setup.folder.read_study()
         if known.space_hash == record.space_hash:  # the study goes on under the record that it began with
@@ -131,6 +132,15 @@ def search(
 def _check_study_name(name: str) -> None:
     if not name or any(sign in name for sign in "/\\\0") or name.startswith("."):
         raise UserError(f"--study {name!r}: expected a name without slashes that does not begin with a dot")
+
+
+def _refuse_run(folder: "StudyFolder") -> None:
+    """Refuse a folder that `harness train` made: the search's first trial would replace its record."""
+    is_study = folder.study_file.exists() or folder.database.exists()
+    if not is_study and any((folder.path / "trials").glob("*.json")):
+        raise UserError(
+            f"{folder.path} holds records of no study, such as those of `harness train`; give another --study"
+        )
 
 
 def _make_setup(

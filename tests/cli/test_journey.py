@@ -234,6 +234,9 @@ class TestAgain:
             ("steps=2", "--gamma", "0.25"): "model.routing",
         }.items():
             assert words in call(*arguments, "--set", *other).mistake
+        space = write_space(tmp_path / "run.yaml", tiny_space(photographs))
+        searched = call("search", space, "--results", tmp_path, "--study", "run", "--no-tracking").mistake
+        assert "run holds records of no study, such as those of `harness train`; give another --study" in searched
         assert written() == before
         assert call(*arguments, "--set", "steps=3", "--overwrite").code == 0
         assert read_bundle_metrics(run / "bundle").training_result.steps == 3  # type: ignore[union-attr]
