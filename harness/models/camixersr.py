@@ -260,10 +260,9 @@ def draw_mask(logits_BN2: Tensor, generator: Generator | None, noise: bool) -> T
 def check_importance(importance_BHW: Tensor, input_BCHW: Tensor) -> None:
     """Raise `UserError` unless a map of importance is finite and lies over the images, one for each or one for all."""
     count, (h, w) = len(input_BCHW), input_BCHW.shape[-2:]
+    counts = "1" if count == 1 else f"{count} or 1"
     if importance_BHW.dim() != 3 or importance_BHW.shape[0] not in (1, count) or importance_BHW.shape[1:] != (h, w):
-        raise UserError(
-            f"the map of importance has shape {tuple(importance_BHW.shape)}, expected ({count} or 1, {h}, {w})"
-        )
+        raise UserError(f"the map of importance has shape {tuple(importance_BHW.shape)}, expected ({counts}, {h}, {w})")
     if not torch.isfinite(importance_BHW).all():
         raise UserError("the map of importance holds values that are not finite; expected 0 where nothing matters")
 

@@ -78,7 +78,10 @@ def evaluate(
             pair = dataset[index]
             input_BCHW = to_tensor(pair.lr_HWC).to(device)
             with torch.inference_mode():
-                restored = restore_image(network, input_BCHW, tile=tile, overlap=overlap, wrap=wrap, progress=tell)
+                try:
+                    restored = restore_image(network, input_BCHW, tile=tile, overlap=overlap, wrap=wrap, progress=tell)
+                except TrialFailedError as error:  # found on the way
+                    raise TrialFailedError(f"the output for {pair.name} is not finite: {error}") from None
             if tile is None:
                 tell(1, 1)
             if not torch.isfinite(restored.image_BCHW).all():
