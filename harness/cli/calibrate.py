@@ -58,13 +58,13 @@ def calibrate(
 
     Never tune on the images that the result is evaluated on: --evaluate refuses images that are in --data.
     """
-    from harness.cli.target import resolve_network
+    from harness.cli.target import default_protocol, resolve_network
     from harness.core.configs import RoutingConfig
     from harness.core.errors import TrialFailedError, UserError
     from harness.core.files import write_text
     from harness.data import PairedDataset, open_dataset, refuse_overlap
     from harness.data.overlap import drop_repeated
-    from harness.export import check_target, read_bundle_config, read_bundle_metrics, write_calibrated_bundle
+    from harness.export import check_target, read_bundle_metrics, write_calibrated_bundle
     from harness.metrics import get_protocol, metric_label
     from harness.profiling import chosen_threads
     from harness.trial import evaluate as run_evaluation
@@ -91,8 +91,7 @@ def calibrate(
         raise UserError(f"{model} is untrained, and calibration measures what training has made of it; give --weights")
     if writes_bundle:
         read_bundle_metrics(Path(model))  # what is damaged shows before the work is done
-    task = read_bundle_config(Path(model)).task if Path(model).is_dir() else "classic"
-    rules = get_protocol(protocol or ("odi" if task == "odi" else "light"))
+    rules = get_protocol(protocol or default_protocol(model))
 
     def open_source(source: str, *, panoramas: bool = False) -> PairedDataset:
         cache = results / "cache"

@@ -16,7 +16,13 @@ def evaluate(
     scale: options.ScaleOption = None,
     gamma: options.Gamma = None,
     routing: options.Routing = None,
-    protocol: Annotated[str, typer.Option(help="How to score: light, light-rounded, large, ntire or odi.")] = "light",
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="How to score: light, light-rounded, large, ntire or odi.  "
+            "[default: light; odi for a bundle trained on panoramas]"
+        ),
+    ] = None,
     tile: Annotated[int | None, typer.Option(help="Low-resolution tile side.  [default: the protocol's]")] = None,
     overlap: Annotated[
         int | None, typer.Option(min=0, help="Overlap of tiles in low-resolution pixels.  [default: 4]")
@@ -32,7 +38,7 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Score a network on images under a named protocol, with the attention it really spent."""
-    from harness.cli.target import resolve_network
+    from harness.cli.target import default_protocol, resolve_network
     from harness.core.environment import observe_environment
     from harness.core.errors import TrialFailedError, UserError
     from harness.data import open_dataset
@@ -40,7 +46,7 @@ def evaluate(
     from harness.profiling import chosen_threads
     from harness.trial import evaluate as run_evaluation
 
-    rules = get_protocol(protocol)
+    rules = get_protocol(protocol or default_protocol(model))
     tile = rules.tile if tile is None else tile
     options.check_tiles(tile, overlap)
     if wrap and not rules.spherical:

@@ -64,3 +64,11 @@ def resolve_network(
         return network.eval(), "untrained" if any(True for _ in network.parameters()) else "none needed"
     entry = load_weights(network, weights)
     return network.eval(), f"{weights} ({entry})"
+
+
+def default_protocol(model: str) -> str:
+    """Return the protocol that a target is scored by unless told otherwise: that of the task of a bundle."""
+    from harness.export import is_bundle, read_bundle_config
+
+    path = Path(model)
+    return "odi" if is_bundle(path) and read_bundle_config(path).task == "odi" else "light"

@@ -98,7 +98,7 @@ def test_panoramas_from_training_to_upscaling(call: Call, tmp_path: Path) -> Non
     assert "--wrap 65: the narrowest image has 64 low-resolution columns; expected no more" in too_far
     own_tile = call("evaluate", "bicubic", "--data", "validation", "--protocol", "large", "--overlap", "8", "--json")
     assert (own_tile.document["tile"], own_tile.document["overlap"]) == (64, 8)
-    table = call("evaluate", "run/bundle", "--data", "validation", "--protocol", "odi", "--threads", "1").out
+    table = call("evaluate", "run/bundle", "--data", "validation", "--threads", "1").out
     assert "WS-PSNR (dB)" in table
     assert "continued by 32 columns at each side of the seam" in " ".join(table.split())
     network, image_HWC = load_network(Path("run/bundle")), cut("rocket", 64, 128)
