@@ -173,7 +173,7 @@ class TestReport:
         for baseline in document["baselines"].values():
             assert set(baseline) >= POINT_FIELDS
         assert document["baselines"]["swinir-light"]["params"] == 929_628
-        assert document["baselines"]["swinir-light"]["latency_ratio"] == pytest.approx(1, rel=0.9)
+        assert 0.1 < document["baselines"]["swinir-light"]["latency_ratio"] < 10  # against itself, on any machine
         assert document["converged"] is False
 
     def test_the_front_is_not_dominated(self, call: Call, study: FinishedStudy) -> None:
