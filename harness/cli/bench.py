@@ -1,9 +1,9 @@
 """`harness bench`: how much of this machine's peak inference and training reach."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Measure this machine: its peak, and what inference and training reach of it, checked against algorithm 1.",
     no_args_is_help=True,
 )
+_Bench = TypeVar("_Bench", "InferenceBench", "TrainingBench")
 _COLUMNS = ["γ", "runs", "median ms", "IQR", "of peak", "time / γ=1", "MACs / γ=1", "by operator", "word for word"]
 _COLUMNS += ["bf16 / fp32", "bf16 of peak"]
 _OWN_CORE = 0.9  # of a core's time, below which others disturb
@@ -39,11 +40,7 @@ def inference(
     effort = Effort(rounds=8, max_seconds=110) if quick else Effort(rounds=32, max_seconds=480)
     with _refusal_in_one_line(), counting("measuring") as progress:
         bench = measure_inference(default_cases(), effort, device=place, progress=progress)
-    _warn_of_others(bench.core_share)
-    if json:
-        print_json(bench.model_dump(mode="json"))
-    else:
-        print_inference(bench)
+    _print(bench, print_inference, json=json)
 
 
 @app.command()
@@ -66,11 +63,7 @@ def training(
     )
     with _refusal_in_one_line(), counting("measuring") as progress:
         bench = measure_training(case, photographs, effort, device=place, progress=progress)
-    _warn_of_others(bench.core_share)
-    if json:
-        print_json(bench.model_dump(mode="json"))
-    else:
-        print_training(bench)
+    _print(bench, print_training, json=json)
 
 
 def print_inference(bench: "InferenceBench") -> None:
@@ -136,13 +129,18 @@ def print_training(bench: "TrainingBench") -> None:
     )
 
 
-def _warn_of_others(core_share: float | None) -> None:
+def _print(bench: _Bench, as_tables: Callable[[_Bench], None], *, json: bool) -> None:
+    core_share = bench.core_share
     if core_share is not None and core_share < _OWN_CORE:
         messages.print(
             f"note: this process had {core_share:.0%} of a core, others the rest: "
             "times are the processor's, but caches were shared; best measure on a quiet machine",
             soft_wrap=True,
         )
+    if json:
+        print_json(bench.model_dump(mode="json"))
+    else:
+        as_tables(bench)
 
 
 def _print_peaks(machine: "Machine", peaks: "dict[str, Peak]") -> None:

@@ -40,7 +40,7 @@ def calibrate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="How --evaluate scores: light, light-rounded, large, ntire or odi.  "
+            help=f"How --evaluate scores: {options.PROTOCOL_NAMES}.  "
             "[default: light; odi for a bundle trained for panoramas]"
         ),
     ] = None,

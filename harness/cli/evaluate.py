@@ -19,8 +19,7 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="How to score: light, light-rounded, large, ntire or odi.  "
-            "[default: light; odi for a bundle trained on panoramas]"
+            help=f"How to score: {options.PROTOCOL_NAMES}.  [default: light; odi for a bundle trained on panoramas]"
         ),
     ] = None,
     tile: Annotated[int | None, typer.Option(help="Low-resolution tile side.  [default: the protocol's]")] = None,

@@ -38,6 +38,8 @@ Weights = Annotated[
 ScaleOption = Annotated[int | None, typer.Option(help="Upscaling factor 2, 3 or 4 of a preset.  [default: 4]")]
 Gamma = Annotated[float | None, typer.Option(help="Attention ratio γ in 0..1.  [default: the config's, presets 0.5]")]
 Routing = Annotated[PolicyName | None, typer.Option(help="Routing policy.  [default: the config's, fixed for presets]")]
+PROTOCOL_NAMES = "light, light-rounded, large, ntire or odi"  # for help texts, which load nothing heavy
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 Results = Annotated[
     Path, typer.Option(envvar="HARNESS_RESULTS", help="Where studies, caches and the MLflow store are.")

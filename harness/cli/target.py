@@ -69,6 +69,7 @@ def resolve_network(
 def default_protocol(model: str) -> str:
     """Return the protocol that a target is scored by unless told otherwise: that of the task of a bundle."""
     from harness.export import is_bundle, read_bundle_config
+    from harness.metrics import protocol_for
 
     path = Path(model)
-    return "odi" if is_bundle(path) and read_bundle_config(path).task == "odi" else "light"
+    return protocol_for(read_bundle_config(path).task if is_bundle(path) else "classic")

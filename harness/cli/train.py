@@ -37,9 +37,7 @@ def train(
     ] = options.TaskName.CLASSIC,
     protocol: Annotated[
         str | None,
-        typer.Option(
-            help="How to score: light, light-rounded, large, ntire or odi.  [default: light; odi for --task odi]"
-        ),
+        typer.Option(help=f"How to score: {options.PROTOCOL_NAMES}.  [default: light; odi for --task odi]"),
     ] = None,
     latency_device: Annotated[str, typer.Option(help="Where to measure latency: cpu:THREADS or cuda:INDEX.")] = "cpu:1",
     device: options.TrainDevice = "cpu",
@@ -61,7 +59,7 @@ def train(
     from harness.core.study_folder import StudyFolder
     from harness.data import open_dataset, refuse_overlap
     from harness.export import check_target, read_bundle_config, write_bundle
-    from harness.metrics import get_protocol
+    from harness.metrics import get_protocol, protocol_for
     from harness.models import preset_config
     from harness.profiling import parse_device
     from harness.training import TrainingInterruptedError
@@ -73,7 +71,7 @@ def train(
     training = _training_config(recipe, {"task": task.value, **options.parse_settings(settings)})
     if training.task == "odi" and protocol not in (None, "odi"):
         raise UserError(f"--protocol {protocol}: panoramas are scored by latitude; expected odi, or no protocol at all")
-    rules = get_protocol(protocol or ("odi" if training.task == "odi" else "light"))
+    rules = get_protocol(protocol or protocol_for(training.task))
 
     place = options.check_train_device(device)
     measured_on = parse_device(latency_device).text

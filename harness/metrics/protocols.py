@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from harness.core.configs import Task
 from harness.core.errors import UserError, unknown_name
 from harness.core.records import METRIC_LABELS
 from harness.metrics.colour import luma_bt601
@@ -102,6 +103,11 @@ def get_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise unknown_name("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
+
+
+def protocol_for(task: Task) -> str:
+    """Return the name of the protocol that networks trained for a task are scored by unless told otherwise."""
+    return "odi" if task == "odi" else "light"
 
 
 def metric_label(metric: str, protocol: str, *, unit: bool = True) -> str:

@@ -95,7 +95,7 @@ def run_groups(
     with torch.autocast("cpu", enabled=False):
         parts = [] if condition_BHWX is None else [condition_BHWX.to(dtype)]
         condition_PX = torch.cat((*parts, shallow_BHWC.new_ones(B, H, W, 1)), dim=-1).view(B * H * W, -1)
-        runner = _Runner(size, condition_PX, plan, shallow_BHWC.new_empty)
+        runner = _Runner(size, condition_PX, plan)
         x_PC, spare_PC = shallow_BHWC.clone().view(-1, C), torch.empty_like(shallow_BHWC).view(-1, C)
         shares: list[Tensor] = []
         for group in cast("Iterable[Group]", network.groups):
@@ -109,17 +109,17 @@ def run_groups(
 class _Runner:
     """Runs blocks in place on features P×C; holds the buffers that all of them use."""
 
-    def __init__(self, size: _Size, condition_PX: Tensor, plan: RoutingPlan, new_empty: Callable[..., Tensor]):
+    def __init__(self, size: _Size, condition_PX: Tensor, plan: RoutingPlan):
         self.size = size
         self.condition_PX = condition_PX
         self.plan = plan
         self.dtype = condition_PX.dtype
         rows = size.images * size.H if size.images > 1 else min(size.H, size.strip + _WARP_REACH + 2 * size.M)
         kept = size.images * size.H if size.images > 1 else min(size.H, size.strip + _MIXER_HALO + 2)
-        self.mixed_PC = new_empty(size.B * size.H * size.W, size.C)
-        self.unprojected_PC = new_empty(rows * size.W, size.C)
-        self.gate_PC = new_empty(kept * size.W, size.C)
-        self.linear_PC = new_empty(kept * size.W, size.C)
+        self.mixed_PC = condition_PX.new_empty(size.B * size.H * size.W, size.C)
+        self.unprojected_PC = condition_PX.new_empty(rows * size.W, size.C)
+        self.gate_PC = condition_PX.new_empty(kept * size.W, size.C)
+        self.linear_PC = condition_PX.new_empty(kept * size.W, size.C)
 
     def in_dtype(self, weight: Tensor) -> Tensor:
         """Return a parameter, or what is derived of some, in the dtype of the features."""
@@ -128,16 +128,16 @@ class _Runner:
     def run(self, block: "Block", x_PC: Tensor) -> Tensor:
         """Run one block; return each image's share of hard windows (B)."""
         size, mixer = self.size, block.mixer
-        features_PE = maps_SP = spatial_P = channel_BC = None
+        features_PE = maps_SP = spatial_P = channel_B1C = None
         if mixer.block not in self.plan.unread:
             features_PE = self._predict(block, x_PC)
             maps_SP = self._read_maps(mixer.predictor, features_PE)
-            spatial_P, channel_BC = self._attend_cheaply(mixer.predictor, features_PE, maps_SP)
+            spatial_P, channel_B1C = self._attend_cheaply(mixer.predictor, features_PE, maps_SP)
         mask_BN = self._select(block, maps_SP)
         attention = None
         if mask_BN is not None and mask_BN.any():
             attention = self._plan_attention(block, features_PE, mask_BN)
-        strips = _Strips(self, block, x_PC, spatial_P, channel_BC, attention)
+        strips = _Strips(self, block, x_PC, spatial_P, channel_B1C, attention)
         for first in range(0, size.B, size.images):
             strips.run_images(first, min(first + size.images, size.B))
         if mask_BN is None:
@@ -367,8 +367,9 @@ class _Strips:
         for buffer_PC, convolution in ((self.runner.gate_PC, self.gate), (self.runner.linear_PC, self.linear)):
             expanded_BHWC = buffer_PC[:pixels].view(last - first, -1, W, C)
             halves.append(_convolve_rows(convolution, expanded_BHWC, begin, end, 1, H).reshape(-1, C))
-            kept = min(2, kept_to - kept_from) * W if kept_to < H else 0
-            buffer_PC[:kept] = buffer_PC[pixels - kept : pixels].clone()
+            if kept_to < H:  # the next strip goes on from here
+                kept = min(2, kept_to - kept_from) * W
+                buffer_PC[:kept] = buffer_PC[pixels - kept : pixels].clone()
         x_PC = self._rows(self.x_PC, first, last, begin, end)
         x_PC.addmm_(halves[0].mul_(halves[1]), self.project_CC)
         self._normalise(x_PC, None, 1)
