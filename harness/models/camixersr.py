@@ -19,11 +19,20 @@ from harness.models import strips
 from harness.models.bicubic import upscale_bicubic
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
-from harness.models.routing import RoutingPlan, plan_routing, select_windows
+from harness.models.routing import (
+    RoutingPlan,
+    count_windows,
+    knows_counts,
+    plan_routing,
+    rank_windows,
+    select_windows,
+)
 from harness.models.warping import rows_of_warped_sum, segments_of_windows, sum_rows, warp
 
 _SLOPE = 0.1
 _EPS = 1e-6
+_HEAD_MULTIPLE = 8  # what the fused attention kernels of accelerators want the channels of a head to be a multiple of
+_MOST_ATTENDED = 65535  # windows in one call: as many as CUDA lets a grid have blocks in its last dimension
 
 
 def to_channels_last(x_BCHW: Tensor) -> Tensor:
@@ -108,16 +117,16 @@ class Predictor(nn.Module):
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
-class MaskDraw(NamedTuple):
-    """How training decides which windows get attention, and whether it computes attention for the others too.
+class MixerMode(NamedTuple):
+    """How windows are mixed.
 
-    `noise`: Gumbel noise from `generator` on the logits. `is_dense`: algorithm 1 to the letter, both paths everywhere;
-    the result and all gradients are the same.
+    `is_literal`: every operator as the paper writes it; in training both paths in every window, at inference the
+    offsets and the warp of every window. The result and all gradients are the same. `gumbel_SBN2`: the noise of
+    training on the logits of each block; None without.
     """
 
-    generator: Generator | None
-    noise: bool
-    is_dense: bool
+    is_literal: bool
+    gumbel_SBN2: Tensor | None
 
 
 class CAMixer(nn.Module):
@@ -142,7 +151,7 @@ class CAMixer(nn.Module):
         x_BHWC: Tensor,
         condition_BHWX: Tensor | None,
         plan: RoutingPlan,
-        draw: MaskDraw,
+        mode: MixerMode,
     ) -> tuple[Tensor, Tensor]:
         """Mix; return the features (B×H×W×C) and each image's share of hard windows (B)."""
         features_BHWE = value_BHWC = self.value(x_BHWC)
@@ -150,12 +159,14 @@ class CAMixer(nn.Module):
             conditions = value_BHWC if condition_BHWX is None else torch.cat((value_BHWC, condition_BHWX), dim=-1)
             features_BHWE = self.predictor.features(conditions)
         if self.training:
-            mask_BN = draw_mask(self.predictor.route(features_BHWE), draw.generator, draw.noise)
-            mix = self._mix_densely if draw.is_dense else self._mix_sparsely
+            gumbel_BN2 = None if mode.gumbel_SBN2 is None else mode.gumbel_SBN2[self.block]
+            mask_BN = draw_mask(self.predictor.route(features_BHWE), gumbel_BN2)
+            mix = self._mix_densely if mode.is_literal else self._mix_sparsely
             mixed_BHWC = mix(x_BHWC, value_BHWC, features_BHWE, mask_BN)
             hard_share_B = mask_BN.mean(dim=1)
         else:
-            mixed_BHWC, hard_share_B = self._mix_selected(x_BHWC, value_BHWC, features_BHWE, plan)
+            select = self._mix_selected if mode.is_literal else self._mix_gathered
+            mixed_BHWC, hard_share_B = select(x_BHWC, value_BHWC, features_BHWE, plan)
         convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWC)))
         channel_B11C = self.predictor.attend_channels(features_BHWE)
         if channel_B11C is not None:
@@ -165,7 +176,7 @@ class CAMixer(nn.Module):
     def _mix_selected(
         self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan
     ) -> tuple[Tensor, Tensor]:
-        """Inference: attention for the selected windows, spatial attention for the others."""
+        """Inference, literal: attention for the selected windows, spatial attention for the others."""
         B, H, W, C = x_BHWC.shape
         M = self.window
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
@@ -187,6 +198,47 @@ class CAMixer(nn.Module):
         windows_BRQMMC[image_K, row_K, column_K] = attended_KLC.view(-1, M, M, C).to(mixed_BHWC.dtype)
         return mixed_BHWC, mask_BN.to(x_BHWC.dtype).mean(dim=1)
 
+    def _mix_gathered(
+        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan
+    ) -> tuple[Tensor, Tensor]:
+        """Inference: `_mix_selected` with offsets, warp, q and k of the hard windows only.
+
+        Where K is known beforehand nothing waits for the device, and no shape depends on the image. Where offsets are
+        NaN, so is the result.
+        """
+        spatial_BHW1 = self.predictor.attend_space(features_BHWE)
+        mixed_BHWC = value_BHWC.clone() if spatial_BHW1 is None else value_BHWC * spatial_BHW1
+        windows_K3, hard_share_B = self._find_windows(x_BHWC, features_BHWE, plan)
+        if len(windows_K3):
+            attended_KLC, segments_KM = self._attend_windows(x_BHWC, value_BHWC, features_BHWE, windows_K3)
+            _write_windows(mixed_BHWC, segments_KM, attended_KLC)
+        return mixed_BHWC, hard_share_B
+
+    def _find_windows(self, x_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan) -> tuple[Tensor, Tensor]:
+        """Return the hard windows (K×3: image, row, column) and each image's share of them (B)."""
+        B, H, W, _ = x_BHWC.shape
+        R, Q = H // self.window, W // self.window
+        N, device = R * Q, x_BHWC.device
+        count = count_windows(plan.routing, self.block, N)
+        if count is None:
+            if plan.mask_SBN is not None:
+                mask_BN = plan.mask_SBN[self.block]
+            else:
+                logits_BN2 = self.predictor.route(features_BHWE)
+                mask_BN = select_windows(logits_BN2, plan.routing, self.block, plan.importance_BN)
+            windows_K3 = mask_BN.view(B, R, Q).nonzero() if plan.windows is None else plan.windows[self.block]
+            return windows_K3, mask_BN.to(x_BHWC.dtype).mean(dim=1)
+        if 0 < count < N:
+            hardest_BN = rank_windows(self.predictor.route(features_BHWE), plan.importance_BN)
+        else:
+            hardest_BN = torch.arange(N, device=device).expand(B, N)  # all or none: the logits are dead
+        chosen_BK = hardest_BN[:, :count]
+        image_BK = torch.arange(B, device=device)[:, None].expand(B, count)
+        windows_BK3 = torch.stack((image_BK, chosen_BK // Q, chosen_BK % Q), dim=-1)
+        first_BN = x_BHWC.new_zeros(B, N)  # K/N by the same operator as from a mask, which need not round alike
+        first_BN[:, :count] = 1
+        return windows_BK3.view(-1, 3), first_BN.mean(dim=1)
+
     def _mix_densely(self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor) -> Tensor:
         """Training: every window takes both paths, weighted by the straight-through mask."""
         B, H, W, C = x_BHWC.shape
@@ -203,31 +255,57 @@ class CAMixer(nn.Module):
 
     def _mix_sparsely(self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor) -> Tensor:
         """Training: attention for the hard windows only, with the result and the gradients of `_mix_densely`."""
-        B, H, W, C = x_BHWC.shape
-        M = self.window
-        is_hard_BN = mask_BN.detach() > 0.5
-        windows = is_hard_BN.view(B, H // M, W // M).nonzero()
-        segments_KM = segments_of_windows(windows, (H, W), M)
-
-        def gather(map_BHWX: Tensor) -> Tensor:  # hard windows of a map, as K×L×channels
-            segments = map_BHWX.reshape(-1, M * map_BHWX.shape[-1]).index_select(0, segments_KM.view(-1))
-            return segments.view(-1, M * M, map_BHWX.shape[-1])
-
-        mask_K11 = mask_BN[is_hard_BN][:, None, None].to(x_BHWC.dtype)
-        x_KLC, keyed_KLC = gather(x_BHWC), None
-        offsets_KL2 = self.predictor.predict_offsets(gather(features_BHWE))
-        if offsets_KL2 is None:
-            keyed_KLC = x_KLC
-        else:
-            offsets_2KMM = offsets_KL2.permute(2, 0, 1).view(2, -1, M, M)
-            rows_KL5, weights_KL5 = rows_of_warped_sum(offsets_2KMM, windows, (H, W))
-            keyed_KLC = sum_rows(x_BHWC.reshape(-1, C), rows_KL5, weights_KL5).view(-1, M * M, C)
-        attended_KLC = self._attend(self.query(x_KLC * mask_K11), self.key(keyed_KLC * mask_K11), gather(value_BHWC))
+        B, H, W, _ = x_BHWC.shape
+        R, Q = H // self.window, W // self.window
+        windows_K3 = (mask_BN.detach() > 0.5).view(B, R, Q).nonzero()
+        image_K, row_K, column_K = windows_K3.unbind(1)
+        mask_K11 = mask_BN.view(B, R, Q)[image_K, row_K, column_K][:, None, None].to(x_BHWC.dtype)
+        attended_KLC, segments_KM = self._attend_windows(x_BHWC, value_BHWC, features_BHWE, windows_K3, mask_K11)
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
         if spatial_BHW1 is None:
             spatial_BHW1 = value_BHWC.new_ones(B, H, W, 1)
         mixed: Tensor = _MaskedMix.apply(value_BHWC, spatial_BHW1, attended_KLC, mask_BN, segments_KM)  # type: ignore[no-untyped-call]
         return mixed
+
+    def _attend_windows(
+        self,
+        x_BHWC: Tensor,
+        value_BHWC: Tensor,
+        features_BHWE: Tensor,
+        windows_K3: Tensor,
+        mask_K11: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the attention of some windows (K×L×C) and their row segments (K×M).
+
+        Offsets, warp, q and k are those of these windows only; q and k are made of features times `mask_K11`.
+        """
+        _, H, W, C = x_BHWC.shape
+        M = self.window
+        segments_KM = segments_of_windows(windows_K3, (H, W), M)
+        x_KLC = keyed_KLC = _gather_windows(x_BHWC, segments_KM)
+        offsets_KL2 = self.predictor.predict_offsets(_gather_windows(features_BHWE, segments_KM))
+        if offsets_KL2 is not None:
+            offsets_2KMM = offsets_KL2.permute(2, 0, 1).view(2, -1, M, M)
+            rows_KL5, weights_KL5 = rows_of_warped_sum(offsets_2KMM, windows_K3, (H, W))
+            keyed_KLC = sum_rows(x_BHWC.reshape(-1, C), rows_KL5, weights_KL5).view(-1, M * M, C)
+        if mask_K11 is not None:
+            x_KLC, keyed_KLC = x_KLC * mask_K11, keyed_KLC * mask_K11
+        value_KLC = _gather_windows(value_BHWC, segments_KM)
+        return self.attend(x_KLC, keyed_KLC, value_KLC, head_width(C, x_BHWC.device)), segments_KM
+
+    def attend(self, x_KLC: Tensor, keyed_KLC: Tensor, value_KLC: Tensor, width: int) -> Tensor:
+        """Return the attention of windows with queries of `x_KLC` and keys of `keyed_KLC`.
+
+        All three are continued by zeros to `width` channels, which changes nothing: the scores get zeros added.
+        """
+        C = value_KLC.shape[-1]
+        query_KLC, key_KLC = _project(self.query, x_KLC, width), _project(self.key, keyed_KLC, width)
+        value_KLC = F.pad(value_KLC, (0, width - C)) if width > C else value_KLC
+        if not len(value_KLC):  # not every kernel takes a batch of none
+            return (query_KLC + key_KLC + value_KLC.to(query_KLC.dtype))[..., :C]
+        parts = zip(*(torch.split(part, _MOST_ATTENDED) for part in (query_KLC, key_KLC, value_KLC)), strict=True)
+        attended = [self._attend(*part) for part in parts]
+        return (attended[0] if len(attended) == 1 else torch.cat(attended))[..., :C]
 
     def _warped_sum(self, x_BHWC: Tensor, features_BHWE: Tensor) -> Tensor:
         """Return x + X̃, what keys are made of; x alone where the offsets are ablated."""
@@ -242,16 +320,51 @@ class CAMixer(nn.Module):
         return attended[:, 0]
 
 
-def draw_mask(logits_BN2: Tensor, generator: Generator | None, noise: bool) -> Tensor:
+def head_width(channels: int, device: torch.device) -> int:
+    """Return how many channels the one head of attention gets on a device."""
+    return channels if device.type == "cpu" else -(-channels // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
+
+
+def _project(linear: nn.Linear, x_KLC: Tensor, width: int) -> Tensor:
+    """Run a linear layer whose outputs are continued by zeros to `width`."""
+    more = width - linear.out_features
+    if not more:
+        projected: Tensor = linear(x_KLC)
+        return projected
+    return F.linear(x_KLC, F.pad(linear.weight, (0, 0, 0, more)), F.pad(linear.bias, (0, more)))
+
+
+def _gather_windows(map_BHWX: Tensor, segments_KM: Tensor) -> Tensor:
+    """Return some windows of a map, by their row segments, as K×L×X."""
+    M = segments_KM.shape[1]
+    segments = map_BHWX.reshape(-1, M * map_BHWX.shape[-1]).index_select(0, segments_KM.view(-1))
+    return segments.view(-1, M * M, map_BHWX.shape[-1])
+
+
+def _write_windows(map_BHWX: Tensor, segments_KM: Tensor, windows_KLX: Tensor) -> None:
+    """Put windows into a map, in place."""
+    segments = _segments(map_BHWX, segments_KM.shape[1])
+    segments.index_copy_(0, segments_KM.view(-1), windows_KLX.to(map_BHWX.dtype).reshape(-1, segments.shape[1]))
+
+
+def draw_gumbel(shape: tuple[int, int, int, int], generator: Generator | None, device: torch.device) -> Tensor:
+    """Draw standard Gumbel noise S×B×N×2, block by block, on the CPU whatever the device: the same numbers on all."""
+    blocks, *of_block = shape
+    noise = torch.stack([-torch.empty(of_block).exponential_(generator=generator).log() for _ in range(blocks)])
+    if device.type == "cuda":
+        return noise.pin_memory().to(device, non_blocking=True)  # pinned, so that nothing waits for the device
+    return noise.to(device)
+
+
+def draw_mask(logits_BN2: Tensor, gumbel_BN2: Tensor | None) -> Tensor:
     """Draw the straight-through mask (B×N, 1 = hard): onehot − stop_gradient(soft) + soft.
 
     As in the released network the Gumbel logits are the softmaxed probabilities p, at temperature 1: soft is the
-    softmax of p + Gumbel noise. Without `noise` soft = softmax(p), and the one-hot is argmax p.
+    softmax of p + Gumbel noise. Without noise soft = softmax(p), and the one-hot is argmax p.
     """
     logits = torch.softmax(logits_BN2, dim=-1)
-    if noise:
-        gumbel = -torch.empty(logits.shape).exponential_(generator=generator).log()
-        logits = logits + gumbel.to(device=logits.device, dtype=logits.dtype)
+    if gumbel_BN2 is not None:
+        logits = logits + gumbel_BN2.to(logits.dtype)
     soft_BN = torch.softmax(logits, dim=-1)[..., 0]
     onehot_BN = (logits[..., 0] >= logits[..., 1]).to(soft_BN.dtype)
     return onehot_BN - soft_BN.detach() + soft_BN
@@ -278,11 +391,8 @@ class _MaskedMix(torch.autograd.Function):
     def forward(
         ctx: Any, value_BHWC: Tensor, spatial_BHW1: Tensor, attended_KLC: Tensor, mask_BN: Tensor, segments_KM: Tensor
     ) -> Tensor:
-        M = segments_KM.shape[1]
         mixed_BHWC = value_BHWC * spatial_BHW1
-        _segments(mixed_BHWC, M).index_copy_(
-            0, segments_KM.view(-1), attended_KLC.to(mixed_BHWC.dtype).reshape(-1, M * mixed_BHWC.shape[-1])
-        )
+        _write_windows(mixed_BHWC, segments_KM, attended_KLC)
         ctx.save_for_backward(value_BHWC, spatial_BHW1, attended_KLC, segments_KM)
         ctx.mask_dtype = mask_BN.dtype
         return mixed_BHWC
@@ -354,10 +464,10 @@ class Block(nn.Module):
         x_BHWC: Tensor,
         condition_BHWX: Tensor | None,
         plan: RoutingPlan,
-        draw: MaskDraw,
+        mode: MixerMode,
     ) -> tuple[Tensor, Tensor]:
         """Return the features and each image's share of hard windows."""
-        mixed, hard_share_B = self.mixer(x_BHWC, condition_BHWX, plan, draw)
+        mixed, hard_share_B = self.mixer(x_BHWC, condition_BHWX, plan, mode)
         x_BHWC = self.norm1(mixed + x_BHWC)
         return self.norm2(self.ffn(x_BHWC) + x_BHWC), hard_share_B
 
@@ -413,6 +523,11 @@ class CAMixerSR(SRNetwork):
     def routing(self, routing: RoutingConfig) -> None:
         self.config = self.config.with_routing(routing)
 
+    @property
+    def is_static(self) -> bool:
+        """Whether inference does the same work whatever the image."""
+        return knows_counts(self.routing)
+
     def restore(
         self, input_BCHW: Tensor, *, generator: Generator | None = None, importance_BHW: Tensor | None = None
     ) -> Restoration:
@@ -436,8 +551,7 @@ class CAMixerSR(SRNetwork):
         if strips.suits(self, padded_BCHW):
             x_BHWC, shares = strips.run_groups(self, shallow_BHWC, condition_BHWX, plan)
         else:
-            draw = MaskDraw(generator, self.routing_noise, self.is_literal)
-            x_BHWC, shares = self._run_groups(shallow_BHWC, condition_BHWX, plan, draw)
+            x_BHWC, shares = self._run_groups(shallow_BHWC, condition_BHWX, plan, generator)
         deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC
         image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), config.scale)
         image_BCHW = image_BCHW[..., : h * config.scale, : w * config.scale]
@@ -446,14 +560,23 @@ class CAMixerSR(SRNetwork):
         return Restoration(image_BCHW, torch.stack(shares))
 
     def _run_groups(
-        self, x_BHWC: Tensor, condition_BHWX: Tensor | None, plan: RoutingPlan, draw: MaskDraw
+        self, x_BHWC: Tensor, condition_BHWX: Tensor | None, plan: RoutingPlan, generator: Generator | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Run all groups as the paper writes them; return the features and each block's shares of hard windows."""
+        B, H, W, _ = x_BHWC.shape
+        R, Q = H // self.config.window, W // self.config.window
+        is_literal = self.is_literal or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+        gumbel_SBN2 = None
+        if self.training and self.routing_noise:
+            gumbel_SBN2 = draw_gumbel((self.config.num_blocks, B, R * Q, 2), generator, x_BHWC.device)
+        elif not self.training and not is_literal:
+            plan = plan.look_up_windows((R, Q))
+        mode = MixerMode(is_literal, gumbel_SBN2)
         shares: list[Tensor] = []
         for group in self.groups:
             start_BHWC = x_BHWC
             for block in group.blocks:  # type: ignore[union-attr]
-                x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, plan, draw)
+                x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, plan, mode)
                 shares.append(hard_share_B)
             x_BHWC = group.tail(x_BHWC) + start_BHWC  # type: ignore[operator]
         return x_BHWC, shares

@@ -26,6 +26,25 @@ def count_fixed(gamma: float, num_windows: int) -> int:
     return int(gamma * num_windows + 1e-9)
 
 
+def knows_counts(routing: RoutingConfig) -> bool:
+    """Say whether K is known for every block before any image is seen."""
+    return routing.policy in ("fixed", "schedule") or (routing.policy == "probability" and routing.gamma in (0, 1))
+
+
+def count_windows(routing: RoutingConfig, block: int, num_windows: int) -> int | None:
+    """Return K, the number of hard windows of one block in each image; None where it depends on the image."""
+    if routing.never_attends(block):
+        return 0
+    if not knows_counts(routing):
+        return None
+    return count_fixed(_gamma(routing, block), num_windows)
+
+
+def rank_windows(logits_BN2: Tensor, importance_BN: Tensor | None = None) -> Tensor:
+    """Return the windows of each image (B×N) from the hardest on: the first K of them are those of `select_windows`."""
+    return _sort(_score(logits_BN2, importance_BN))
+
+
 def select_windows(
     logits_BN2: Tensor, routing: RoutingConfig, block: int, importance_BN: Tensor | None = None
 ) -> Tensor:
@@ -35,18 +54,16 @@ def select_windows(
     over the whole network and picks γ_b of a schedule. `importance_BN` is added to the logit differences that windows
     are ranked by; it never changes K. Image i's row depends on image i alone.
     """
-    num_windows = logits_BN2.shape[1]
-    difference_BN = logits_BN2[..., 0] - logits_BN2[..., 1]
-    score_BN = difference_BN if importance_BN is None else difference_BN + importance_BN
+    score_BN = _score(logits_BN2, importance_BN)
     if routing.policy == "threshold":  # p > 0.5
+        difference_BN = _score(logits_BN2)
         if importance_BN is None:
             return difference_BN > 0
         return _rank(score_BN) < (difference_BN > 0).sum(1, keepdim=True)
     ranks_BN = _rank(score_BN)
     if routing.policy == "probability":
         return ranks_BN < _count_by_probability(logits_BN2, routing.gamma)
-    gamma = routing.schedule[block] if routing.schedule is not None else routing.gamma
-    return ranks_BN < count_fixed(gamma, num_windows)
+    return ranks_BN < count_fixed(_gamma(routing, block), logits_BN2.shape[1])
 
 
 def select_by_detail(detail_BN: Tensor, routing: RoutingConfig, importance_BN: Tensor | None = None) -> Tensor:
@@ -97,13 +114,26 @@ class RoutingPlan(NamedTuple):
     """What routing one batch needs beside the logits of each block.
 
     `importance_BN`: what is added to the ranking of each window. `mask_SBN`: the hard windows of all blocks where they
-    are known from the input alone (policy `detail`). `unread`: blocks whose predictor nothing reads.
+    are known from the input alone (policy `detail`). `unread`: blocks whose predictor nothing reads. `windows`: the
+    same as `mask_SBN`, as image, row and column (K×3) for each block, where they were looked up for all blocks at once.
     """
 
     routing: RoutingConfig
     importance_BN: Tensor | None
     mask_SBN: Tensor | None
     unread: frozenset[int] = frozenset()
+    windows: tuple[Tensor, ...] | None = None
+
+    def look_up_windows(self, size: tuple[int, int]) -> "RoutingPlan":
+        """Return the plan with `windows` where there is a `mask_SBN`; images are `size` = (R, Q) windows high and wide.
+
+        On other devices than the CPU that waits for the device: here once, rather than once in each block.
+        """
+        if self.mask_SBN is None:
+            return self
+        found_X4 = self.mask_SBN.view(*self.mask_SBN.shape[:2], *size).nonzero()
+        counts_S = self.mask_SBN.sum(dim=(1, 2)).tolist()
+        return self._replace(windows=torch.split(found_X4[:, 1:], counts_S))
 
 
 def plan_routing(
@@ -124,9 +154,24 @@ def plan_routing(
     return RoutingPlan(routing, importance_BN, mask_SBN)
 
 
+def _gamma(routing: RoutingConfig, block: int) -> float:
+    return routing.schedule[block] if routing.schedule is not None else routing.gamma
+
+
+def _score(logits_BN2: Tensor, importance_BN: Tensor | None = None) -> Tensor:
+    """Return what windows are ranked by."""
+    difference_BN = logits_BN2[..., 0] - logits_BN2[..., 1]
+    return difference_BN if importance_BN is None else difference_BN + importance_BN
+
+
+def _sort(score_BN: Tensor) -> Tensor:
+    """Return the places of each row's scores from the highest on; equal scores keep their order."""
+    return torch.argsort(score_BN, dim=1, descending=True, stable=True)
+
+
 def _rank(score_BN: Tensor) -> Tensor:
     """Rank each row's scores: 0 for the highest; equal scores keep their order."""
-    order_BN = torch.argsort(score_BN, dim=1, descending=True, stable=True)
+    order_BN = _sort(score_BN)
     positions_BN = torch.arange(score_BN.shape[1], device=score_BN.device).expand_as(order_BN)
     return torch.empty_like(order_BN).scatter_(1, order_BN, positions_BN)
 

@@ -180,10 +180,11 @@ def test_training_mask_depends_on_the_generator_alone() -> None:
 
 def test_gumbel_mask_follows_the_softmaxed_probability() -> None:
     """Logits of the draw are p themselves, so P(hard) = softmax(p)[0], also where p saturates."""
-    from harness.models.camixersr import draw_mask
+    from harness.models.camixersr import draw_gumbel, draw_mask
 
     logits = torch.tensor([50.0, -50.0]).expand(1, 40_000, 2)
-    mask = draw_mask(logits, torch.Generator().manual_seed(0), noise=True)
+    noise_SBN2 = draw_gumbel((1, 1, 40_000, 2), torch.Generator().manual_seed(0), torch.device("cpu"))
+    mask = draw_mask(logits, noise_SBN2[0])
     assert ((mask == 0) | (mask == 1)).all()
     expected = torch.softmax(torch.tensor([1.0, 0.0]), dim=0)[0].item()
     assert mask.mean().item() == pytest.approx(expected, abs=0.01)
