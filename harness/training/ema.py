@@ -18,8 +18,8 @@ class MovingAverage:
     def update(self, network: nn.Module, step: int) -> None:
         """Move towards the weights after step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in network.state_dict().items():
-            self.weights[name].lerp_(value, 1 - decay)
+        latest = network.state_dict()  # all at once: on GPUs a few launches instead of one for each tensor
+        torch._foreach_lerp_([self.weights[name] for name in latest], list(latest.values()), 1 - decay)
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Take the average over from a checkpoint."""

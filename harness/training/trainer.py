@@ -113,7 +113,11 @@ class _Run:
         self.identity = identity
         self.parameters = list(network.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            self.parameters,
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True if device.type == "cuda" else None,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average = MovingAverage(network, config.ema_decay)
