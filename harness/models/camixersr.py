@@ -32,7 +32,7 @@ from harness.models.warping import rows_of_warped_sum, segments_of_windows, sum_
 _SLOPE = 0.1
 _EPS = 1e-6
 _HEAD_MULTIPLE = 8  # what the fused attention kernels of accelerators want the channels of a head to be a multiple of
-_MOST_ATTENDED = 65535  # windows in one call: as many as CUDA lets a grid have blocks in its last dimension
+MOST_ATTENDED = 65535  # windows in one call: as many as CUDA lets a grid have blocks in its last dimension
 
 
 def to_channels_last(x_BCHW: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ class CAMixer(nn.Module):
         image_BK = torch.arange(B, device=device)[:, None].expand(B, count)
         windows_BK3 = torch.stack((image_BK, chosen_BK // Q, chosen_BK % Q), dim=-1)
         first_BN = x_BHWC.new_zeros(B, N)  # K/N by the same operator as from a mask, which need not round alike
-        first_BN[:, :count] = 1
+        first_BN[:, :count].fill_(1)
         return windows_BK3.view(-1, 3), first_BN.mean(dim=1)
 
     def _mix_densely(self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class CAMixer(nn.Module):
         value_KLC = F.pad(value_KLC, (0, width - C)) if width > C else value_KLC
         if not len(value_KLC):  # not every kernel takes a batch of none
             return (query_KLC + key_KLC + value_KLC.to(query_KLC.dtype))[..., :C]
-        parts = zip(*(torch.split(part, _MOST_ATTENDED) for part in (query_KLC, key_KLC, value_KLC)), strict=True)
+        parts = zip(*(torch.split(part, MOST_ATTENDED) for part in (query_KLC, key_KLC, value_KLC)), strict=True)
         attended = [self._attend(*part) for part in parts]
         return (attended[0] if len(attended) == 1 else torch.cat(attended))[..., :C]
 
@@ -525,7 +525,7 @@ class CAMixerSR(SRNetwork):
 
     @property
     def is_static(self) -> bool:
-        """Whether inference does the same work whatever the image."""
+        """Whether K is known beforehand: inference then does the same work whatever is in the image."""
         return knows_counts(self.routing)
 
     def restore(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from harness.core.configs import SwinIRConfig
 from harness.models.bicubic import upscale_bicubic
-from harness.models.camixersr import as_windows, convolve, to_channels_last
+from harness.models.camixersr import MOST_ATTENDED, as_windows, convolve, head_width, to_channels_last
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
 
@@ -64,8 +64,9 @@ def lay_out(x_BHWC: Tensor, window: int) -> tuple[Windows, Windows]:
     columns_LL, rows_LL = columns_L[:, None] != columns_L, rows_L[:, None] != rows_L
     apart_KLL = torch.stack((torch.zeros_like(rows_LL), columns_LL, rows_LL, columns_LL | rows_LL))
     mask_1KLL = x_BHWC.new_zeros(1, *apart_KLL.shape).masked_fill(apart_KLL, -torch.inf)
-    kinds = tuple(kind for kind, part in enumerate(parts) for _ in range(part.numel() // M**2))
-    kind_X = torch.tensor(kinds, device=x_BHWC.device)
+    counts = [part.numel() // M**2 for part in parts]
+    kinds = tuple(kind for kind, count in enumerate(counts) for _ in range(count))
+    kind_X = torch.cat([torch.full((count,), kind, device=x_BHWC.device) for kind, count in enumerate(counts)])
     none = (0,) * len(kinds)
     return (
         Windows(plain_T, back_of_plain_T, back_of_shifted_T[plain_T], mask_1KLL[:, :1], none, torch.zeros_like(kind_X)),
@@ -93,11 +94,30 @@ class WindowAttention(nn.Module):
         return bias_AT.view(-1, 1, *index_LL.shape) + mask_1KLL
 
     def forward(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
-        """Attend inside each window, head by head: the scores of one head stay in a CPU's cache."""
+        """Attend inside each window, on a CPU head by head: the scores of one head stay in its cache.
+
+        `bias_AXLL` (X = 1 for the same in all windows) is keys × queries on a CPU, queries × keys elsewhere.
+        """
         X, L, C = x_XLC.shape
+        if x_XLC.device.type != "cpu":
+            attended: Tensor = self.proj(self.attend_at_once(x_XLC, bias_AXLL))
+            return attended
         attend = self._attend if torch.is_grad_enabled() else self._attend_in_place
         projected: Tensor = self.proj(attend(x_XLC.reshape(-1, C).t(), bias_AXLL))
         return projected.view(X, L, C)
+
+    def attend_at_once(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
+        """Return the heads' results side by side (X×L×C) by one call, for which accelerators have fused kernels."""
+        X, L, C = x_XLC.shape
+        d = C // self.num_heads
+        width = head_width(d, x_XLC.device)
+        qkv_XL3Ad = F.pad(self.qkv(x_XLC).view(X, L, 3, self.num_heads, d), (0, width - d))
+        query_XALd, key_XALd, value_XALd = qkv_XL3Ad.permute(2, 0, 3, 1, 4).unbind()
+        bias_XALL = bias_AXLL.transpose(0, 1).to(query_XALd.dtype).expand(X, -1, -1, -1)
+        attended_XALd = F.scaled_dot_product_attention(
+            query_XALd, key_XALd, value_XALd, attn_mask=bias_XALL, scale=d**-0.5
+        )
+        return attended_XALd[..., :d].transpose(1, 2).reshape(X, L, C)
 
     def _attend(self, x_CT: Tensor, bias_AXLL: Tensor) -> Tensor:
         """Return the heads' results side by side (T×C)."""
@@ -151,7 +171,9 @@ class SwinBlock(nn.Module):
     def forward(self, x_XLC: Tensor, windows: Windows) -> Tensor:
         """Transform all windows of a batch, on a CPU a few at a time: their activations then stay in its cache."""
         bias_AKLL = self.attention.bias(windows.mask_1KLL)
-        few = _CACHED_TOKENS * torch.get_num_threads() // x_XLC.shape[1] if x_XLC.device.type == "cpu" else len(x_XLC)
+        few = _CACHED_TOKENS * torch.get_num_threads() // x_XLC.shape[1]
+        if x_XLC.device.type != "cpu":
+            bias_AKLL, few = bias_AKLL.mT.contiguous(), MOST_ATTENDED
         chunks, start = [], 0
         for chunk_XLC in x_XLC.chunk(-(-len(x_XLC) // max(few, 1))):
             stop = start + len(chunk_XLC)

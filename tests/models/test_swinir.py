@@ -1,5 +1,6 @@
 """The fast SwinIR against the literal one: outputs and gradients at many sizes, batches, windows, heads and threads."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from harness.core.configs import SwinIRConfig
 from harness.models import build_model
 from harness.models.network import SRNetwork
+from harness.models.swinir import WindowAttention
 from tests.models.literal_swinir import LiteralSwinIR
 
 CONFIGS = {
@@ -72,6 +74,50 @@ def test_gradients_equal_the_literal_network(config: SwinIRConfig, size: tuple[i
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], rtol=1e-9, atol=1e-9), name
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_heads_at_once_are_heads_one_by_one(config: SwinIRConfig) -> None:
+    """What accelerators run, on a CPU: outputs and gradients, with one bias for all windows and one for each."""
+    fast = build_both(config)[0].double()
+    attention = next(module for module in fast.modules() if isinstance(module, WindowAttention))
+    C, L = config.embed_dim, config.window**2
+    x_XLC = noise(5, L, C).double().requires_grad_()
+    apart_KLL = torch.zeros(3, L, L, dtype=torch.float64)
+    apart_KLL[1, : L // 2, L // 2 :] = apart_KLL[1, L // 2 :, : L // 2] = -torch.inf
+    for kinds in ([2], [0, 1, 2, 1, 0]):
+        bias_AXLL = attention.bias(apart_KLL[None])[:, kinds]
+        one_by_one = attention._attend(x_XLC.reshape(-1, C).t(), bias_AXLL).view(5, L, C)
+        at_once = attention.attend_at_once(x_XLC, bias_AXLL.mT.contiguous())
+        torch.testing.assert_close(at_once, one_by_one, rtol=1e-9, atol=1e-9)
+        leaves = [x_XLC, attention.position_bias, *attention.qkv.parameters()]
+        weights = torch.linspace(-1, 1, x_XLC.numel(), dtype=torch.float64).view_as(x_XLC)
+        found, wanted = (
+            torch.autograd.grad((out * weights).sum(), leaves, retain_graph=True) for out in (at_once, one_by_one)
+        )
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_cuda_gives_what_the_cpu_gives(config: SwinIRConfig, size: tuple[int, int]) -> None:
+    """In double precision; outputs with and without gradients, and those."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    here = build_both(config)[0].double()
+    there = copy.deepcopy(here).cuda()
+    input_BCHW = noise(2, 3, *size).double()
+    outputs = [here(input_BCHW), there(input_BCHW.cuda())]
+    torch.testing.assert_close(outputs[1].cpu(), outputs[0], rtol=1e-9, atol=1e-9)
+    gradients = [
+        torch.autograd.grad(output.square().sum(), list(network.parameters()))
+        for output, network in zip(outputs, (here, there), strict=True)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other.cpu(), one, rtol=1e-7, atol=1e-7)
+    with torch.inference_mode():
+        torch.testing.assert_close(there.eval()(input_BCHW.cuda()).cpu(), outputs[0].detach(), rtol=1e-9, atol=1e-9)
 
 
 @torch.inference_mode()
