@@ -17,6 +17,7 @@ from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.errors import UserError
 from harness.models import strips
 from harness.models.bicubic import upscale_bicubic
+from harness.models.graphs import replayed
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
 from harness.models.routing import (
@@ -528,6 +529,7 @@ class CAMixerSR(SRNetwork):
         """Whether K is known beforehand: inference then does the same work whatever is in the image."""
         return knows_counts(self.routing)
 
+    @replayed
     def restore(
         self, input_BCHW: Tensor, *, generator: Generator | None = None, importance_BHW: Tensor | None = None
     ) -> Restoration:

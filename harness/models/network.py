@@ -35,6 +35,11 @@ class SRNetwork(nn.Module, ABC):
         """The upscaling factor."""
         return self.config.scale
 
+    @property
+    def is_static(self) -> bool:
+        """Whether inference does the same work whatever is in the image, and never waits for the device."""
+        return False
+
     @abstractmethod
     def restore(self, input_BCHW: Tensor, *, generator: Generator | None = None) -> Restoration:
         """Restore a batch; `generator` (on the CPU) draws whatever is random, which only training mode is."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from harness.core.configs import SwinIRConfig
 from harness.models.bicubic import upscale_bicubic
 from harness.models.camixersr import MOST_ATTENDED, as_windows, convolve, head_width, to_channels_last
+from harness.models.graphs import replayed
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
 
@@ -237,6 +238,12 @@ class SwinIR(SRNetwork):
             nn.init.zeros_(self.tail.weight)
             nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
 
+    @property
+    def is_static(self) -> bool:
+        """Whether inference does the same work whatever is in the image: it does."""
+        return True
+
+    @replayed
     def restore(self, input_BCHW: Tensor, *, generator: Generator | None = None) -> Restoration:
         """Restore a batch of any size; see `Restoration`."""
         scale = self.config.scale
