@@ -81,4 +81,4 @@ def _text(library: ctypes.CDLL, name: str) -> str:
     function.argtypes = []
     function.restype = ctypes.c_char_p
     text: bytes = function()
-    return text.decode().strip()
+    return text.decode()

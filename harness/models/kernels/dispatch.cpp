@@ -8,6 +8,8 @@
 #include <cpuid.h>
 #endif
 
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
@@ -53,4 +55,6 @@ EXPORT const char *harness_variants(void) { return find_variants(); }
 
 // The digest of the sources (sources.py), and the compiler.
 EXPORT const char *harness_sources(void) { return SOURCES; }
-EXPORT const char *harness_compiler(void) { return "clang " __clang_version__; }
+EXPORT const char *harness_compiler(void) {
+  return "clang " TEXT(__clang_major__) "." TEXT(__clang_minor__) "." TEXT(__clang_patchlevel__);
+}
