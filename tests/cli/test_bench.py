@@ -140,6 +140,17 @@ def test_equal_machines_have_equal_fingerprints_and_threads_matter() -> None:
         assert one.fingerprint != describe_machine(parse_device("cpu:2")).fingerprint
 
 
+def test_kernels_are_named_and_tell_machines_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.bench.rounds import describe_machine
+
+    machines = []
+    for kernels in (None, "avx2"):
+        monkeypatch.setattr("harness.bench.rounds.describe_kernels", lambda kernels=kernels: kernels)
+        machines.append(describe_machine(parse_device("cpu")))
+    assert [machine.kernels for machine in machines] == [None, "avx2"]
+    assert machines[0].fingerprint != machines[1].fingerprint
+
+
 @pytest.fixture
 def miscount(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fold the query's and the key's weights into the strips a little wrong."""
