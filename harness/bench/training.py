@@ -35,9 +35,10 @@ class TrainingBench(FrozenConfig):
     """What `harness bench training` found.
 
     `times` and `images_per_second` are of whole steps: `literal` word for word, `dense` with every window on both
-    paths, `default` what `harness train` runs. `ratio` is images per second over those of `literal`. `peak_share`
-    counts three times the canonical MACs of a forward pass (the backward pass is two) at the share of attention that
-    was drawn, `attention_share`. `loader_share` is the time to draw a batch over that of a default step.
+    paths, `default` what `harness train` runs. `ratio` and `dense_ratio` are images per second over those of `literal`
+    and of `dense`. `peak_share` counts three times the canonical MACs of a forward pass (the backward pass is two) at
+    the share of attention that was drawn, `attention_share`. `loader_share` is the time to draw a batch over that of a
+    default step.
     """
 
     protocol: str
@@ -53,6 +54,7 @@ class TrainingBench(FrozenConfig):
     times: dict[str, Times]
     images_per_second: dict[str, float]
     ratio: dict[str, float]
+    dense_ratio: dict[str, float]
     peak_share: dict[str, float]
     loader: Times
     loader_share: float
@@ -139,6 +141,7 @@ def measure_training(
         times=times,
         images_per_second=rates,
         ratio={name: rate / rates["literal"] for name, rate in rates.items()},
+        dense_ratio={name: rate / rates["dense"] for name, rate in rates.items()},
         peak_share={
             name: 3 * 2 * macs / 1e6 / taken.median_ms / peaks["fp32"].gflops_per_s for name, taken in times.items()
         },

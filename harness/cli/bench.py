@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="bench",
-    help="Measure this machine: its peak, and what inference and training reach of it, checked against algorithm 1.",
+    help="Measure this machine: its peak, and what inference and training reach of it, checked word for word.",
     no_args_is_help=True,
 )
 _Bench = TypeVar("_Bench", "InferenceBench", "TrainingBench")
-_COLUMNS = ["γ", "runs", "median ms", "IQR", "of peak", "time / γ=1", "MACs / γ=1", "by operator", "word for word"]
-_COLUMNS += ["bf16 / fp32", "bf16 of peak"]
+_COLUMNS = ["network, input", "γ", "runs", "median\nms", "IQR", "of\npeak", "time\n/ γ=1", "MACs\n/ γ=1"]
+_COLUMNS += ["word\nfor word", "by\noperator", "bf16\n/ fp32", "bf16\nof peak"]
 _OWN_CORE = 0.9  # of a core's time, below which others disturb
 _Device = Annotated[str, typer.Option(help="cpu, cpu:THREADS or cuda:INDEX.")]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: 1]")]
@@ -33,7 +33,7 @@ _Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: under 3 min
 def inference(
     device: _Device = "cpu", threads: _Threads = None, quick: _Quick = False, json: options.Json = False
 ) -> None:
-    """Measure inference: shares of the peak, time and MACs against γ, and every path against the others."""
+    """Measure inference: shares of the peak, time and MACs against γ, bfloat16, and each path against the others."""
     from harness.bench import Effort, default_cases, measure_inference
 
     place = _place(device, threads)
@@ -67,18 +67,20 @@ def training(
 
 
 def print_inference(bench: "InferenceBench") -> None:
-    """Print the peak, a table for each network that routes, and what does not route below."""
+    """Print the peak, and one table of all networks."""
     _print_peaks(bench.machine, bench.peaks)
-    for name in dict.fromkeys(row.name for row in bench.networks):
-        rows = [row for row in bench.networks if row.name == name]
-        height, width = rows[0].input_size
-        title = f"{name}, {rows[0].model}, input {height}×{width}, batch 1, fp32"
-        columns = _COLUMNS if rows[0].gamma is not None else _COLUMNS[: _COLUMNS.index("of peak") + 1]
-        print_table(title, columns, [_describe(row)[: len(columns)] for row in rows])
+    rows: list[list[str]] = []
+    for row in bench.networks:
+        height, width = row.input_size
+        name = f"{row.name}, {height}×{width}"
+        rows.append([name if all(name != other[0] for other in rows) else "", *_describe(row)])
+    print_table("Inference, batch 1, fp32 unless it says bf16", _COLUMNS, rows)
     console.print(
-        "of peak: 2·MACs / time / best product; by operator, word for word, bf16: time over that of the default path\n"
-        f"checked against algorithm 1 first: off by {bench.largest_difference:.1g} of full scale at most\n"
-        f"{bench.protocol}; took {bench.seconds:.0f} s; fingerprint {bench.machine.fingerprint}"
+        "of peak: 2·MACs / time / best product of the dtype; word for word, by operator, bf16: time over the default "
+        "path's\n"
+        f"checked against the networks word for word first: off by {bench.largest_difference:.1g} of full scale at "
+        f"most, in bf16 by {bench.largest_bf16_error:.1%} of the output's spread (RMS)\n"
+        f"{_describe_run(bench)}"
     )
 
 
@@ -91,8 +93,8 @@ def _describe(row: "NetworkTimes") -> list[str]:
         _percent(row.peak_share),
         format_number(row.time_over_full, 3),
         format_number(row.macs_over_full, 3),
-        format_number(row.operators_ratio),
         format_number(row.literal_ratio),
+        format_number(row.operators_ratio),
         format_number(row.bf16_ratio),
         _percent(row.bf16_peak_share),
     ]
@@ -115,17 +117,19 @@ def print_training(bench: "TrainingBench") -> None:
             format_number(bench.times[name].median_ms, 1),
             format_number(bench.times[name].iqr_ms, 1),
             format_number(bench.ratio[name]),
+            format_number(bench.dense_ratio[name]),
             _percent(bench.peak_share[name]),
         ]
         for name, rate in bench.images_per_second.items()
     ]
-    print_table(title, ["step", "runs", "images/s", "median ms", "IQR", "× word for word", "of peak"], rows)
+    columns = ["step", "runs", "images/s", "median ms", "IQR", "× word for word", "× dense", "of peak"]
+    print_table(title, columns, rows)
     console.print(
         f"loader ({bench.dataset}): {bench.loader.median_ms:.1f} ms a batch, {bench.loader_share:.1%} of a step\n"
         "of peak: 6·MACs of the forward pass / time / best product\n"
         "checked against algorithm 1 first, gradients too: "
         f"off by {bench.largest_difference:.1g} of full scale at most\n"
-        f"{bench.protocol}; took {bench.seconds:.0f} s; fingerprint {bench.machine.fingerprint}"
+        f"{_describe_run(bench)}"
     )
 
 
@@ -141,6 +145,12 @@ def _print(bench: _Bench, as_tables: Callable[[_Bench], None], *, json: bool) ->
         print_json(bench.model_dump(mode="json"))
     else:
         as_tables(bench)
+
+
+def _describe_run(bench: "InferenceBench | TrainingBench") -> str:
+    machine = bench.machine
+    kernels = f"kernels {machine.kernels}; " if machine.kernels else ""
+    return f"{bench.protocol}; took {bench.seconds:.0f} s; {kernels}fingerprint {machine.fingerprint}"
 
 
 def _print_peaks(machine: "Machine", peaks: "dict[str, Peak]") -> None:
