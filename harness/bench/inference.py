@@ -3,18 +3,19 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from harness.bench.equality import InferenceCheck, check_inference
 from harness.bench.peak import Peak, products, read_peaks
-from harness.bench.rounds import Contestant, Effort, Machine, Times, describe_machine, measure_rounds
+from harness.bench.rounds import Contestant, Effort, Machine, Times, describe_machine, measure_rounds, part_of
 from harness.core.configs import CAMixerSRConfig, FrozenConfig, RoutingConfig, SwinIRConfig
 from harness.core.environment import EnvironmentRecord, now, observe_environment
 from harness.models import SRNetwork
 from harness.models.literal import word_for_word
-from harness.profiling import canonical_macs, chosen_threads, parse_device
+from harness.profiling import Device, canonical_macs, chosen_threads, parse_device
 from harness.profiling.network_state import preserved_training_state
 from harness.trial import build_seeded, routed
 
@@ -103,25 +104,55 @@ def default_cases() -> tuple[InferenceCase, ...]:
     )
 
 
+class _Checked(NamedTuple):
+    """A device on which all paths agree: how far they are apart at worst, and the seconds that it took to see."""
+
+    place: Device
+    machine: Machine
+    worst: InferenceCheck
+    seconds: float
+
+
 def measure_inference(
     cases: Sequence[InferenceCase],
     effort: Effort,
     *,
-    device: str = "cpu:1",
+    devices: Sequence[str] = ("cpu:1",),
     sides: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> InferenceBench:
+) -> tuple[InferenceBench, ...]:
     """Check every network against itself word for word, then measure all cases and the peak in the same rounds.
 
-    `sides` are those of the square matrices of the peak. The weights are untrained, which changes no operation. fp32
-    is under torch's settings as found: on GPUs convolutions may round their inputs to TF32, the products do not.
+    One bench for each of `devices`, one after the other; all are checked before the first is measured. `sides` are
+    those of the square matrices of the peak. The weights are untrained, which changes no operation. fp32 is under
+    torch's settings as found: on GPUs convolutions may round their inputs to TF32, the products do not.
     Raises `BrokenPathError` before anything is timed, and `UserError` for a device that is not there.
     """
-    place = parse_device(device)
+    places = [parse_device(device) for device in devices]
+    checked = [_check(cases, place) for place in places]
+    return tuple(
+        _measure(cases, effort, where, sides, part_of(progress, index, len(places)))
+        for index, where in enumerate(checked)
+    )
+
+
+def _check(cases: Sequence[InferenceCase], place: Device) -> _Checked:
     started, machine = time.perf_counter(), describe_machine(place)  # the code may be another when it ends
     with chosen_threads(place.threads):
         differences, bf16_errors = zip(*(check_inference(case.model, place) for case in cases), strict=True)
-        worst = InferenceCheck(max(differences), max(bf16_errors))
+    worst = InferenceCheck(max(differences), max(bf16_errors))
+    return _Checked(place, machine, worst, time.perf_counter() - started)
+
+
+def _measure(
+    cases: Sequence[InferenceCase],
+    effort: Effort,
+    checked: _Checked,
+    sides: Sequence[int] | None,
+    progress: Callable[[int, int], None],
+) -> InferenceBench:
+    started, place = time.perf_counter(), checked.place
+    with chosen_threads(place.threads):
         contestants = products(place, sides)
         networks = []
         for case in cases:
@@ -133,15 +164,15 @@ def measure_inference(
     peaks = read_peaks(times)
     return InferenceBench(
         protocol=effort.describe(),
-        machine=machine,
+        machine=checked.machine,
         environment=observe_environment(),
-        largest_difference=worst.difference,
-        largest_bf16_error=worst.bf16_error,
+        largest_difference=checked.worst.difference,
+        largest_bf16_error=checked.worst.bf16_error,
         core_share=core_share,
         peaks=peaks,
         networks=tuple(row for case in cases for row in _rows(case, times, peaks)),
         product_times={name: measured for name, measured in times.items() if name.startswith("mm ")},
-        seconds=time.perf_counter() - started,
+        seconds=checked.seconds + time.perf_counter() - started,
         measured_at=now(),
     )
 

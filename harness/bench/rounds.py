@@ -146,6 +146,11 @@ def measure_rounds(
     return Rounds({name: _summarise(values) for name, values in samples.items()}, core_share)
 
 
+def part_of(progress: Callable[[int, int], None], index: int, count: int) -> Callable[[int, int], None]:
+    """Return what tells `progress` of run `index` of `count` runs of as many rounds each."""
+    return lambda done, total: progress(index * total + done, count * total)
+
+
 def _summarise(values: list[float]) -> Times:
     quartiles = torch.quantile(torch.tensor(values, dtype=torch.float64), torch.tensor([0.25, 0.75]).double()).tolist()
     return Times(

@@ -1,6 +1,6 @@
 """`harness bench`: how much of this machine's peak inference and training reach."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -25,7 +25,10 @@ _COLUMNS = ["network, input", "γ", "runs", "median\nms", "IQR", "of\npeak", "ti
 _COLUMNS += ["word\nfor word", "by\noperator", "bf16\n/ fp32", "bf16\nof peak"]
 _OWN_CORE = 0.9  # of a core's time, below which others disturb
 _Device = Annotated[str, typer.Option(help="cpu, cpu:THREADS or cuda:INDEX.")]
-_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: 1]")]
+_Threads = Annotated[
+    str | None,
+    typer.Option(metavar="COUNT[,COUNT]...", help="CPU threads; a bench of its own for each count.  [default: 1]"),
+]
 _Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: under 3 minutes on one fast core, not 10.")]
 
 
@@ -36,11 +39,11 @@ def inference(
     """Measure inference: shares of the peak, time and MACs against γ, bfloat16, and each path against the others."""
     from harness.bench import Effort, default_cases, measure_inference
 
-    place = _place(device, threads)
+    places = _places(device, threads)
     effort = Effort(rounds=8, max_seconds=110) if quick else Effort(rounds=32, max_seconds=480)
     with _refusal_in_one_line(), counting("measuring") as progress:
-        bench = measure_inference(default_cases(), effort, device=place, progress=progress)
-    _print(bench, print_inference, json=json)
+        benches = measure_inference(default_cases(), effort, devices=places, progress=progress)
+    _print(benches, print_inference, json=json)
 
 
 @app.command()
@@ -55,15 +58,15 @@ def training(
     from harness.bench import Effort, default_training_case, measure_training
     from harness.data import open_dataset
 
-    place = _place(device, threads)
+    places = _places(device, threads)
     effort = Effort(rounds=4, max_seconds=100) if quick else Effort(rounds=16, max_seconds=480)
     case = default_training_case()
     photographs = open_dataset(
         "demo", scale=case.model.scale, split="train", data_dir=None, cache_dir=results / "cache"
     )
     with _refusal_in_one_line(), counting("measuring") as progress:
-        bench = measure_training(case, photographs, effort, device=place, progress=progress)
-    _print(bench, print_training, json=json)
+        benches = measure_training(case, photographs, effort, devices=places, progress=progress)
+    _print(benches, print_training, json=json)
 
 
 def print_inference(bench: "InferenceBench") -> None:
@@ -133,17 +136,23 @@ def print_training(bench: "TrainingBench") -> None:
     )
 
 
-def _print(bench: _Bench, as_tables: Callable[[_Bench], None], *, json: bool) -> None:
-    core_share = bench.core_share
-    if core_share is not None and core_share < _OWN_CORE:
-        messages.print(
-            f"note: this process had {core_share:.0%} of a core, others the rest: "
-            "times are the processor's, but caches were shared; best measure on a quiet machine",
-            soft_wrap=True,
-        )
+def _print(benches: Sequence[_Bench], as_tables: Callable[[_Bench], None], *, json: bool) -> None:
+    """Print the benches one after the other; as JSON one is a document by itself, and several are a list."""
+    for bench in benches:
+        core_share = bench.core_share
+        if core_share is not None and core_share < _OWN_CORE:
+            messages.print(
+                f"note: this process had {core_share:.0%} of a core, others the rest: "
+                "times are the processor's, but caches were shared; best measure on a quiet machine",
+                soft_wrap=True,
+            )
     if json:
-        print_json(bench.model_dump(mode="json"))
-    else:
+        documents = [bench.model_dump(mode="json") for bench in benches]
+        print_json(documents if len(documents) > 1 else documents[0])
+        return
+    for index, bench in enumerate(benches):
+        if index:
+            console.print()
         as_tables(bench)
 
 
@@ -164,14 +173,20 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
-def _place(device: str, threads: int | None) -> str:
-    """Return the device to measure on as text; `UserError` where it is not there."""
+def _places(device: str, threads: str | None) -> list[str]:
+    """Return the devices to measure on as texts; `UserError` where one is not there."""
     from harness.core.errors import UserError
     from harness.profiling import parse_device
 
-    if threads is not None and device not in ("cpu", f"cpu:{threads}"):
+    if threads is None:
+        return [parse_device(device).text]
+    written = [count.strip() for count in threads.split(",")]
+    counts = [int(count) for count in written if count.isascii() and count.isdigit()]
+    if len(set(counts)) < len(written):
+        raise UserError(f"--threads {threads}: expected a number of threads, or different ones such as 1,2")
+    if device != "cpu" and [device] != [f"cpu:{count}" for count in counts]:
         raise UserError(f"--threads {threads} goes with --device cpu, got --device {device}")
-    return parse_device(f"cpu:{threads}" if threads is not None else device).text
+    return [parse_device(f"cpu:{count}").text for count in counts]
 
 
 @contextmanager

@@ -41,7 +41,7 @@ EFFORT = Effort(rounds=5, max_seconds=60, turn_seconds=0.002)
 def test_inference_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[int, int]] = []
     threads = torch.get_num_threads()
-    bench = measure_inference(CASES, EFFORT, sides=(32, 64), progress=lambda *done: told.append(done))
+    (bench,) = measure_inference(CASES, EFFORT, sides=(32, 64), progress=lambda *done: told.append(done))
     assert torch.get_num_threads() == threads
     assert told[-1] == (6, 6)
     assert set(bench.peaks) == {"fp32", "bf16"}
@@ -89,7 +89,7 @@ def test_inference_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) 
 
 def test_training_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) -> None:
     case = TrainingCase(name="tiny", model=TINY, batch_size=2, patch_size=8)
-    bench = measure_training(case, tiny_pairs(TRAIN, 4), EFFORT, sides=(32,))
+    (bench,) = measure_training(case, tiny_pairs(TRAIN, 4), EFFORT, sides=(32,))
     assert set(bench.times) == set(bench.images_per_second) == {"literal", "dense", "default"}
     assert bench.ratio["literal"] == 1
     for name, rate in bench.images_per_second.items():
@@ -161,6 +161,22 @@ def test_kernels_are_named_and_tell_machines_apart(monkeypatch: pytest.MonkeyPat
         machines.append(describe_machine(parse_device("cpu")))
     assert [machine.kernels for machine in machines] == [None, "avx2"]
     assert machines[0].fingerprint != machines[1].fingerprint
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the machine has one core")
+def test_each_count_of_threads_is_a_bench_with_its_own_peak(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = InferenceCase(name="tiny", model=TINY, input_size=(8, 8), gammas=(1.0,))
+    monkeypatch.setattr("harness.bench.default_cases", lambda: (case,))
+    monkeypatch.setattr("harness.bench.peak.PEAK_SIDES", (64,))
+    threads = torch.get_num_threads()
+    benches = call("bench", "inference", "--quick", "--threads", "2,1", "--json").document
+    assert torch.get_num_threads() == threads
+    assert [bench["machine"]["threads"] for bench in benches] == [2, 1]
+    assert len({bench["machine"]["fingerprint"] for bench in benches}) == 2
+    assert all(bench["peaks"]["fp32"]["gflops_per_s"] > 0 and bench["networks"] for bench in benches)
+    printed = call("bench", "inference", "--quick", "--threads", "1,2").out
+    assert printed.index("1 thread:") < printed.index("2 threads:")
+    assert printed.count("GFLOP/s") == printed.count("tiny, 8×8") == 2
 
 
 Corrupt = Callable[[type[SRNetwork], Callable[[Any], None]], None]
@@ -292,6 +308,10 @@ def test_mistakes_take_one_line(call: Call) -> None:
     assert (
         "--threads 2 goes with --device cpu" in call("bench", "training", "--threads", "2", "--device", "cuda").mistake
     )
+    for threads in ("1,x", "1,1", "", "2,"):
+        assert "such as 1,2" in call("bench", "inference", "--threads", threads).mistake
+    assert "asks for 0 threads" in call("bench", "inference", "--threads", "0").mistake
+    assert "--threads 1,2 goes with" in call("bench", "inference", "--threads", "1,2", "--device", "cpu:1").mistake
     case = TrainingCase(name="tiny", model=TINY, batch_size=2, patch_size=64)
     with pytest.raises(UserError, match="no image of tiny"):
         measure_training(case, tiny_pairs(TRAIN, 4), EFFORT)
