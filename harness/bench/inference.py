@@ -1,19 +1,21 @@
 """Inference against the machine's peak, and each path of the network against the others."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from harness.bench.equality import check_inference
+from harness.bench.equality import InferenceCheck, check_inference
 from harness.bench.peak import Peak, products, read_peaks
-from harness.bench.rounds import Contestant, Effort, Machine, Times, describe_machine, measure_rounds
+from harness.bench.rounds import Contestant, Effort, Machine, Times, describe_machine, measure_rounds, part_of
 from harness.core.configs import CAMixerSRConfig, FrozenConfig, RoutingConfig, SwinIRConfig
 from harness.core.environment import EnvironmentRecord, now, observe_environment
-from harness.models import CAMixerSR, SRNetwork
-from harness.models.literal import LiteralCAMixerSR
-from harness.profiling import canonical_macs, chosen_threads, parse_device
+from harness.models import SRNetwork
+from harness.models.literal import word_for_word
+from harness.profiling import Device, canonical_macs, chosen_threads, parse_device
 from harness.profiling.network_state import preserved_training_state
 from harness.trial import build_seeded, routed
 
@@ -22,17 +24,22 @@ _SLOW_EVERY = 4  # rounds between two turns of the paths that are there for comp
 
 
 class InferenceCase(FrozenConfig):
-    """A network, the low-resolution (height, width) of its one image, and what is measured of it beside fp32.
+    """A network, the low-resolution (height, width) of its one image, and what is measured of it.
 
-    A CAMixerSR is measured at every γ of `gammas` under the policy `fixed`, on its default path, operator by operator
-    and word for word; `bf16_gammas` under autocast too.
+    That is its default path, operator by operator and word for word: of a CAMixerSR at every γ of `gammas` under the
+    policy `fixed`, of a SwinIR once, its γ being None. `bf16_gammas` are measured under autocast too.
     """
 
     name: str
     model: CAMixerSRConfig | SwinIRConfig
     input_size: tuple[int, int]
     gammas: tuple[float, ...] = GAMMAS
-    bf16_gammas: tuple[float, ...] = ()
+    bf16_gammas: tuple[float | None, ...] = ()
+
+    @property
+    def settings(self) -> tuple[float | None, ...]:
+        """What the network is measured at: its γ, or None."""
+        return self.gammas if isinstance(self.model, CAMixerSRConfig) else (None,)
 
 
 class NetworkTimes(FrozenConfig):
@@ -52,8 +59,8 @@ class NetworkTimes(FrozenConfig):
     peak_share: float
     time_over_full: float | None
     macs_over_full: float | None
-    operators_ratio: float | None
-    literal_ratio: float | None
+    operators_ratio: float
+    literal_ratio: float
     bf16_ratio: float | None
     bf16_peak_share: float | None
     other_times: dict[str, Times]
@@ -62,13 +69,15 @@ class NetworkTimes(FrozenConfig):
 class InferenceBench(FrozenConfig):
     """What `harness bench inference` found.
 
-    `largest_difference` is that of the check that came first. `core_share` well below 1 says that others were at work.
+    `largest_difference` (fp32, of full scale) and `largest_bf16_error` (RMS, of the output's spread) are those of
+    the check that came first. `core_share` well below 1 says that others were at work.
     """
 
     protocol: str
     machine: Machine
     environment: EnvironmentRecord
     largest_difference: float
+    largest_bf16_error: float
     core_share: float | None
     peaks: dict[str, Peak]
     networks: tuple[NetworkTimes, ...]
@@ -82,7 +91,7 @@ def default_cases() -> tuple[InferenceCase, ...]:
     full, small = (180, 320), (48, 48)
     return (
         InferenceCase(name="Base ×4", model=CAMixerSRConfig(), input_size=full, bf16_gammas=(0.5,)),
-        InferenceCase(name="SwinIR-light ×4", model=SwinIRConfig(), input_size=full, gammas=()),
+        InferenceCase(name="SwinIR-light ×4", model=SwinIRConfig(), input_size=full, bf16_gammas=(None,)),
         *(
             InferenceCase(
                 name=f"C{channels} 2-2 ×4",
@@ -95,25 +104,55 @@ def default_cases() -> tuple[InferenceCase, ...]:
     )
 
 
+class _Checked(NamedTuple):
+    """A device on which all paths agree: how far they are apart at worst, and the seconds that it took to see."""
+
+    place: Device
+    machine: Machine
+    worst: InferenceCheck
+    seconds: float
+
+
 def measure_inference(
     cases: Sequence[InferenceCase],
     effort: Effort,
     *,
-    device: str = "cpu:1",
+    devices: Sequence[str] = ("cpu:1",),
     sides: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> InferenceBench:
-    """Check every network that routes against algorithm 1, then measure all cases and the peak in the same rounds.
+) -> tuple[InferenceBench, ...]:
+    """Check every network against itself word for word, then measure all cases and the peak in the same rounds.
 
-    `sides` are those of the square matrices of the peak. The weights are untrained, which changes no operation. fp32
-    is under torch's settings as found: on GPUs convolutions may round their inputs to TF32, the products do not.
+    One bench for each of `devices`, one after the other; all are checked before the first is measured. `sides` are
+    those of the square matrices of the peak. The weights are untrained, which changes no operation. fp32 is under
+    torch's settings as found: on GPUs convolutions may round their inputs to TF32, the products do not.
     Raises `BrokenPathError` before anything is timed, and `UserError` for a device that is not there.
     """
-    place = parse_device(device)
+    places = [parse_device(device) for device in devices]
+    checked = [_check(cases, place) for place in places]
+    return tuple(
+        _measure(cases, effort, where, sides, part_of(progress, index, len(places)))
+        for index, where in enumerate(checked)
+    )
+
+
+def _check(cases: Sequence[InferenceCase], place: Device) -> _Checked:
     started, machine = time.perf_counter(), describe_machine(place)  # the code may be another when it ends
     with chosen_threads(place.threads):
-        routing_models = [case.model for case in cases if isinstance(case.model, CAMixerSRConfig)]
-        worst = max((check_inference(model, place) for model in routing_models), default=0.0)
+        differences, bf16_errors = zip(*(check_inference(case.model, place) for case in cases), strict=True)
+    worst = InferenceCheck(max(differences), max(bf16_errors))
+    return _Checked(place, machine, worst, time.perf_counter() - started)
+
+
+def _measure(
+    cases: Sequence[InferenceCase],
+    effort: Effort,
+    checked: _Checked,
+    sides: Sequence[int] | None,
+    progress: Callable[[int, int], None],
+) -> InferenceBench:
+    started, place = time.perf_counter(), checked.place
+    with chosen_threads(place.threads):
         contestants = products(place, sides)
         networks = []
         for case in cases:
@@ -125,14 +164,15 @@ def measure_inference(
     peaks = read_peaks(times)
     return InferenceBench(
         protocol=effort.describe(),
-        machine=machine,
+        machine=checked.machine,
         environment=observe_environment(),
-        largest_difference=worst,
+        largest_difference=checked.worst.difference,
+        largest_bf16_error=checked.worst.bf16_error,
         core_share=core_share,
         peaks=peaks,
         networks=tuple(row for case in cases for row in _rows(case, times, peaks)),
         product_times={name: measured for name, measured in times.items() if name.startswith("mm ")},
-        seconds=time.perf_counter() - started,
+        seconds=checked.seconds + time.perf_counter() - started,
         measured_at=now(),
     )
 
@@ -141,31 +181,28 @@ def _contestants(case: InferenceCase, network: SRNetwork, device: torch.device) 
     """Return every way in which a case is run, named `case/γ/way`."""
     height, width = case.input_size
     input_BCHW = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
-    if not isinstance(network, CAMixerSR):
-        return [Contestant(_key(case, None, "default"), lambda: network(input_BCHW), every=2)]
+    routes = isinstance(case.model, CAMixerSRConfig)
+    every = 1 if routes else 2  # what does not route is there for comparison
     contestants = []
-    for index, gamma in enumerate(case.gammas):
-        routing = RoutingConfig(gamma=gamma)
-        default, operators = routed(network, routing), routed(network, routing)
-        assert isinstance(operators, CAMixerSR)
+    for index, gamma in enumerate(case.settings):
+        default = routed(network, None if gamma is None else RoutingConfig(gamma=gamma))
+        operators = copy.copy(default)
         operators.is_literal = True
-        literal = LiteralCAMixerSR(operators).eval()
+        run = _forward(default, input_BCHW)
+        first_default = _key(case, case.settings[0], "default")
+        contestants.append(Contestant(_key(case, gamma, "default"), run, every, like=first_default))
         contestants += [
-            Contestant(_key(case, gamma, "default"), _forward(default, input_BCHW)),
-            *(
-                Contestant(
-                    _key(case, gamma, way),
-                    _forward(path, input_BCHW),
-                    every=_SLOW_EVERY,
-                    first=index % _SLOW_EVERY,
-                    like=_key(case, case.gammas[0], way),
-                )
-                for way, path in (("operators", operators), ("literal", literal))
-            ),
+            Contestant(
+                _key(case, gamma, way),
+                _forward(path, input_BCHW),
+                every=_SLOW_EVERY,
+                first=(index if routes else -1) % _SLOW_EVERY,
+                like=_key(case, case.settings[0], way),
+            )
+            for way, path in (("operators", operators), ("literal", word_for_word(operators).eval()))
         ]
         if gamma in case.bf16_gammas:
-            run = _forward(default, input_BCHW)
-            contestants.append(Contestant(_key(case, gamma, "bf16"), _cast(run, device.type)))
+            contestants.append(Contestant(_key(case, gamma, "bf16"), _cast(run, device.type), every))
     return contestants
 
 
@@ -187,7 +224,7 @@ def _cast(run: Callable[[], Tensor], device_type: str) -> Callable[[], Tensor]:
 
 def _rows(case: InferenceCase, times: dict[str, Times], peaks: dict[str, Peak]) -> list[NetworkTimes]:
     rows: list[NetworkTimes] = []
-    for gamma in case.gammas if isinstance(case.model, CAMixerSRConfig) else (None,):
+    for gamma in case.settings:
         own = {
             way: times[_key(case, gamma, way)]
             for way in ("default", "operators", "literal", "bf16")
@@ -213,8 +250,8 @@ def _rows(case: InferenceCase, times: dict[str, Times], peaks: dict[str, Peak]) 
                 peak_share=gflops / default.median_ms / peaks["fp32"].gflops_per_s,
                 time_over_full=1.0 if is_full else default.median_ms / full.times.median_ms if full else None,
                 macs_over_full=1.0 if is_full else macs / full.macs if full else None,
-                operators_ratio=ratios.get("operators"),
-                literal_ratio=ratios.get("literal"),
+                operators_ratio=ratios["operators"],
+                literal_ratio=ratios["literal"],
                 bf16_ratio=ratios.get("bf16"),
                 bf16_peak_share=(
                     gflops / own["bf16"].median_ms / peaks["bf16"].gflops_per_s if "bf16" in own else None

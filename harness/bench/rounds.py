@@ -21,6 +21,7 @@ import torch
 
 from harness.core.configs import FrozenConfig
 from harness.core.environment import observe_environment
+from harness.models import describe_kernels
 from harness.profiling import Device, describe_device
 
 PROTOCOL = "rounds-1"
@@ -74,12 +75,16 @@ class Rounds(NamedTuple):
 
 
 class Machine(FrozenConfig):
-    """Where it was measured; benches of equal `fingerprint` ran on like machines with like software and threads."""
+    """Where it was measured; benches of equal `fingerprint` ran on like machines with like software and threads.
+
+    `kernels`: those of our own that inference runs on this CPU, None where it runs torch's operators alone.
+    """
 
     device: str
     device_name: str
     threads: int | None
     cpu_capability: str
+    kernels: str | None
     fingerprint: str
 
 
@@ -88,7 +93,8 @@ def describe_machine(device: Device) -> Machine:
     device_name, threads = describe_device(device.text)
     seen = observe_environment()
     capability: str = torch.backends.cpu.get_cpu_capability()
-    traits = [device.text, device_name, threads, capability, seen.cpu_model, seen.cpu_count, seen.platform]
+    kernels = describe_kernels() if device.torch_device.type == "cpu" else None
+    traits = [device.text, device_name, threads, capability, kernels, seen.cpu_model, seen.cpu_count, seen.platform]
     traits += [seen.harness_version, seen.git_revision, seen.python_version, torch.__version__]
     fingerprint = hashlib.sha256(repr(traits).encode()).hexdigest()[:12]
     return Machine(
@@ -96,6 +102,7 @@ def describe_machine(device: Device) -> Machine:
         device_name=device_name,
         threads=threads,
         cpu_capability=capability,
+        kernels=kernels,
         fingerprint=fingerprint,
     )
 
@@ -137,6 +144,11 @@ def measure_rounds(
     if device.threads == 1:
         core_share = (time.process_time() - start_cpu) / (time.perf_counter() - start)
     return Rounds({name: _summarise(values) for name, values in samples.items()}, core_share)
+
+
+def part_of(progress: Callable[[int, int], None], index: int, count: int) -> Callable[[int, int], None]:
+    """Return what tells `progress` of run `index` of `count` runs of as many rounds each."""
+    return lambda done, total: progress(index * total + done, count * total)
 
 
 def _summarise(values: list[float]) -> Times:

@@ -1,6 +1,6 @@
 """`harness bench`: how much of this machine's peak inference and training reach."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="bench",
-    help="Measure this machine: its peak, and what inference and training reach of it, checked against algorithm 1.",
+    help="Measure this machine: its peak, and what inference and training reach of it, checked word for word.",
     no_args_is_help=True,
 )
 _Bench = TypeVar("_Bench", "InferenceBench", "TrainingBench")
-_COLUMNS = ["γ", "runs", "median ms", "IQR", "of peak", "time / γ=1", "MACs / γ=1", "by operator", "word for word"]
-_COLUMNS += ["bf16 / fp32", "bf16 of peak"]
+_COLUMNS = ["network, input", "γ", "runs", "median\nms", "IQR", "of\npeak", "time\n/ γ=1", "MACs\n/ γ=1"]
+_COLUMNS += ["word\nfor word", "by\noperator", "bf16\n/ fp32", "bf16\nof peak"]
 _OWN_CORE = 0.9  # of a core's time, below which others disturb
 _Device = Annotated[str, typer.Option(help="cpu, cpu:THREADS or cuda:INDEX.")]
-_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: 1]")]
+_Threads = Annotated[
+    str | None,
+    typer.Option(metavar="COUNT[,COUNT]...", help="CPU threads; a bench of its own for each count.  [default: 1]"),
+]
 _Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: under 3 minutes on one fast core, not 10.")]
 
 
@@ -33,14 +36,14 @@ _Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: under 3 min
 def inference(
     device: _Device = "cpu", threads: _Threads = None, quick: _Quick = False, json: options.Json = False
 ) -> None:
-    """Measure inference: shares of the peak, time and MACs against γ, and every path against the others."""
+    """Measure inference: shares of the peak, time and MACs against γ, bfloat16, and each path against the others."""
     from harness.bench import Effort, default_cases, measure_inference
 
-    place = _place(device, threads)
+    places = _places(device, threads)
     effort = Effort(rounds=8, max_seconds=110) if quick else Effort(rounds=32, max_seconds=480)
     with _refusal_in_one_line(), counting("measuring") as progress:
-        bench = measure_inference(default_cases(), effort, device=place, progress=progress)
-    _print(bench, print_inference, json=json)
+        benches = measure_inference(default_cases(), effort, devices=places, progress=progress)
+    _print(benches, print_inference, json=json)
 
 
 @app.command()
@@ -55,30 +58,32 @@ def training(
     from harness.bench import Effort, default_training_case, measure_training
     from harness.data import open_dataset
 
-    place = _place(device, threads)
+    places = _places(device, threads)
     effort = Effort(rounds=4, max_seconds=100) if quick else Effort(rounds=16, max_seconds=480)
     case = default_training_case()
     photographs = open_dataset(
         "demo", scale=case.model.scale, split="train", data_dir=None, cache_dir=results / "cache"
     )
     with _refusal_in_one_line(), counting("measuring") as progress:
-        bench = measure_training(case, photographs, effort, device=place, progress=progress)
-    _print(bench, print_training, json=json)
+        benches = measure_training(case, photographs, effort, devices=places, progress=progress)
+    _print(benches, print_training, json=json)
 
 
 def print_inference(bench: "InferenceBench") -> None:
-    """Print the peak, a table for each network that routes, and what does not route below."""
+    """Print the peak, and one table of all networks."""
     _print_peaks(bench.machine, bench.peaks)
-    for name in dict.fromkeys(row.name for row in bench.networks):
-        rows = [row for row in bench.networks if row.name == name]
-        height, width = rows[0].input_size
-        title = f"{name}, {rows[0].model}, input {height}×{width}, batch 1, fp32"
-        columns = _COLUMNS if rows[0].gamma is not None else _COLUMNS[: _COLUMNS.index("of peak") + 1]
-        print_table(title, columns, [_describe(row)[: len(columns)] for row in rows])
+    rows: list[list[str]] = []
+    for row in bench.networks:
+        height, width = row.input_size
+        name = f"{row.name}, {height}×{width}"
+        rows.append([name if all(name != other[0] for other in rows) else "", *_describe(row)])
+    print_table("Inference, batch 1, fp32 unless it says bf16", _COLUMNS, rows)
     console.print(
-        "of peak: 2·MACs / time / best product; by operator, word for word, bf16: time over that of the default path\n"
-        f"checked against algorithm 1 first: off by {bench.largest_difference:.1g} of full scale at most\n"
-        f"{bench.protocol}; took {bench.seconds:.0f} s; fingerprint {bench.machine.fingerprint}"
+        "of peak: 2·MACs / time / best product of the dtype; word for word, by operator, bf16: time over the default "
+        "path's\n"
+        f"checked against the networks word for word first: off by {bench.largest_difference:.1g} of full scale at "
+        f"most, in bf16 by {bench.largest_bf16_error:.1%} of the output's spread (RMS)\n"
+        f"{_describe_run(bench)}"
     )
 
 
@@ -91,8 +96,8 @@ def _describe(row: "NetworkTimes") -> list[str]:
         _percent(row.peak_share),
         format_number(row.time_over_full, 3),
         format_number(row.macs_over_full, 3),
-        format_number(row.operators_ratio),
         format_number(row.literal_ratio),
+        format_number(row.operators_ratio),
         format_number(row.bf16_ratio),
         _percent(row.bf16_peak_share),
     ]
@@ -115,32 +120,46 @@ def print_training(bench: "TrainingBench") -> None:
             format_number(bench.times[name].median_ms, 1),
             format_number(bench.times[name].iqr_ms, 1),
             format_number(bench.ratio[name]),
+            format_number(bench.dense_ratio[name]),
             _percent(bench.peak_share[name]),
         ]
         for name, rate in bench.images_per_second.items()
     ]
-    print_table(title, ["step", "runs", "images/s", "median ms", "IQR", "× word for word", "of peak"], rows)
+    columns = ["step", "runs", "images/s", "median ms", "IQR", "× word for word", "× dense", "of peak"]
+    print_table(title, columns, rows)
     console.print(
         f"loader ({bench.dataset}): {bench.loader.median_ms:.1f} ms a batch, {bench.loader_share:.1%} of a step\n"
         "of peak: 6·MACs of the forward pass / time / best product\n"
         "checked against algorithm 1 first, gradients too: "
         f"off by {bench.largest_difference:.1g} of full scale at most\n"
-        f"{bench.protocol}; took {bench.seconds:.0f} s; fingerprint {bench.machine.fingerprint}"
+        f"{_describe_run(bench)}"
     )
 
 
-def _print(bench: _Bench, as_tables: Callable[[_Bench], None], *, json: bool) -> None:
-    core_share = bench.core_share
-    if core_share is not None and core_share < _OWN_CORE:
-        messages.print(
-            f"note: this process had {core_share:.0%} of a core, others the rest: "
-            "times are the processor's, but caches were shared; best measure on a quiet machine",
-            soft_wrap=True,
-        )
+def _print(benches: Sequence[_Bench], as_tables: Callable[[_Bench], None], *, json: bool) -> None:
+    """Print the benches one after the other; as JSON one is a document by itself, and several are a list."""
+    for bench in benches:
+        core_share = bench.core_share
+        if core_share is not None and core_share < _OWN_CORE:
+            messages.print(
+                f"note: this process had {core_share:.0%} of a core, others the rest: "
+                "times are the processor's, but caches were shared; best measure on a quiet machine",
+                soft_wrap=True,
+            )
     if json:
-        print_json(bench.model_dump(mode="json"))
-    else:
+        documents = [bench.model_dump(mode="json") for bench in benches]
+        print_json(documents if len(documents) > 1 else documents[0])
+        return
+    for index, bench in enumerate(benches):
+        if index:
+            console.print()
         as_tables(bench)
+
+
+def _describe_run(bench: "InferenceBench | TrainingBench") -> str:
+    machine = bench.machine
+    kernels = f"kernels {machine.kernels}; " if machine.kernels else ""
+    return f"{bench.protocol}; took {bench.seconds:.0f} s; {kernels}fingerprint {machine.fingerprint}"
 
 
 def _print_peaks(machine: "Machine", peaks: "dict[str, Peak]") -> None:
@@ -154,14 +173,20 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
-def _place(device: str, threads: int | None) -> str:
-    """Return the device to measure on as text; `UserError` where it is not there."""
+def _places(device: str, threads: str | None) -> list[str]:
+    """Return the devices to measure on as texts; `UserError` where one is not there."""
     from harness.core.errors import UserError
     from harness.profiling import parse_device
 
-    if threads is not None and device not in ("cpu", f"cpu:{threads}"):
+    if threads is None:
+        return [parse_device(device).text]
+    written = [count.strip() for count in threads.split(",")]
+    counts = [int(count) for count in written if count.isascii() and count.isdigit()]
+    if len(set(counts)) < len(written):
+        raise UserError(f"--threads {threads}: expected a number of threads, or different ones such as 1,2")
+    if device != "cpu" and [device] != [f"cpu:{count}" for count in counts]:
         raise UserError(f"--threads {threads} goes with --device cpu, got --device {device}")
-    return parse_device(f"cpu:{threads}" if threads is not None else device).text
+    return [parse_device(f"cpu:{count}").text for count in counts]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The networks: CAMixerSR, SwinIR-light and bicubic, with routing, tiling and checkpoint adapters."""
 
+from harness.models.acceleration import describe_kernels
 from harness.models.camixersr import CAMixerSR
 from harness.models.checkpoints import load_weights
 from harness.models.network import Restoration, SRNetwork
@@ -14,6 +15,7 @@ __all__ = [
     "Restoration",
     "SRNetwork",
     "build_model",
+    "describe_kernels",
     "load_weights",
     "preset_config",
     "restore_image",

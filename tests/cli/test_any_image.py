@@ -17,12 +17,12 @@ from harness.data.images import read_rgb, write_png
 from harness.export import load_bundle, load_network, read_bundle_config, upscale_image, write_bundle
 from harness.metrics import get_protocol
 from harness.models import PanoramaNetwork, build_model, load_weights, preset_config
+from harness.models.literal.swinir import shift_mask
 from harness.models.swinir import relative_position_index
 from harness.profiling import canonical_macs
 from harness.trial import to_image
 from tests.cli.conftest import Call
 from tests.export.test_bundle import SMALL, random_network, record_of
-from tests.models.literal_swinir import shift_mask
 from tests.records import SHORT
 from tests.tiny_pairs import cut
 

@@ -1,7 +1,9 @@
 """`harness bench` on tiny networks: what it says of the machine fits together, and a broken path stops it."""
 
+import copy
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,22 +16,24 @@ from harness.bench import (
     TrainingCase,
     check_inference,
     check_training,
+    default_cases,
     measure_inference,
     measure_training,
 )
 from harness.cli.bench import print_inference, print_training
 from harness.core.configs import CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
-from harness.models import CAMixerSR, Restoration, strips
-from harness.models.routing import select_windows
+from harness.models import CAMixerSR, Restoration, SRNetwork
+from harness.models.swinir import SwinIR
 from harness.profiling import canonical_macs, parse_device
 from tests.cli.conftest import Call
 from tests.tiny_pairs import TRAIN, tiny_pairs
 
 TINY = CAMixerSRConfig(channels=8, window=4, groups=(1, 1))
+TINY_SWINIR = SwinIRConfig(depths=(2,), embed_dim=12, num_heads=3)
 CASES = (
     InferenceCase(name="tiny", model=TINY, input_size=(12, 16), bf16_gammas=(0.5,)),
-    InferenceCase(name="swin", model=SwinIRConfig(depths=(1,), embed_dim=12, num_heads=3), input_size=(12, 16)),
+    InferenceCase(name="swin", model=TINY_SWINIR, input_size=(12, 16), bf16_gammas=(None,)),
 )
 EFFORT = Effort(rounds=5, max_seconds=60, turn_seconds=0.002)
 
@@ -37,7 +41,7 @@ EFFORT = Effort(rounds=5, max_seconds=60, turn_seconds=0.002)
 def test_inference_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[int, int]] = []
     threads = torch.get_num_threads()
-    bench = measure_inference(CASES, EFFORT, sides=(32, 64), progress=lambda *done: told.append(done))
+    (bench,) = measure_inference(CASES, EFFORT, sides=(32, 64), progress=lambda *done: told.append(done))
     assert torch.get_num_threads() == threads
     assert told[-1] == (6, 6)
     assert set(bench.peaks) == {"fp32", "bf16"}
@@ -57,13 +61,17 @@ def test_inference_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) 
         )
         assert row.time_over_full == pytest.approx(row.times.median_ms / full.times.median_ms)
         assert row.macs_over_full == pytest.approx(row.macs / full.macs)
-        for way, ratio in (("operators", row.operators_ratio), ("literal", row.literal_ratio)):
-            assert ratio == pytest.approx(row.other_times[way].median_ms / row.times.median_ms)
-            assert len(row.other_times[way].samples_ms) < len(row.times.samples_ms)
         assert (row.bf16_ratio is not None) == (row.bf16_peak_share is not None) == (row.gamma == 0.5)
-    assert (swin.gamma, swin.time_over_full, swin.literal_ratio) == (None, None, None)
+    for row in bench.networks:
+        ratios = {"operators": row.operators_ratio, "literal": row.literal_ratio, "bf16": row.bf16_ratio}
+        for way, times in row.other_times.items():
+            assert ratios[way] == pytest.approx(times.median_ms / row.times.median_ms)
+            assert way == "bf16" or len(times.samples_ms) < len(row.times.samples_ms)
+    assert (swin.gamma, swin.time_over_full, swin.macs_over_full) == (None, None, None)
+    assert set(swin.other_times) == {"operators", "literal", "bf16"}
     assert swin.peak_share > 0
     assert bench.largest_difference <= 1e-4
+    assert 0 < bench.largest_bf16_error < 0.02
     assert bench.machine.threads == 1
     assert bench.core_share is not None
     assert 0 < bench.core_share < 1.1
@@ -72,19 +80,22 @@ def test_inference_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) 
     json.dumps(bench.model_dump(mode="json"), allow_nan=False)
     print_inference(bench)
     printed = capfd.readouterr().out
-    assert printed.index("GFLOP/s") < printed.index("MACs / γ=1")  # the peak comes first
-    for text in (bench.machine.fingerprint, "C8 groups 1-1 M4", "12×16", "word for word", "1 thread:"):
+    assert printed.index("GFLOP/s") < printed.index("γ=1")  # the peak comes first
+    for text in (bench.machine.fingerprint, "tiny, 12×16", "swin, 12×16", "word for word", "1 thread:"):
         assert text in printed
+    # One table: the peak's two rows, four γ, one row of what does not route.
+    assert sum(line.startswith("│") for line in printed.splitlines()) == 2 + 4 + 1
 
 
 def test_training_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) -> None:
     case = TrainingCase(name="tiny", model=TINY, batch_size=2, patch_size=8)
-    bench = measure_training(case, tiny_pairs(TRAIN, 4), EFFORT, sides=(32,))
+    (bench,) = measure_training(case, tiny_pairs(TRAIN, 4), EFFORT, sides=(32,))
     assert set(bench.times) == set(bench.images_per_second) == {"literal", "dense", "default"}
     assert bench.ratio["literal"] == 1
     for name, rate in bench.images_per_second.items():
         assert rate == pytest.approx(2e3 / bench.times[name].median_ms)
         assert bench.ratio[name] == pytest.approx(rate / bench.images_per_second["literal"])
+        assert bench.dense_ratio[name] == pytest.approx(rate / bench.images_per_second["dense"])
         assert bench.peak_share[name] > 0
     assert 0 <= bench.attention_share <= 1
     assert bench.loader_share == pytest.approx(bench.loader.median_ms / bench.times["default"].median_ms)
@@ -93,7 +104,8 @@ def test_training_is_measured_on_every_path(capfd: pytest.CaptureFixture[str]) -
     printed = capfd.readouterr().out
     for text in (
         "images/s",
-        "word for word",
+        "× word for word",
+        "× dense",
         "dense, optimised",
         "default",
         "loader (tiny)",
@@ -118,7 +130,7 @@ def test_json_is_one_document(call: Call, monkeypatch: pytest.MonkeyPatch) -> No
         "seconds",
         "measured_at",
     }
-    assert set(outcome.document) == common | {"networks", "product_times"}
+    assert set(outcome.document) == common | {"networks", "product_times", "largest_bf16_error"}
     machine = outcome.document["machine"]
     assert (machine["device"], machine["threads"], len(machine["fingerprint"])) == ("cpu:1", 1, 12)
     assert outcome.document["environment"]["packages"]["torch"] == torch.__version__
@@ -140,37 +152,139 @@ def test_equal_machines_have_equal_fingerprints_and_threads_matter() -> None:
         assert one.fingerprint != describe_machine(parse_device("cpu:2")).fingerprint
 
 
+def test_kernels_are_named_and_tell_machines_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.bench.rounds import describe_machine
+
+    machines = []
+    for kernels in (None, "avx2"):
+        monkeypatch.setattr("harness.bench.rounds.describe_kernels", lambda kernels=kernels: kernels)
+        machines.append(describe_machine(parse_device("cpu")))
+    assert [machine.kernels for machine in machines] == [None, "avx2"]
+    assert machines[0].fingerprint != machines[1].fingerprint
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the machine has one core")
+def test_each_count_of_threads_is_a_bench_with_its_own_peak(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = InferenceCase(name="tiny", model=TINY, input_size=(8, 8), gammas=(1.0,))
+    monkeypatch.setattr("harness.bench.default_cases", lambda: (case,))
+    monkeypatch.setattr("harness.bench.peak.PEAK_SIDES", (64,))
+    threads = torch.get_num_threads()
+    benches = call("bench", "inference", "--quick", "--threads", "2,1", "--json").document
+    assert torch.get_num_threads() == threads
+    assert [bench["machine"]["threads"] for bench in benches] == [2, 1]
+    assert len({bench["machine"]["fingerprint"] for bench in benches}) == 2
+    assert all(bench["peaks"]["fp32"]["gflops_per_s"] > 0 and bench["networks"] for bench in benches)
+    printed = call("bench", "inference", "--quick", "--threads", "1,2").out
+    assert printed.index("1 thread:") < printed.index("2 threads:")
+    assert printed.count("GFLOP/s") == printed.count("tiny, 8×8") == 2
+
+
+Corrupt = Callable[[type[SRNetwork], Callable[[Any], None]], None]
+
+
 @pytest.fixture
-def miscount(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fold the query's and the key's weights into the strips a little wrong."""
-    fold = strips._Strips.__init__
+def corrupt(monkeypatch: pytest.MonkeyPatch) -> Corrupt:
+    """Let a family's default path run on changed weights, whichever way it is computed; the oracle keeps its own."""
 
-    def fold_wrong(self: Any, *arguments: Any) -> None:
-        fold(self, *arguments)
-        if self.attention is not None:
-            self.query_CC[0] += 0.5
+    def corrupt_family(family: type[SRNetwork], change: Callable[[Any], None]) -> None:
+        restore = family.restore
 
-    monkeypatch.setattr(strips._Strips, "__init__", fold_wrong)
+        def restore_wrong(self: SRNetwork, *arguments: Any, **settings: Any) -> Restoration:
+            if self.is_literal:
+                return restore(self, *arguments, **settings)
+            changed = copy.deepcopy(self)
+            with torch.inference_mode(mode=torch.is_inference_mode_enabled()), torch.no_grad():
+                change(changed)
+                return restore(changed, *arguments, **settings)
+
+        monkeypatch.setattr(family, "restore", restore_wrong)
+
+    return corrupt_family
 
 
-@pytest.mark.usefixtures("miscount")
-def test_a_weight_folded_wrong_is_noticed_before_anything_is_timed(call: Call) -> None:
-    with pytest.raises(BrokenPathError, match=r"default inference: off by .* of full scale"):
+def change_a_weight(network: Any) -> None:
+    """Change one weight of many: of the query's projection."""
+    block = network.groups[0].blocks[0]
+    weight = block.mixer.query.weight if isinstance(network, CAMixerSR) else block.attention.qkv.weight
+    weight[0, 0] += 0.5
+
+
+def exchange_hard_and_simple(network: Any) -> None:
+    for group in network.groups:
+        for block in group.blocks:
+            out = block.mixer.predictor.routing_out
+            out.weight.copy_(out.weight.flip(0))
+            out.bias.copy_(out.bias.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "name", "tiny"),
+    [
+        (CAMixerSR, CAMixerSRConfig, "C60 groups 4-4-6-6 M16, fixed γ=1", "C8 groups 1-1 M4, fixed γ=1"),
+        (SwinIR, SwinIRConfig, "SwinIR-light", "SwinIR C12 depths 2"),
+    ],
+    ids=["CAMixerSR", "SwinIR"],
+)
+def test_a_wrong_weight_is_noticed_before_anything_is_timed(
+    call: Call,
+    corrupt: Corrupt,
+    monkeypatch: pytest.MonkeyPatch,
+    family: type[SRNetwork],
+    config: type,
+    name: str,
+    tiny: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("something was timed")
+
+    monkeypatch.setattr("harness.bench.rounds._time_on_cpu", fail)
+    cases = [case for case in default_cases() if isinstance(case.model, config)]
+    monkeypatch.setattr("harness.bench.default_cases", lambda: cases)
+    corrupt(family, change_a_weight)
+    with pytest.raises(BrokenPathError, match=rf"^{tiny}, default inference: off by .* of full scale"):
         measure_inference(CASES, EFFORT, sides=(32,))
     outcome = call("bench", "inference", "--quick")
     assert outcome.code == 1
     assert outcome.out == ""
     assert outcome.err.count("\n") == 1
-    assert outcome.err.startswith("harness: error: C60 groups 4-4-6-6 M16, fixed γ=1, default inference: off by ")
+    assert outcome.err.startswith(f"harness: error: {name}, default inference: off by ")
     assert "nothing was timed" in outcome.err
 
 
-def test_other_windows_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def take_the_others(logits_BN2: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        return select_windows(-logits_BN2, *arguments)
+@pytest.mark.parametrize("config", [TINY, TINY_SWINIR], ids=["CAMixerSR", "SwinIR"])
+def test_what_goes_wrong_in_bfloat16_alone_is_noticed(corrupt: Corrupt, config: CAMixerSRConfig | SwinIRConfig) -> None:
+    """Such as a bias that is left out; one weight of many drowns in the rounding."""
 
-    monkeypatch.setattr(strips, "select_windows", take_the_others)
-    with pytest.raises(BrokenPathError, match="default inference"):
+    def forget_a_bias(network: Any) -> None:
+        if torch.is_autocast_enabled("cpu"):
+            network.groups[0].blocks[0].norm1.bias.zero_()
+
+    corrupt(CAMixerSR if isinstance(config, CAMixerSRConfig) else SwinIR, forget_a_bias)
+    with pytest.raises(BrokenPathError, match=r"default inference in bfloat16: off by .* times the .* word for word"):
+        check_inference(config, parse_device("cpu"))
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_SWINIR], ids=["CAMixerSR", "SwinIR"])
+def test_what_goes_wrong_in_large_images_alone_is_noticed(
+    corrupt: Corrupt, config: CAMixerSRConfig | SwinIRConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = CAMixerSR if isinstance(config, CAMixerSRConfig) else SwinIR
+    restore = family.restore
+
+    def lose_a_row(self: Any, input_BCHW: torch.Tensor, **settings: Any) -> Restoration:
+        restored = restore(self, input_BCHW, **settings)
+        if input_BCHW.shape[-2] > 100:
+            restored.image_BCHW[:, :, 400] = 0
+        return restored
+
+    monkeypatch.setattr(family, "restore", lose_a_row)
+    with pytest.raises(BrokenPathError, match=r"default inference of a tall image: off by"):
+        check_inference(config, parse_device("cpu"))
+
+
+def test_other_windows_are_noticed(corrupt: Corrupt) -> None:
+    corrupt(CAMixerSR, exchange_hard_and_simple)
+    with pytest.raises(BrokenPathError, match="default inference: off by"):
         check_inference(TINY, parse_device("cpu"), [RoutingConfig(gamma=0.25)])
     with pytest.raises(BrokenPathError, match="attends to other windows"):
         check_inference(TINY, parse_device("cpu"), [RoutingConfig(policy="threshold")])
@@ -194,6 +308,10 @@ def test_mistakes_take_one_line(call: Call) -> None:
     assert (
         "--threads 2 goes with --device cpu" in call("bench", "training", "--threads", "2", "--device", "cuda").mistake
     )
+    for threads in ("1,x", "1,1", "", "2,"):
+        assert "such as 1,2" in call("bench", "inference", "--threads", threads).mistake
+    assert "asks for 0 threads" in call("bench", "inference", "--threads", "0").mistake
+    assert "--threads 1,2 goes with" in call("bench", "inference", "--threads", "1,2", "--device", "cpu:1").mistake
     case = TrainingCase(name="tiny", model=TINY, batch_size=2, patch_size=64)
     with pytest.raises(UserError, match="no image of tiny"):
         measure_training(case, tiny_pairs(TRAIN, 4), EFFORT)
