@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.errors import UserError
-from harness.models import strips
+from harness.models import fused
 from harness.models.bicubic import upscale_bicubic
 from harness.models.graphs import replayed
 from harness.models.network import Restoration, SRNetwork
@@ -547,18 +547,23 @@ class CAMixerSR(SRNetwork):
         plan = plan_routing(config.routing, padded_BCHW, (h, w), config.window, importance_BHW)
         blocks = range(config.num_blocks)
         plan = plan._replace(unread=frozenset(block for block in blocks if not config.reads_predictor(block)))
-        shallow_BHWC = to_channels_last(self.head(padded_BCHW.contiguous(memory_format=torch.channels_last)))
-        is_read = self.training or len(plan.unread) < config.num_blocks
-        condition_BHWX = self._conditions(shallow_BHWC) if is_read else None
-        if strips.suits(self, padded_BCHW):
-            x_BHWC, shares = strips.run_groups(self, shallow_BHWC, condition_BHWX, plan)
+        if fused.suits(self, input_BCHW):
+            image_BCHW, hard_share_SB = fused.restore_camixersr(self, input_BCHW, padded_BCHW, plan)
         else:
-            x_BHWC, shares = self._run_groups(shallow_BHWC, condition_BHWX, plan, generator)
-        deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC
-        image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), config.scale)
-        image_BCHW = image_BCHW[..., : h * config.scale, : w * config.scale]
+            image_BCHW, hard_share_SB = self._restore_plainly(padded_BCHW, plan, generator)
+            image_BCHW = image_BCHW[..., : h * config.scale, : w * config.scale]
         if config.image_residual:
             image_BCHW = image_BCHW + upscale_bicubic(input_BCHW, config.scale)
+        return Restoration(image_BCHW, hard_share_SB)
+
+    def _restore_plainly(self, padded_BCHW: Tensor, plan: RoutingPlan, generator: Generator | None) -> Restoration:
+        """Restore padded images by torch's operators; the padding stays."""
+        shallow_BHWC = to_channels_last(self.head(padded_BCHW.contiguous(memory_format=torch.channels_last)))
+        is_read = self.training or len(plan.unread) < self.config.num_blocks
+        condition_BHWX = self._conditions(shallow_BHWC) if is_read else None
+        x_BHWC, shares = self._run_groups(shallow_BHWC, condition_BHWX, plan, generator)
+        deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC
+        image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), self.config.scale)
         return Restoration(image_BCHW, torch.stack(shares))
 
     def _run_groups(

@@ -3,23 +3,68 @@
 // What is not exported lives in the anonymous namespace, templates and inline functions too: the linker would merge
 // functions of equal names, and hand one compiled for AVX-512 to every processor. No library of C++.
 
-#include <stdint.h>
+#include "camixersr.h"
+#include "convolution.h"
 
 #define CONCAT_(a, b) a##_##b
 #define CONCAT(a, b) CONCAT_(a, b)
 #define EXPORT(name) __attribute__((visibility("default"))) CONCAT(name, VARIANT)
 
+namespace {
+
+template <template <bool> class Work, typename Use, typename... Arguments>
+auto use(bool half, Use run, Arguments &...arguments) {
+  if (half) {
+    Work<true> work(arguments...);
+    return run(work);
+  }
+  Work<false> work(arguments...);
+  return run(work);
+}
+
+}  // namespace
+
 extern "C" {
 
-// How many floats a vector register of this variant holds.
-int EXPORT(floats_per_vector)(void) {
-#if defined(__AVX512F__)
-  return 16;
-#elif defined(__AVX__)
-  return 8;
-#else
-  return 4;
-#endif
+// Bytes of workspace that a pass needs, whatever the block.
+int64_t EXPORT(camixersr_workspace)(const CAMixerPass *pass) {
+  CAMixerBlock none = {};
+  return use<CAMixerWork>(pass->half, [](auto &work) { return (int64_t)work.divide(nullptr); }, *pass, none);
+}
+
+void EXPORT(camixersr_predict)(const CAMixerPass *pass, const CAMixerBlock *block) {
+  use<CAMixerWork>(pass->half, [&](auto &work) {
+    work.divide(pass->workspace);
+    work.run_prediction();
+  }, *pass, *block);
+}
+
+// Returns 1 where offsets were not finite, and the result is not to be used.
+int EXPORT(camixersr_transform)(const CAMixerPass *pass, const CAMixerBlock *block) {
+  return use<CAMixerWork>(pass->half, [&](auto &work) {
+    work.divide(pass->workspace);
+    return work.run_rest();
+  }, *pass, *block);
+}
+
+void EXPORT(camixersr_finish_group)(const CAMixerPass *pass, const float *weight, const float *bias, float *start) {
+  CAMixerBlock none = {};
+  use<CAMixerWork>(pass->half, [&](auto &work) {
+    work.divide(pass->workspace);
+    work.finish_group(weight, bias, start);
+  }, *pass, none);
+}
+
+int64_t EXPORT(convolution_workspace)(const Convolution *convolution) {
+  return use<ConvolutionWork>(convolution->half, [](auto &work) { return (int64_t)work.divide(nullptr); }, *convolution);
+}
+
+int EXPORT(convolution_run)(const Convolution *convolution) {
+  return use<ConvolutionWork>(convolution->half, [&](auto &work) {
+    work.divide(convolution->workspace);
+    work.run();
+    return 0;
+  }, *convolution);
 }
 
 }  // extern "C"

@@ -1,0 +1,246 @@
+"""CAMixerSR by fused kernels (camixersr.h).
+
+Shape suffixes: those of models/camixersr.py, and T the channels of a token, padded.
+"""
+
+import ctypes
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.core.errors import TrialFailedError
+from harness.models.fused.maps import Map, Maps, allocate, as_floats, compiled, convolve, structure, working_dtype
+from harness.models.network import Restoration
+from harness.models.routing import RoutingPlan, select_windows
+
+if TYPE_CHECKING:
+    from harness.models.camixersr import Block, CAMixerSR, Group
+
+_Block = structure(
+    "CAMixerBlock",
+    pointers=(
+        "value_weight value_bias query_weight query_bias key_weight "
+        "depthwise_weight depthwise_bias dilated_weight dilated_bias out_weight out_bias "
+        "trunk_weight trunk_bias trunk_norm_weight trunk_norm_bias "
+        "offsets_hidden_weight offsets_hidden_bias offsets_out_weight offsets_out_bias "
+        "channel_weight channel_bias spatial_weight spatial_bias "
+        "norm1_weight norm1_bias norm2_weight norm2_bias expand_weight ffn_depthwise_weight project_weight"
+    ),
+)
+_Pass = structure(
+    "CAMixerPass",
+    integers="images height width channels window features offsets_hidden conditions threads half keep_tokens",
+    numbers="attention_scale max_offset slope eps",
+    pointers="x next mixed tokens predicted condition mean feature_sums workspace windows",
+    integers_="hard",
+)
+_READ = frozenset(name for name, _ in _Block._fields_)
+
+
+class _CAMixerMaps(Maps):
+    """The maps of images B×3×H×W with C channels, E features of the predictor and X conditions."""
+
+    def __init__(self, key: tuple[int, ...]):
+        super().__init__(key)
+        B, H, W, C, E, X = key
+        self.input = Map(B, H, 3, W)
+        self.shallow, self.start, self.x, self.next, self.mixed = (Map(B, H, C, W) for _ in range(5))
+        self.predicted = Map(B, H, E, W)
+        self.condition, self.condition_hidden = Map(B, H, X, W), Map(B, H, 8, W)
+        self.mean_BHW = torch.empty(B, H, W)
+        self.sums_BHE = torch.empty(B, H, E)
+        self.tokens = allocate(B * H * W * -(-C // 16) * 16 + 64)
+
+
+def restore_camixersr(network: "CAMixerSR", input_BCHW: Tensor, padded_BCHW: Tensor, plan: RoutingPlan) -> Restoration:
+    """Restore images that are padded to multiples of the window; the residual image is the caller's to add."""
+    config = network.config
+    is_half = working_dtype(input_BCHW) == torch.bfloat16
+    (B, _, H, W), (h, w) = padded_BCHW.shape, input_BCHW.shape[-2:]
+    predictor = next(iter(_blocks(network))).mixer.predictor
+    conditions = predictor.trunk.in_features - config.channels
+    maps = _CAMixerMaps.take((B, H, W, config.channels, predictor.trunk.out_features, conditions))
+    with torch.autocast("cpu", enabled=False):
+        maps.input.nchw().copy_(padded_BCHW)
+        convolve(network.head, maps.input, maps.shallow, maps, is_half=is_half)
+        if len(plan.unread) < config.num_blocks:
+            _set_conditions(network, maps)
+        shares = _Runner(network, maps, plan, is_half).run_groups()
+        convolve(network.body_tail, maps.x, maps.next, maps, is_half=is_half, residual=maps.shallow)
+        scale = config.scale
+        image_BCHW = torch.empty(B, 3, h * scale, w * scale)
+        convolve(network.tail, maps.next, image_BCHW, maps, is_half=is_half, scale=scale)
+    maps.give_back()
+    return Restoration(image_BCHW.to(input_BCHW.dtype), torch.stack(shares))
+
+
+def _blocks(network: "CAMixerSR") -> "Iterator[Block]":
+    for group in cast("Iterable[Group]", network.groups):
+        yield from cast("Iterable[Block]", group.blocks)
+
+
+def _set_conditions(network: "CAMixerSR", maps: _CAMixerMaps) -> None:
+    """Put the global and the window condition side by side, in float32."""
+    config = network.config
+    coordinates = maps.condition.shape[2] - 2 * config.window_condition
+    if network.global_predictor is not None:
+        narrow, first_relu, wide, second_relu = cast("tuple[nn.Module, ...]", network.global_predictor)
+        assert isinstance(narrow, nn.Conv2d)
+        assert isinstance(wide, nn.Conv2d)
+        slopes = [cast("nn.LeakyReLU", relu).negative_slope for relu in (first_relu, second_relu)]
+        convolve(narrow, maps.shallow, maps.condition_hidden, maps, is_half=False, slope=slopes[0])
+        convolve(wide, maps.condition_hidden, maps.condition, maps, is_half=False, slope=slopes[1])
+    if config.window_condition:
+        _, H, _, W = maps.condition.shape
+        line_M = torch.linspace(-1, 1, config.window)
+        target_B2HW = maps.condition.nchw(slice(coordinates, None))
+        target_B2HW[:, 0] = line_M.repeat(H // config.window)[:, None]
+        target_B2HW[:, 1] = line_M.repeat(W // config.window)
+
+
+class _Runner:
+    """Runs blocks and groups on the maps of a pass."""
+
+    def __init__(self, network: "CAMixerSR", maps: _CAMixerMaps, plan: RoutingPlan, is_half: bool):
+        B, H, C, W = maps.x.shape
+        self.network, self.maps, self.plan = network, maps, plan
+        M = network.config.window
+        self.windows = B, H // M, W // M
+        mixer = next(_blocks(network)).mixer
+        predictor = mixer.predictor
+        hidden = predictor.offsets_hidden
+        self.call = _Pass(
+            images=B,
+            height=H,
+            width=W,
+            channels=C,
+            window=M,
+            features=predictor.trunk.out_features,
+            offsets_hidden=0 if hidden is None else hidden.out_features,
+            conditions=maps.condition.shape[2],
+            threads=torch.get_num_threads(),
+            half=is_half,
+            attention_scale=mixer.attention_scale,
+            max_offset=predictor.max_offset,
+            slope=predictor.slope,
+            eps=predictor.trunk_norm.eps,
+            mixed=maps.mixed.pointer,
+            tokens=maps.tokens.data_ptr(),
+            predicted=maps.predicted.pointer,
+            condition=maps.condition.pointer,
+            mean=maps.mean_BHW.data_ptr(),
+            feature_sums=maps.sums_BHE.data_ptr(),
+        )
+        self.reference = ctypes.byref(self.call)
+        library, pointer = compiled(), ctypes.c_void_p
+        self.call.workspace = maps.reserve(
+            library.function("camixersr_workspace", (pointer,), ctypes.c_int64)(self.reference)
+        )
+        self.predict = library.function("camixersr_predict", (pointer, pointer))
+        self.transform = library.function("camixersr_transform", (pointer, pointer), ctypes.c_int)
+        self.finish_group = library.function("camixersr_finish_group", (pointer,) * 4)
+        self.every_window = torch.arange(B * (H // M) * (W // M), dtype=torch.int32)
+
+    def run_groups(self) -> list[Tensor]:
+        """Run all groups from the shallow map to `maps.x`; return each block's shares of hard windows (B)."""
+        maps, shares = self.maps, []
+        maps.x.data.copy_(maps.shallow.data)
+        attending = [self._may_attend(block) for block in _blocks(self.network)] + [False]
+        if attending[0]:
+            B, H, C, W = maps.x.shape
+            maps.tokens[:-64].view(B, H, W, -1)[..., :C].copy_(maps.x.nchw().permute(0, 2, 3, 1))
+        for group in cast("Iterable[Group]", self.network.groups):
+            maps.start.data.copy_(maps.x.data)
+            blocks = list(cast("Iterable[Block]", group.blocks))
+            for block in blocks:
+                is_last = block is blocks[-1]  # the group's end makes the tokens then
+                self.call.keep_tokens = attending[len(shares) + 1] and not is_last
+                shares.append(self._run(block))
+            self.call.keep_tokens = attending[len(shares)]
+            weight, bias = as_floats(group.tail.weight), as_floats(group.tail.bias)
+            self._point()
+            self.finish_group(self.reference, weight.data_ptr(), bias.data_ptr(), maps.start.pointer)
+            maps.x, maps.next = maps.next, maps.x
+        return shares
+
+    def _run(self, block: "Block") -> Tensor:
+        """Run one block; return each image's share of hard windows (B)."""
+        held = dict(_parameters(block))
+        fields = _Block(**{name: parameter.data_ptr() for name, parameter in held.items()})
+        reference = ctypes.byref(fields)
+        self._point()
+        if block.mixer.block not in self.plan.unread:
+            self.predict(self.reference, reference)
+        order, self.call.hard, share_B = self._select(block)
+        self.call.windows = order.data_ptr()
+        if self.transform(self.reference, reference):
+            raise TrialFailedError(
+                f"block {block.mixer.block} predicts offsets that are not finite; the weights or the input are not"
+            )
+        self.maps.x, self.maps.next = self.maps.next, self.maps.x
+        return share_B
+
+    def _point(self) -> None:
+        self.call.x, self.call.next = self.maps.x.pointer, self.maps.next.pointer
+
+    def _may_attend(self, block: "Block") -> bool:
+        """Whether a block may have hard windows, as far as the routing alone tells."""
+        routing = self.plan.routing
+        none = routing.gamma == 0 and routing.policy in ("fixed", "probability")
+        return not none and not routing.never_attends(block.mixer.block)
+
+    def _select(self, block: "Block") -> tuple[Tensor, int, Tensor]:
+        """Return all windows of the batch, the hard ones first, how many these are, and each image's share of them."""
+        B, R, Q = self.windows
+        if not self._may_attend(block):
+            return self.every_window, 0, torch.zeros(B)
+        if self.plan.mask_SBN is not None:
+            mask_BN = self.plan.mask_SBN[block.mixer.block]
+        else:
+            M, predictor = block.mixer.window, block.mixer.predictor
+            mean_BRMQM = self.maps.mean_BHW.view(B, R, M, Q, M)
+            flat_BNL = mean_BRMQM.transpose(2, 3).reshape(B, R * Q, M * M)
+            hidden = F.leaky_relu_(_linear(predictor.routing_hidden, flat_BNL), predictor.slope)
+            logits_BN2 = _linear(predictor.routing_out, hidden)
+            mask_BN = select_windows(logits_BN2, self.plan.routing, block.mixer.block, self.plan.importance_BN)
+        flat_X = mask_BN.reshape(-1)
+        order_X = torch.argsort(flat_X.to(torch.uint8), descending=True, stable=True).int()
+        return order_X, int(flat_X.sum()), mask_BN.float().mean(dim=1)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Run a linear layer in float32."""
+    return F.linear(x, as_floats(layer.weight), as_floats(layer.bias))
+
+
+def _parameters(block: "Block") -> Iterator[tuple[str, Tensor]]:
+    """Yield what the kernels read of a block, by the names of camixersr.h."""
+    mixer, ffn, predictor = block.mixer, block.ffn, block.mixer.predictor
+    modules = {
+        "value": mixer.value,
+        "query": mixer.query,
+        "key": mixer.key,
+        "depthwise": mixer.depthwise,
+        "dilated": mixer.depthwise_dilated,
+        "out": mixer.out,
+        "trunk": predictor.trunk,
+        "trunk_norm": predictor.trunk_norm,
+        "offsets_hidden": predictor.offsets_hidden,
+        "offsets_out": predictor.offsets_out,
+        "channel": predictor.channel_attention,
+        "spatial": predictor.spatial_attention,
+        "norm1": block.norm1,
+        "norm2": block.norm2,
+        "expand": ffn.expand,
+        "ffn_depthwise": ffn.depthwise,
+        "project": ffn.project,
+    }
+    for name, module in modules.items():
+        if module is None:
+            continue
+        for kind, parameter in module._parameters.items():
+            if parameter is not None and f"{name}_{kind}" in _READ:
+                yield f"{name}_{kind}", as_floats(parameter)

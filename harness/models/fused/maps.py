@@ -1,0 +1,186 @@
+"""Feature maps as the kernels read them, and convolutions of them."""
+
+import ctypes
+import mmap
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.models import kernels
+from harness.models.kernels import Kernels
+from harness.models.network import SRNetwork
+
+_MARGIN = 16  # zeros before and behind the columns of a line
+_SLACK = 64  # floats behind a map
+_LARGE_BYTES = 1 << 22
+_KEPT_BYTES = 1 << 28  # of maps that are kept for the next pass
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
+    """Say whether inference may run by kernels: on a CPU, without gradients, unseen by tracers and counters."""
+    return (
+        input_BCHW.device.type == "cpu"
+        and not network.training
+        and not network.is_literal
+        and not torch.is_grad_enabled()
+        and input_BCHW.dtype in _DTYPES
+        and working_dtype(input_BCHW) in _DTYPES
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch.compiler.is_compiling()
+        and kernels.load() is not None
+    )
+
+
+def working_dtype(input_BCHW: Tensor) -> torch.dtype:
+    """Return the dtype of products: the input's, or that of autocast."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return input_BCHW.dtype
+
+
+def compiled() -> Kernels:
+    """Return the kernels, which `suits` has found to be there."""
+    loaded = kernels.load()
+    assert loaded is not None
+    return loaded
+
+
+def structure(name: str, **fields: str) -> type[Any]:
+    """Return a structure of the kernels' sources: its fields by C type, in order, names separated by spaces."""
+    types = {"integers": ctypes.c_int64, "numbers": ctypes.c_float, "pointers": ctypes.c_void_p}
+    described = [(field, types[kind.rstrip("_")]) for kind, names in fields.items() for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": described})
+
+
+def as_floats(parameter: Tensor | None) -> Tensor:
+    """Return a parameter as the kernels read it."""
+    assert parameter is not None
+    return parameter.detach().to(torch.float32).contiguous()
+
+
+def allocate(count: int) -> Tensor:
+    """Return so many zeros in float32; large ones on huge pages where the system grants them.
+
+    Maps are read line by line, each of them on a page of its own or nearly so.
+    """
+    if count * 4 < _LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(count)
+    memory = mmap.mmap(-1, count * 4)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32, count=count)
+
+
+class Map:
+    """Features as lines of columns (maps.h): B×H×C×pitch with zeros in the margins, float32."""
+
+    def __init__(self, images: int, height: int, channels: int, width: int):
+        self.shape = images, height, channels, width
+        self.pitch = _MARGIN + -(-width // 16) * 16 + _MARGIN
+        self.data = allocate(images * height * channels * self.pitch + _SLACK)
+        self.pointer = self.data.data_ptr()
+
+    def nchw(self, channels: slice = slice(None)) -> Tensor:
+        """View what lies between the margins as B×C×H×W."""
+        B, H, C, W = self.shape
+        lines_BHCS = self.data[:-_SLACK].view(B, H, C, self.pitch)
+        return lines_BHCS[:, :, channels, _MARGIN : _MARGIN + W].permute(0, 2, 1, 3)
+
+
+class Maps:
+    """All maps of a pass; networks add theirs. Kept for the next pass of equal `key` unless they are large.
+
+    They hold nothing that outlives a pass: the margins are zeros, everything else is written before it is read.
+    """
+
+    _kept: "list[Maps]" = []
+
+    def __init__(self, key: tuple[int, ...]):
+        self.key = key
+        self.workspace = torch.empty(0)
+
+    def reserve(self, num_bytes: int) -> int:
+        """Return the address of a workspace of so many bytes."""
+        if self.workspace.numel() < num_bytes:
+            self.workspace = torch.empty(num_bytes + 64, dtype=torch.uint8)
+        return -(-self.workspace.data_ptr() // 64) * 64
+
+    @classmethod
+    def take(cls: "type[_Maps]", key: tuple[int, ...]) -> "_Maps":
+        """Return the maps kept from the last pass if they are of this kind, new ones otherwise."""
+        try:
+            kept = Maps._kept.pop()
+        except IndexError:
+            return cls(key)
+        return kept if type(kept) is cls and kept.key == key else cls(key)
+
+    def give_back(self) -> None:
+        """Keep these maps, and no others, for the next pass."""
+        size = sum(value.data.nbytes for value in vars(self).values() if isinstance(value, Map | Tensor))
+        if size <= _KEPT_BYTES:
+            Maps._kept[:] = [self]
+
+
+_Maps = TypeVar("_Maps", bound=Maps)
+
+_Convolution = structure(
+    "Convolution",
+    integers="images height width inputs outputs threads half side output_channels scale image_height image_width",
+    pointers="weight bias input residual output workspace",
+    numbers="slope",
+)
+
+
+def convolve(
+    conv: nn.Conv2d,
+    source: Map,
+    target: Map | Tensor,
+    maps: Maps,
+    *,
+    is_half: bool,
+    residual: Map | None = None,
+    slope: float = 1.0,
+    scale: int = 0,
+) -> None:
+    """Run a 3×3 or 1×1 convolution of a map and a LeakyReLU into the first channels of `target`, adding `residual`.
+
+    With `scale` the target is the images, B×3×height×width, and the outputs are shuffled into their pixels.
+    """
+    B, H, C, W = source.shape
+    weight, bias = as_floats(conv.weight), as_floats(conv.bias)
+    call = _Convolution(
+        images=B,
+        height=H,
+        width=W,
+        inputs=C,
+        outputs=len(weight),
+        threads=torch.get_num_threads(),
+        half=is_half,
+        side=weight.shape[-1],
+        scale=scale,
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+        input=source.pointer,
+        residual=None if residual is None else residual.pointer,
+        slope=slope,
+    )
+    if isinstance(target, Map):
+        call.output, call.output_channels = target.pointer, target.shape[2]
+    else:
+        call.output, call.output_channels = target.data_ptr(), target.shape[1]
+        call.image_height, call.image_width = target.shape[2:]
+    run("convolution", call, maps)
+
+
+def run(name: str, call: Any, maps: Maps, *more: Any, step: str = "run") -> int:
+    """Run a kernel `name`_`step` with the workspace that it asks for."""
+    library = compiled()
+    reference = ctypes.byref(call)
+    measure = library.function(f"{name}_workspace", (ctypes.c_void_p,), ctypes.c_int64)
+    call.workspace = maps.reserve(measure(reference))
+    kernel = library.function(f"{name}_{step}", (ctypes.c_void_p,) * (1 + len(more)), ctypes.c_int)
+    result: int = kernel(reference, *more)
+    return result
+
+

@@ -1,0 +1,745 @@
+// One block of CAMixerSR (algorithm 1 of the supplementary) without gradients, in three sweeps:
+//
+// 1. `predict_row`: the predictor's features T of every pixel.
+// 2. `mix_window`: attention for hard windows, spatial attention for the others, and the value projection of both.
+//    q·k = (W_kᵀ(W_q x + b_q))·(x + X̃) plus what is the same for all keys of a query, which softmax drops. The value
+//    projection is linear and softmax sums to one, so that attention may work on x and one product with W_v come after.
+// 3. `finish_band`: convolutions, projection, norm, FFN and norm, over bands of rows and tiles of columns whose
+//    intermediate lines stay in the cache; rows and columns that two tiles need are computed twice.
+//
+// Between 1 and 2 the caller picks the hard windows. HALF rounds the operands of products to bfloat16; all else, and
+// every map, is float32.
+//
+// B images, H rows, W columns, C channels, M window side, L = M² tokens, E features of the predictor, X conditions.
+#pragma once
+#include "maps.h"
+#include "threads.h"
+
+namespace {
+
+enum {
+  MIXER_REACH = 3,    // rows and columns that the mixer's two convolutions see beside a pixel
+  DILATED_REACH = 2,  // of which the dilated one
+  FFN_REACH = 1,
+  INNER_LINES = 5,  // rows of the first convolution that the dilated one spans
+  KEPT_ROWS = 3,    // rows that the FFN's convolution spans
+  MOST_COLUMNS = 94,  // of a tile
+  FEWEST_BAND_ROWS = 12
+};
+
+// The parameters of a block as torch keeps them; null where an ablation leaves them out.
+struct CAMixerBlock {
+  const float *value_weight, *value_bias, *query_weight, *query_bias, *key_weight;
+  const float *depthwise_weight, *depthwise_bias, *dilated_weight, *dilated_bias, *out_weight, *out_bias;
+  const float *trunk_weight, *trunk_bias, *trunk_norm_weight, *trunk_norm_bias;
+  const float *offsets_hidden_weight, *offsets_hidden_bias, *offsets_out_weight, *offsets_out_bias;
+  const float *channel_weight, *channel_bias, *spatial_weight, *spatial_bias;
+  const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;
+  const float *expand_weight, *ffn_depthwise_weight, *project_weight;
+};
+
+struct CAMixerPass {
+  int64_t images, height, width, channels, window, features, offsets_hidden, conditions, threads, half;
+  int64_t keep_tokens;  // whether `tokens` of the result are wanted
+  float attention_scale, max_offset, slope, eps;
+  float *x, *next, *mixed;   // features; those after the block; mixed values
+  float *tokens;             // x once more, pixel by pixel, channels padded to a multiple of 16; in place
+  float *predicted;          // T
+  const float *condition;    // X lines a row
+  float *mean;               // of T over its channels: B·H·W, without margins
+  float *feature_sums;       // of T over the pixels of each row: B·H·E
+  void *workspace;           // camixersr_workspace bytes
+  const int32_t *windows;    // all windows (image · N + window), the hard ones first
+  int64_t hard;
+};
+
+// What is derived of a block's parameters, and what the threads work with.
+template <bool HALF>
+struct CAMixerWork {
+  typedef typename Operand<HALF>::Element Element;
+  const CAMixerPass &p;
+  const CAMixerBlock &w;
+  long H, W, C, M, L, E, token_pitch, tokens, key_pitch, threads;
+  Map x, next, mixed, predicted, condition;
+  // Derived.
+  Weights<HALF> trunk, value, query, out, expand, project;
+  Weights<false> trunk_condition;
+  float *trunk_bias, *query_bias, *channel;  // `channel`: channel attention, B·C
+  float *zero_line, *token_columns, *token_rows;  // and where in its window each token lies
+  // Of each thread.
+  struct Own {
+    uint32_t *pairs;
+    float *block, *other_block, *window, *spatial, *keys, *rows, *scores, *queries, *attended;
+    Element *key_columns, *value_panels, *weights;
+    float *inner, *dilated, *normed, *expanded, *gated;
+  } own[MOST_THREADS];
+  long inner_pitch, line_pitch_;
+  long tile_columns, tiles, band_rows, bands;
+  int unbounded;  // whether an offset was not finite
+
+  CAMixerWork(const CAMixerPass &pass, const CAMixerBlock &block) : p(pass), w(block), unbounded(0) {
+    H = p.height, W = p.width, C = p.channels, M = p.window, L = M * M, E = p.features;
+    x = map_of(p.x, H, C, W), next = map_of(p.next, H, C, W), mixed = map_of(p.mixed, H, C, W);
+    predicted = map_of(p.predicted, H, E, W);
+    condition = map_of((float *)p.condition, H, p.conditions, W);
+    token_pitch = round_up(C, 16);
+    tokens = round_up(L, BLOCK);
+    key_pitch = tokens + 16;  // not a multiple of the distance at which lines share a set of the cache
+    threads = p.threads < MOST_THREADS ? p.threads : MOST_THREADS;
+    tiles = (W + MOST_COLUMNS - 1) / MOST_COLUMNS;
+    tile_columns = tiles == 1 ? W : round_up((W + tiles - 1) / tiles + 2, 16) - 2;  // with the columns beside: vectors
+    bands = threads == 1 ? 1 : 2 * threads;
+    band_rows = (H + bands - 1) / bands;
+    if (band_rows < FEWEST_BAND_ROWS) band_rows = H < FEWEST_BAND_ROWS ? H : FEWEST_BAND_ROWS;
+    bands = (H + band_rows - 1) / band_rows;
+    inner_pitch = MARGIN + round_up(tile_columns + 2 * MIXER_REACH, BLOCK) + MARGIN;
+    line_pitch_ = MARGIN + round_up(tile_columns + 2 * FFN_REACH, BLOCK) + MARGIN;
+  }
+
+  uintptr_t divide(void *memory) {
+    Arena arena = {(uintptr_t)memory};
+    zero_line = arena.take<float>(inner_pitch);
+    token_columns = arena.take<float>(tokens);
+    token_rows = arena.take<float>(tokens);
+    trunk.data = arena.take<Element>(padded_rows(E) * C);
+    trunk_condition.data = arena.take<float>(padded_rows(E) * (p.conditions + 1));
+    value.data = arena.take<Element>(padded_rows(C) * C);
+    query.data = arena.take<Element>(padded_rows(C) * C);
+    out.data = arena.take<Element>(padded_rows(C) * C);
+    expand.data = arena.take<Element>(padded_rows(2 * C) * C);
+    project.data = arena.take<Element>(padded_rows(C) * C);
+    trunk_bias = arena.take<float>(E);
+    query_bias = arena.take<float>(C);
+    channel = arena.take<float>(p.images * C);
+    uintptr_t shared = arena.at;
+    uintptr_t most = shared;
+    for (long thread = 0; thread < threads; thread++) {
+      Own &o = own[thread];
+      o.pairs = arena.take<uint32_t>((2 * C + 2) * BLOCK);
+      o.block = arena.take<float>((2 * C + E + 16) * BLOCK);
+      o.other_block = arena.take<float>((C + 16) * BLOCK);
+      uintptr_t from = arena.at;
+      o.window = arena.take<float>(C * tokens);
+      o.spatial = arena.take<float>(tokens + 16);
+      o.keys = arena.take<float>(C * key_pitch + 16);
+      o.rows = arena.take<float>(16 * token_pitch);
+      o.scores = arena.take<float>((L + 16) * BLOCK);
+      o.queries = arena.take<float>(C * BLOCK);
+      o.attended = arena.take<float>(C * BLOCK);
+      o.key_columns = arena.take<Element>(depth_of<HALF>(C) * key_pitch + 16);
+      o.value_panels = arena.take<Element>((round_up(C, PANEL)) * depth_of<HALF>(L) + 16);
+      o.weights = HALF ? arena.take<Element>(depth_of<HALF>(L) * BLOCK) : (Element *)o.scores;
+      most = arena.at;
+      arena.at = from;  // the two sweeps take turns
+      o.inner = arena.take<float>(INNER_LINES * C * inner_pitch + 64);
+      o.dilated = arena.take<float>(C * line_pitch_ + 64);
+      o.normed = arena.take<float>(KEPT_ROWS * C * line_pitch_ + 64);
+      o.expanded = arena.take<float>(KEPT_ROWS * 2 * C * line_pitch_ + 64);
+      o.gated = arena.take<float>(C * line_pitch_ + 64);
+      if (arena.at < most) arena.at = most;
+    }
+    return arena.at;
+  }
+
+  // ---- 1: the predictor ----
+
+  void derive_trunk() {
+    long D = C + p.conditions;
+    const float *read = w.trunk_weight;
+    float *rows = own[0].inner;  // W_t·W_v
+    for (long e = 0; e < E; e++) {
+      float *row = rows + e * C;
+      for (long c = 0; c < C; c++) row[c] = 0;
+      float bias = w.trunk_bias[e];
+      for (long j = 0; j < C; j++) {
+        float factor = read[e * D + j];
+        const float *value_row = w.value_weight + j * C;
+        for (long c = 0; c < C; c++) row[c] += factor * value_row[c];
+        bias += factor * w.value_bias[j];
+      }
+      trunk_bias[e] = bias;
+    }
+    trunk = lay_out<HALF>(E, C, (Element *)trunk.data, [&](long e, long c) { return rows[e * C + c]; });
+    trunk_condition = lay_out<false>(E, p.conditions, (float *)trunk_condition.data,
+                                     [&](long e, long k) { return read[e * D + C + k]; });
+  }
+
+  void predict_row(long image, long row, Own &o) {
+    float *raw = o.block;
+    v16 *totals = (v16 *)o.other_block;  // E of them, where E < C + 16
+    for (long e = 0; e < E; e++) totals[e] = zeros();
+    for (long column = 0; column < W; column += BLOCK) {
+      const float *from = x.line(image, row, 0) + column, *conditions = condition.line(image, row, 0) + column;
+      prefetch<false>(x, image, row + 1, column);
+      auto take = TILE(long e, int n, v16 value) { store(raw + e * BLOCK + 16 * n, value + splat(trunk_bias[e])); };
+      if constexpr (HALF) {
+        pair_block(C, from, x.pitch, o.pairs);
+        for_tiles(E, TILE(auto &sums, long e, int n) {
+          multiply(sums, trunk.depth, trunk.data + e, trunk.pitch, o.pairs + 16 * n, BLOCK);
+          multiply(sums, trunk_condition.depth, trunk_condition.data + e, trunk_condition.pitch, conditions + 16 * n,
+                   condition.pitch);
+        }, take);
+      } else {
+        for_tiles(E, TILE(auto &sums, long e, int n) {
+          multiply(sums, trunk.depth, trunk.data + e, trunk.pitch, from + 16 * n, x.pitch);
+          multiply(sums, trunk_condition.depth, trunk_condition.data + e, trunk_condition.pitch, conditions + 16 * n,
+                   condition.pitch);
+        }, take);
+      }
+      v16 sum[VECTORS] = {};
+      float *to = predicted.line(image, row, 0) + column;
+      normalise<1>(raw, E, w.trunk_norm_weight, w.trunk_norm_bias, p.eps, TILE(long e, int n, v16 normal) {
+        long left = W - column - 16 * n;
+        v16 value = leaky_relu_of(normal, p.slope);
+        if (left < 16) value = first_lanes(value, left);
+        if (left > 0) store(to + e * predicted.pitch + 16 * n, value);  // zeros in the margin
+        totals[e] += value;
+        sum[n] += value;
+      });
+      float *mean = p.mean + (image * H + row) * W + column;
+      for (int n = 0; n < VECTORS; n++) store_first(mean + 16 * n, sum[n] * splat(1.0f / (float)E), W - column - 16 * n);
+    }
+    for (long e = 0; e < E; e++) p.feature_sums[(image * H + row) * E + e] = sum_of(totals[e]);
+  }
+
+  // ---- 2: attention ----
+
+  void derive() {
+    value = lay_out<HALF>(C, C, (Element *)value.data, [&](long i, long k) { return w.value_weight[i * C + k]; });
+    out = lay_out<HALF>(C, C, (Element *)out.data, [&](long i, long k) { return w.out_weight[i * C + k]; });
+    expand = lay_out<HALF>(2 * C, C, (Element *)expand.data, [&](long i, long k) { return w.expand_weight[i * C + k]; });
+    project = lay_out<HALF>(C, C, (Element *)project.data, [&](long i, long k) { return w.project_weight[i * C + k]; });
+    memset(zero_line, 0, inner_pitch * sizeof(float));
+    for (long token = 0; token < tokens; token++) {
+      token_columns[token] = token < L ? (float)(token % M) : 0;
+      token_rows[token] = token < L ? (float)(token / M) : 0;
+    }
+    if (p.hard) derive_query();
+    attend_channels();
+  }
+
+  void derive_query() {
+    float scale = p.attention_scale * 1.44269504f;  // of powers of two
+    float *rows = own[0].inner;  // W_kᵀ W_q
+    for (long i = 0; i < C; i++) {
+      float *row = rows + i * C, bias = 0;
+      for (long c = 0; c < C; c++) row[c] = 0;
+      for (long j = 0; j < C; j++) {
+        float factor = scale * w.key_weight[j * C + i];
+        const float *query_row = w.query_weight + j * C;
+        for (long c = 0; c < C; c++) row[c] += factor * query_row[c];
+        bias += factor * w.query_bias[j];
+      }
+      query_bias[i] = bias;
+    }
+    query = lay_out<HALF>(C, C, (Element *)query.data, [&](long i, long k) { return rows[i * C + k]; });
+  }
+
+  void attend_channels() {
+    for (long image = 0; image < p.images; image++)
+      for (long c = 0; c < C; c++) {
+        if (!w.channel_weight) {
+          channel[image * C + c] = 1;
+          continue;
+        }
+        if (c == 0) {
+          float *mean = own[0].block;
+          for (long e = 0; e < E; e++) {
+            double total = 0;
+            for (long row = 0; row < H; row++) total += p.feature_sums[(image * H + row) * E + e];
+            mean[e] = (float)(total / ((double)H * W));
+          }
+        }
+        float sum = w.channel_bias[c];
+        for (long e = 0; e < E; e++) sum += w.channel_weight[c * E + e] * own[0].block[e];
+        channel[image * C + c] = sigmoid_of(splat(sum))[0];
+      }
+  }
+
+  struct Place {
+    long image, row, column;  // of the window's first pixel
+  };
+  Place place_of(long index) const {
+    long columns = W / M, windows = (H / M) * columns;
+    long window = index % windows;
+    return {index / windows, window / columns * M, window % columns * M};
+  }
+
+  // Where the two vectors of a block of tokens lie, behind the first line of a map's row 0 of the window: whole vectors
+  // where windows are a multiple of 16 wide.
+  INLINE bool is_whole() const { return M % 16 == 0; }
+  INLINE long offset_of(const Map &map, const Place &at, long token) const {
+    return (at.row + token / M) * map.channels * map.pitch + at.column + token % M;
+  }
+
+  // Call run(token, offset, count) for runs of `count` tokens from `first` on that lie side by side in a map.
+  template <typename Run>
+  INLINE void for_runs(const Map &map, const Place &at, long first, long last, Run run) const {
+    for (long token = first; token < last;) {
+      long column = token % M, count = M - column < last - token ? M - column : last - token;
+      run(token, offset_of(map, at, token), count);
+      token += count;
+    }
+  }
+
+  static INLINE void copy_run(float *to, long to_pitch, const float *from, long from_pitch, long lines, long count) {
+    if (count == 16)
+      for (long c = 0; c < lines; c++) store(to + c * to_pitch, load(from + c * from_pitch));
+    else if (count == 8)
+      for (long c = 0; c < lines; c++)
+        *(v8_unaligned *)(to + c * to_pitch) = *(const v8_unaligned *)(from + c * from_pitch);
+    else
+      for (long c = 0; c < lines; c++) memcpy(to + c * to_pitch, from + c * from_pitch, count * sizeof(float));
+  }
+
+  // Copy tokens of a window, `first` to `last`, to channels × pitch; zeros behind the last of the window.
+  void gather(const Map &map, const Place &at, long first, long last, float *to, long pitch) const {
+    const float *image = map.line(at.image, 0, 0);
+    for_runs(map, at, first, last < L ? last : L, TILE(long token, long offset, long count) {
+      copy_run(to + token - first, pitch, image + offset, map.pitch, map.channels, count);
+    });
+    if (last > L)
+      for (long c = 0; c < map.channels; c++) memset(to + c * pitch + L - first, 0, (last - L) * sizeof(float));
+  }
+
+  // Write a block of tokens (channels × BLOCK, from token `first` on) into the mixed map.
+  void scatter(const Place &at, long first, const float *block) const {
+    float *image = mixed.line(at.image, 0, 0);
+    for_runs(mixed, at, first, first + BLOCK < L ? first + BLOCK : L, TILE(long token, long offset, long count) {
+      copy_run(image + offset, mixed.pitch, block + token - first, BLOCK, C, count);
+    });
+  }
+
+  // Project a block of values and write it into the mixed map: `bias(channel, vector)` is added.
+  template <typename Bias>
+  INLINE void project_values(const Place &at, long first, const float *block, Own &o, Bias bias) const {
+    if (is_whole()) {
+      float *to[VECTORS];
+      for (int n = 0; n < VECTORS; n++) to[n] = mixed.line(at.image, 0, 0) + offset_of(mixed, at, first + 16 * n);
+      multiply_block<HALF>(value, C, block, BLOCK, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
+        store(to[n] + c * mixed.pitch, sum + bias(c, n));
+      });
+    } else {
+      multiply_block<HALF>(value, C, block, BLOCK, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
+        store(o.other_block + c * BLOCK + 16 * n, sum + bias(c, n));
+      });
+      scatter(at, first, o.other_block);
+    }
+  }
+
+  // Ask for the lines and tokens of a window that comes next, a share of its rows at a time.
+  void prefetch_window(long task, long share, long shares) const {
+    if (task >= p.images * (H / M) * (W / M)) return;
+    Place at = place_of(p.windows[task]);
+    for (long m = M * share / shares; m < M * (share + 1) / shares; m++) {
+      const float *line = x.line(at.image, at.row + m, 0) + at.column;
+      for (long c = 0; c < C; c++, line += x.pitch) __builtin_prefetch(line, 0, 2);
+      if (task >= p.hard) continue;
+      const float *token = p.tokens + ((at.image * H + at.row + m) * W + at.column) * token_pitch;
+      for (long part = 0; part < M * token_pitch; part += 16) __builtin_prefetch(token + part, 0, 2);
+    }
+  }
+
+  // The 3×3 convolution of T to one channel, and its sigmoid, at the tokens of a window.
+  void attend_space(const Place &at, float *spatial) const {
+    for (long m = 0; m < M; m++)
+      for (long column = 0; column < M; column += 16) {
+        v16 sum_0 = splat(w.spatial_bias[0]), sum_1 = zeros(), sum_2 = zeros();
+        for (long tap = 0; tap < 3; tap++) {
+          long row = at.row + m + tap - 1;
+          if (row < 0 || row >= H) continue;
+          const float *line = predicted.line(at.image, row, 0) + at.column + column;
+          for (long e = 0; e < E; e++, line += predicted.pitch) {
+            const float *taps = w.spatial_weight + e * 9 + tap * 3;
+            sum_0 += load(line - 1) * splat(taps[0]);
+            sum_1 += load(line) * splat(taps[1]);
+            sum_2 += load(line + 1) * splat(taps[2]);
+          }
+        }
+        store_first(spatial + m * M + column, sigmoid_of(sum_0 + sum_1 + sum_2), M - column);
+      }
+    for (long token = L; token < tokens; token++) spatial[token] = 0;
+  }
+
+  void mix_plainly(const Place &at, Own &o) {
+    if (w.spatial_weight) attend_space(at, o.spatial);
+    for (long first = 0; first < L; first += BLOCK) {
+      v16 weight[VECTORS];
+      for (int n = 0; n < VECTORS; n++) weight[n] = w.spatial_weight ? load(o.spatial + first + 16 * n) : splat(1);
+      if (is_whole()) {
+        const float *from[VECTORS];
+        for (int n = 0; n < VECTORS; n++) from[n] = x.line(at.image, 0, 0) + offset_of(x, at, first + 16 * n);
+        for (long c = 0; c < C; c++)
+#pragma unroll
+          for (int n = 0; n < VECTORS; n++)
+            store(o.block + c * BLOCK + 16 * n, load(from[n] + c * x.pitch) * weight[n]);
+      } else {
+        gather(x, at, first, first + BLOCK, o.block, BLOCK);
+        for (long c = 0; c < C; c++)
+#pragma unroll
+          for (int n = 0; n < VECTORS; n++)
+            store(o.block + c * BLOCK + 16 * n, load(o.block + c * BLOCK + 16 * n) * weight[n]);
+      }
+      project_values(at, first, o.block, o, TILE(long c, int n) { return splat(w.value_bias[c]) * weight[n]; });
+    }
+  }
+
+  // Keys of a hard window, channels × tokens: x + X̃, the pixel itself and the four that lie around where its offset
+  // points, each by its weight (bilinear, border padding).
+  void make_keys(const Place &at, Own &o) {
+    long O = p.offsets_hidden;
+    v16 odd = zeros();  // not a number where an offset is not finite; what is behind the last token is finite
+    for (long first = 0; first < L; first += BLOCK) {
+      gather(predicted, at, first, first + BLOCK, o.block, BLOCK);
+      v16 offsets[2][VECTORS];
+      for (int axis = 0; axis < 2; axis++)
+        for (int n = 0; n < VECTORS; n++) offsets[axis][n] = splat(w.offsets_out_bias[axis]);
+      for (long h = 0; h < O; h++)
+        for (int n = 0; n < VECTORS; n++) {
+          v16 sum = splat(w.offsets_hidden_bias[h]);
+          for (long e = 0; e < E; e++)
+            sum += splat(w.offsets_hidden_weight[h * E + e]) * load(o.block + e * BLOCK + 16 * n);
+          sum = leaky_relu_of(sum, p.slope);
+          offsets[0][n] += splat(w.offsets_out_weight[h]) * sum;
+          offsets[1][n] += splat(w.offsets_out_weight[O + h]) * sum;
+        }
+      int32_t corners[BLOCK], beside[BLOCK], beneath[BLOCK];
+      float weights[4][BLOCK];
+      for (int n = 0; n < VECTORS; n++) {
+        v16 column = load(token_columns + first + 16 * n) + splat((float)at.column);
+        v16 row = load(token_rows + first + 16 * n) + splat((float)at.row);
+        v16 dx = tanh_of(offsets[0][n]) * splat(p.max_offset), dy = tanh_of(offsets[1][n]) * splat(p.max_offset);
+        odd += dx * splat(0) + dy * splat(0);
+        v16 px = smaller(larger(column + dx, zeros()), splat((float)(W - 1)));
+        v16 py = smaller(larger(row + dy, zeros()), splat((float)(H - 1)));
+        i16 left = __builtin_convertvector(px, i16), top = __builtin_convertvector(py, i16);
+        v16 right = px - __builtin_convertvector(left, v16), below = py - __builtin_convertvector(top, v16);
+        v16 not_right = splat(1) - right, not_below = splat(1) - below;
+        store(weights[0] + 16 * n, not_right * not_below);
+        store(weights[1] + 16 * n, right * not_below);
+        store(weights[2] + 16 * n, not_right * below);
+        store(weights[3] + 16 * n, right * below);
+        i16 last_column = (i16)((int32_t)(W - 1)), last_row = (i16)((int32_t)(H - 1));
+        *(i16_unaligned *)(corners + 16 * n) = top * (i16)((int32_t)W) + left;
+        *(i16_unaligned *)(beside + 16 * n) = -(left < last_column);  // 1 where there is one
+        *(i16_unaligned *)(beneath + 16 * n) = -(top < last_row);
+      }
+      const float *image = p.tokens + at.image * H * W * token_pitch;
+      for (long group = 0; group < BLOCK; group += 16) {
+        for (long lane = 0; lane < 16; lane++) {
+          long index = group + lane, token = first + index;
+          float *key = o.rows + lane * token_pitch;
+          if (token >= L) {
+            for (long c = 0; c < token_pitch; c += 16) store(key + c, zeros());
+            continue;
+          }
+          const float *self = image + ((at.row + token / M) * W + at.column + token % M) * token_pitch;
+          const float *here = image + corners[index] * token_pitch;
+          long across = beside[index] * token_pitch, down = beneath[index] * W * token_pitch;
+          v16 w_0 = splat(weights[0][index]), w_1 = splat(weights[1][index]);
+          v16 w_2 = splat(weights[2][index]), w_3 = splat(weights[3][index]);
+          for (long c = 0; c < token_pitch; c += 16)
+            store(key + c, load(self + c) + (load(here + c) * w_0 + load(here + across + c) * w_1) +
+                               (load(here + down + c) * w_2 + load(here + down + across + c) * w_3));
+        }
+        transpose_rows(o.rows, o.keys + first + group);
+      }
+    }
+    if (sum_of(odd) != 0) __atomic_store_n(&unbounded, 1, __ATOMIC_RELAXED);
+  }
+
+  // 16 rows of channels become columns of the keys.
+  void transpose_rows(const float *rows, float *to) const {
+    for (long first = 0; first < C; first += 16) {
+      v16 block[16];
+#pragma unroll
+      for (int i = 0; i < 16; i++) block[i] = load(rows + i * token_pitch + first);
+      transpose_16(block);
+#pragma unroll
+      for (int i = 0; i < 16; i++)
+        if (first + i < C) store(to + (first + i) * key_pitch, block[i]);
+    }
+  }
+
+  void attend(long task, const Place &at, Own &o) {
+    gather(x, at, 0, tokens, o.window, tokens);
+    if (w.offsets_out_weight)
+      make_keys(at, o);
+    else
+      for (long c = 0; c < C; c++) memcpy(o.keys + c * key_pitch, o.window + c * tokens, tokens * sizeof(float));
+    const Element *keys;
+    if constexpr (HALF) {
+      for (long c = 0; c < C; c += 2)
+        for (long token = 0; token < tokens; token += 16) {
+          v16 high = c + 1 < C ? load(o.keys + (c + 1) * key_pitch + token) : zeros();
+          *(u16_unaligned *)(o.key_columns + c / 2 * key_pitch + token) =
+              as_pairs(load(o.keys + c * key_pitch + token), high);
+        }
+      keys = o.key_columns;
+    } else {
+      keys = o.keys;
+    }
+    lay_out_values(at, o);
+    long steps = depth_of<HALF>(L);
+    for (long first = 0; first < L; first += BLOCK) {
+      multiply_block<HALF>(query, C, o.window + first, tokens, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
+        store(o.queries + c * BLOCK + 16 * n, sum + splat(query_bias[c]));
+      });
+      v16 most[VECTORS];
+      for (int n = 0; n < VECTORS; n++) most[n] = splat(-__builtin_inff());
+      auto keep = TILE(long key, int n, v16 score) {
+        store(o.scores + key * BLOCK + 16 * n, score);
+        most[n] = larger(score, most[n]);
+      };
+      long depth = depth_of<HALF>(C);
+      if constexpr (HALF) {
+        pair_block(C, o.queries, BLOCK, o.pairs);
+        for_tiles(L, TILE(auto &sums, long key, int n) {
+          multiply(sums, depth, keys + key, key_pitch, o.pairs + 16 * n, BLOCK);
+        }, keep);
+      } else {
+        for_tiles(L, TILE(auto &sums, long key, int n) {
+          multiply(sums, depth, keys + key, key_pitch, o.queries + 16 * n, BLOCK);
+        }, keep);
+      }
+      v16 total[VECTORS] = {};
+      for (long key = 0; key < L; key += HALF ? 2 : 1)
+#pragma unroll
+        for (int n = 0; n < VECTORS; n++) {
+          v16 weight = weigh(load(o.scores + key * BLOCK + 16 * n), most[n]);
+          if constexpr (HALF) {
+            v16 other = key + 1 < L ? weigh(load(o.scores + (key + 1) * BLOCK + 16 * n), most[n]) : zeros();
+            *(u16_unaligned *)(o.weights + key / 2 * BLOCK + 16 * n) = as_pairs(weight, other);
+            total[n] += weight + other;
+          } else {
+            store(o.scores + key * BLOCK + 16 * n, weight);
+            total[n] += weight;
+          }
+        }
+      v16 share[VECTORS];
+      for (int n = 0; n < VECTORS; n++) share[n] = splat(1) / total[n];
+      for_tiles(C, TILE(auto &sums, long c, int n) {
+        multiply(sums, steps, o.value_panels + c / PANEL * PANEL * steps + c % PANEL, PANEL, o.weights + 16 * n, BLOCK);
+      }, TILE(long c, int n, v16 sum) { store(o.attended + c * BLOCK + 16 * n, sum * share[n]); });
+      project_values(at, first, o.attended, o, TILE(long c, int) { return splat(w.value_bias[c]); });
+      prefetch_window(task + 1, first / BLOCK, tokens / BLOCK);
+    }
+  }
+
+  // 2^(score − the largest), never so small that it is slow to multiply with.
+  INLINE v16 weigh(v16 score, v16 most) const {
+    v16 x = score - most;
+    return exp2_of(x < splat(-100) ? splat(-100) : x);
+  }
+
+  // x of the window's tokens in panels of 12 channels: token by token, or two of them in a word.
+  void lay_out_values(const Place &at, Own &o) {
+    const float *image = p.tokens + at.image * H * W * token_pitch;
+    long steps = depth_of<HALF>(L);
+    for (long panel = 0; panel < C; panel += PANEL) {
+      Element *to = o.value_panels + panel * steps;
+      for (long token = 0; token < L; token += HALF ? 2 : 1, to += PANEL) {
+        const float *from = image + ((at.row + token / M) * W + at.column + token % M) * token_pitch + panel;
+        if constexpr (HALF) {
+          long second = token + 1;
+          const float *other = image + ((at.row + second / M) * W + at.column + second % M) * token_pitch + panel;
+          *(u16_unaligned *)to = as_pairs(load(from), second < L ? load(other) : zeros());
+        } else {
+          store(to, load(from));  // four floats more than the panel's, which the next token overwrites
+        }
+      }
+    }
+  }
+
+  void mix_window(long task, Own &o) {
+    Place at = place_of(p.windows[task]);
+    if (task < p.hard)
+      attend(task, at, o);
+    else
+      mix_plainly(at, o);
+    if (task >= p.hard) prefetch_window(task + 1, 0, 1);
+  }
+
+  // ---- 3: convolutions, projections, norms ----
+
+  void finish_band(long image, long begin, long end, long from, long to, Own &o) {
+    long expand_from = from > 0 ? from - FFN_REACH : 0, expand_to = to < W ? to + FFN_REACH : W;
+    long inner_from = expand_from > DILATED_REACH ? expand_from - DILATED_REACH : 0;
+    long inner_to = expand_to + DILATED_REACH < W ? expand_to + DILATED_REACH : W;
+    long inner_count = inner_to - inner_from, count = expand_to - expand_from;
+    long inner_vectors = (inner_count + 15) / 16, vectors = (count + 15) / 16;
+    const float *zero = zero_line + MARGIN;
+    auto inner_line = [&](long row, long c) {
+      return o.inner + ((row % INNER_LINES) * C + c) * inner_pitch + MARGIN;
+    };
+    long first_row = begin > 0 ? begin - FFN_REACH : 0, last_row = end < H ? end + FFN_REACH : H;
+    long convolved = first_row > DILATED_REACH ? first_row - DILATED_REACH : 0;  // rows of the first convolution
+    const float *attention = channel + image * C;
+    for (long row = first_row; row <= last_row; row++) {
+      if (row < last_row) {
+        for (; convolved < H && convolved <= row + DILATED_REACH; convolved++)
+          for (long c = 0; c < C; c++) {
+            const float *middle = mixed.line(image, convolved, c) + inner_from;
+            const float *top = convolved > 0 ? mixed.line(image, convolved - 1, c) + inner_from : zero;
+            const float *bottom = convolved + 1 < H ? mixed.line(image, convolved + 1, c) + inner_from : zero;
+            float *line = inner_line(convolved, c);
+            v16 bias = splat(w.depthwise_bias[c]);
+            convolve_line<1>(top, middle, bottom, w.depthwise_weight + 9 * c, inner_vectors, TILE(long v, v16 sum) {
+              store(line + 16 * v, sum + bias);
+            });
+            end_line(line, inner_count);
+          }
+        for (long c = 0; c < C; c++) {
+          const float *middle = inner_line(row, c) + expand_from - inner_from;
+          const float *top = row >= 2 ? inner_line(row - 2, c) + expand_from - inner_from : zero;
+          const float *bottom = row + 2 < H ? inner_line(row + 2, c) + expand_from - inner_from : zero;
+          const float *own_line = mixed.line(image, row, c) + expand_from;
+          float *line = o.dilated + c * line_pitch_;
+          v16 bias = splat(w.dilated_bias[c]), factor = splat(attention[c]);
+          convolve_line<2>(top, middle, bottom, w.dilated_weight + 9 * c, vectors, TILE(long v, v16 sum) {
+            store(line + 16 * v, gelu_of(sum + bias) * factor + load(own_line + 16 * v));
+          });
+        }
+        project_mixer(image, row, expand_from, count, o);
+      }
+      if (row > begin) finish_row(image, row - 1, from, to, expand_from, o);
+    }
+  }
+
+  INLINE void end_line(float *line, long count) const {
+    if (count % 16) {
+      long last = count / 16 * 16;
+      store(line + last, first_lanes(load(line + last), count - last));
+    }
+    store(line + round_up(count, 16), zeros());
+  }
+
+  INLINE float *normed_line(Own &o, long row, long c) const {
+    return o.normed + ((row % KEPT_ROWS) * C + c) * line_pitch_ + MARGIN;
+  }
+  INLINE float *expanded_line(Own &o, long row, long c) const {
+    return o.expanded + ((row % KEPT_ROWS) * 2 * C + c) * line_pitch_ + MARGIN;
+  }
+
+  // One row: out projection, residual, norm1, and the FFN's expansion.
+  void project_mixer(long image, long row, long from, long count, Own &o) {
+    for (long column = 0; column < count; column += BLOCK) {
+      const float *residual = x.line(image, row, 0) + from + column;
+      prefetch<false>(x, image, row + 1, from + column);
+      prefetch<false>(mixed, image, row + MIXER_REACH + 1, from + column);
+      multiply_block<HALF>(out, C, o.dilated + column, line_pitch_, o.pairs, count - column, TILE(long c, int n, v16 sum) {
+        store(o.block + c * BLOCK + 16 * n, sum + splat(w.out_bias[c]) + load(residual + c * x.pitch + 16 * n));
+      });
+      float *kept = normed_line(o, row, 0) + column, *expanded = expanded_line(o, row, 0) + column;
+      auto keep = TILE(long c, int n, v16 normal) {
+        if (column + 16 * n + 16 > count) normal = first_lanes(normal, count - column - 16 * n);
+        store(kept + c * line_pitch_ + 16 * n, normal);
+        return normal;
+      };
+      auto expand_to = TILE(long c, int n, v16 sum) { store(expanded + c * line_pitch_ + 16 * n, sum); };
+      if constexpr (HALF) {
+        normalise<2>(o.block, C, w.norm1_weight, w.norm1_bias, p.eps, TILE(long c, int n, v16 low, v16 high) {
+          low = keep(c, n, low);
+          if (c + 1 < C) high = keep(c + 1, n, high);
+          *(u16_unaligned *)(o.pairs + c / 2 * BLOCK + 16 * n) = as_pairs(low, high);
+        });
+        multiply_pairs(expand, o.pairs, count - column, expand_to);
+      } else {
+        normalise<1>(o.block, C, w.norm1_weight, w.norm1_bias, p.eps, TILE(long c, int n, v16 normal) { keep(c, n, normal); });
+        multiply_block<HALF>(expand, C, kept, line_pitch_, o.pairs, count - column, expand_to);
+      }
+    }
+    for (long c = 0; c < 2 * C; c++) store(expanded_line(o, row, c) + round_up(count, 16), zeros());
+  }
+
+  // One row of the result: the FFN's convolution and gate, projection, residual, norm2.
+  void finish_row(long image, long row, long from, long to, long kept_from, Own &o) {
+    long shift = from - kept_from, columns = to - from, vectors = (columns + 15) / 16;
+    const float *zero = zero_line + MARGIN;
+    for (long c = 0; c < C; c++) {
+      float *line = o.gated + c * line_pitch_;
+      for (long half = 0; half < 2; half++) {
+        long channel_ = half * C + c;
+        const float *middle = expanded_line(o, row, channel_) + shift;
+        const float *top = row > 0 ? expanded_line(o, row - 1, channel_) + shift : zero;
+        const float *bottom = row + 1 < H ? expanded_line(o, row + 1, channel_) + shift : zero;
+        const float *weights = w.ffn_depthwise_weight + 9 * channel_;
+        if (half == 0)
+          convolve_line<1>(top, middle, bottom, weights, vectors, TILE(long v, v16 sum) {
+            store(line + 16 * v, gelu_of(sum));
+          });
+        else
+          convolve_line<1>(top, middle, bottom, weights, vectors, TILE(long v, v16 sum) {
+            store(line + 16 * v, load(line + 16 * v) * sum);
+          });
+      }
+    }
+    for (long column = 0; column < columns; column += BLOCK) {
+      const float *residual = normed_line(o, row, 0) + shift + column;
+      prefetch<true>(next, image, row + 1, from + column);
+      if (p.keep_tokens && row + 1 < H) {
+        const float *tokens_ = p.tokens + ((image * H + row + 1) * W + from + column) * token_pitch;
+        for (long part = 0; part < BLOCK * token_pitch; part += 16) __builtin_prefetch(tokens_ + part, 1, 2);
+      }
+      multiply_block<HALF>(project, C, o.gated + column, line_pitch_, o.pairs, columns - column, TILE(long c, int n, v16 sum) {
+        store(o.block + c * BLOCK + 16 * n, sum + load(residual + c * line_pitch_ + 16 * n));
+      });
+      normalise<1>(o.block, C, w.norm2_weight, w.norm2_bias, p.eps, TILE(long c, int n, v16 normal) {
+        store(o.block + c * BLOCK + 16 * n, normal);
+      });
+      long there = columns - column < BLOCK ? columns - column : BLOCK;
+      store_result(image, row, from + column, there, o.block);
+    }
+  }
+
+  // Write `count` columns of a block into the next map, and into the tokens where they are wanted.
+  INLINE void store_result(long image, long row, long column, long count, const float *block) const {
+    float *result = next.line(image, row, 0) + column;
+    for (long c = 0; c < C; c++)
+      for (int n = 0; n < VECTORS; n++)
+        if (count > 16 * n)
+          store_first(result + c * next.pitch + 16 * n, load(block + c * BLOCK + 16 * n), count - 16 * n);
+    if (p.keep_tokens)
+      store_tokens(block, C, count, p.tokens + ((image * H + row) * W + column) * token_pitch, token_pitch);
+  }
+
+  void run_prediction() {
+    derive_trunk();
+    share_out(p.images * H, threads, [this](long task, long thread) { predict_row(task / H, task % H, own[thread]); });
+  }
+
+  // The end of a group: one product, and what the group began with.
+  void finish_group(const float *weight, const float *bias, float *start_data) {
+    Map start = map_of(start_data, H, C, W);
+    value = lay_out<HALF>(C, C, (Element *)value.data, [&](long i, long k) { return weight[i * C + k]; });
+    share_out(p.images * H, threads, [&, this](long task, long thread) {
+      long image = task / H, row = task % H;
+      Own &o = own[thread];
+      for (long column = 0; column < W; column += BLOCK) {
+        const float *residual = start.line(image, row, 0) + column;
+        multiply_block<HALF>(value, C, x.line(image, row, 0) + column, x.pitch, o.pairs, W - column, TILE(long c, int n, v16 sum) {
+          store(o.block + c * BLOCK + 16 * n, sum + splat(bias[c]) + load(residual + c * start.pitch + 16 * n));
+        });
+        store_result(image, row, column, W - column < BLOCK ? W - column : BLOCK, o.block);
+      }
+    });
+  }
+
+  int run_rest() {
+    derive();
+    share_out(p.images * (H / M) * (W / M), threads, [this](long task, long thread) { mix_window(task, own[thread]); });
+    for (long thread = 0; thread < threads; thread++) {  // margins of lines are zeros, whatever was there before
+      memset(own[thread].inner, 0, INNER_LINES * C * inner_pitch * sizeof(float));
+      memset(own[thread].expanded, 0, KEPT_ROWS * 2 * C * line_pitch_ * sizeof(float));
+    }
+    share_out(p.images * bands * tiles, threads, [this](long task, long thread) {
+      long tile = task % tiles, band = task / tiles % bands, image = task / tiles / bands;
+      long begin = band * band_rows, end = begin + band_rows < H ? begin + band_rows : H;
+      long from = tile * tile_columns, to = from + tile_columns < W ? from + tile_columns : W;
+      finish_band(image, begin, end, from, to, own[thread]);
+    });
+    return unbounded;
+  }
+};
+
+}  // namespace

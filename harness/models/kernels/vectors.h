@@ -1,0 +1,143 @@
+// Vectors of 16 floats, whatever the registers are, and the functions of them that the networks need.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+typedef float v16 __attribute__((ext_vector_type(16)));
+typedef int32_t i16 __attribute__((ext_vector_type(16)));
+typedef uint32_t u16 __attribute__((ext_vector_type(16)));
+typedef float v16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+typedef int32_t i16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+typedef uint32_t u16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+typedef float v8_unaligned __attribute__((ext_vector_type(8), aligned(4)));
+
+#define INLINE inline __attribute__((always_inline))
+
+INLINE v16 load(const float *from) { return *(const v16_unaligned *)from; }
+INLINE void store(float *to, v16 value) { *(v16_unaligned *)to = value; }
+INLINE v16 splat(float value) { return (v16)(value); }
+INLINE v16 zeros() { return (v16)(0.0f); }
+INLINE v16 smaller(v16 one, v16 other) { return one < other ? one : other; }  // `other` where one is NaN
+INLINE v16 larger(v16 one, v16 other) { return one > other ? one : other; }   // likewise
+INLINE i16 bits(v16 value) { return __builtin_bit_cast(i16, value); }
+INLINE v16 from_bits(i16 value) { return __builtin_bit_cast(v16, value); }
+
+INLINE long round_up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+INLINE float sum_of(v16 value) {
+  float total = 0;
+  for (int lane = 0; lane < 16; lane++) total += value[lane];
+  return total;
+}
+
+// Keep the first `count` lanes, zeros behind them.
+INLINE v16 first_lanes(v16 value, long count) {
+  const i16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lane < (i16)((int)count) ? value : zeros();
+}
+
+// 2^x for x in [-126, 127], 1e-7 of the value off at most: x = n + f, a polynomial of degree 5 through the Chebyshev
+// points of [-1/2, 1/2] for 2^f. NaN stays NaN.
+INLINE v16 exp2_of(v16 x) {
+  const v16 magic = splat(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer, kept in the low bits
+  v16 shifted = x + magic;
+  v16 f = x - (shifted - magic);
+  v16 p = splat(0.00133908634f);
+  p = p * f + splat(0.00967603192f);
+  p = p * f + splat(0.0555035711f);
+  p = p * f + splat(0.240221075f);
+  p = p * f + splat(0.693147188f);
+  p = p * f + splat(1.00000008f);
+  return p * from_bits((bits(shifted) << 23) + (i16)(0x3F800000));
+}
+
+INLINE v16 exp_of(v16 x) {
+  v16 y = x * splat(1.44269504f);
+  y = y > splat(-126.0f) ? y : (y <= splat(-126.0f) ? splat(-126.0f) : y);
+  y = y < splat(127.0f) ? y : (y >= splat(127.0f) ? splat(127.0f) : y);
+  return exp2_of(y);
+}
+
+INLINE v16 sigmoid_of(v16 x) { return splat(1.0f) / (splat(1.0f) + exp_of(-x)); }
+INLINE v16 tanh_of(v16 x) { return splat(1.0f) - splat(2.0f) / (splat(1.0f) + exp_of(x + x)); }
+INLINE v16 leaky_relu_of(v16 x, float slope) { return x > zeros() ? x : x * splat(slope); }
+
+// x·Φ(x), 2e-6 off at most for |x| ≤ 8: Φ(x) − 1/2 = x·P(x²) with P of degree 12 through the Chebyshev points of
+// [0, 25], written in u = 2x²/25 − 1; beyond |x| = 5 the factor is that of ±5. NaN stays NaN.
+INLINE v16 gelu_of(v16 x) {
+  v16 c = x < splat(5.0f) ? x : splat(5.0f);
+  c = c > splat(-5.0f) ? c : splat(-5.0f);
+  v16 u = c * c * splat(0.08f) - splat(1.0f);
+  v16 p = splat(0.000705952991f);
+  p = p * u + splat(-0.00167403098f);
+  p = p * u + splat(0.00146263157f);
+  p = p * u + splat(-0.00253432234f);
+  p = p * u + splat(0.00666780895f);
+  p = p * u + splat(-0.0112997434f);
+  p = p * u + splat(0.0162870702f);
+  p = p * u + splat(-0.0232163442f);
+  p = p * u + splat(0.031464872f);
+  p = p * u + splat(-0.0404507113f);
+  p = p * u + splat(0.0515189416f);
+  p = p * u + splat(-0.0702959372f);
+  p = p * u + splat(0.141363805f);
+  return x * (c * p + splat(0.5f));
+}
+
+// Two values as bfloat16, rounded to nearest even, in one word: `low` in its lower half.
+INLINE u16 as_pairs(v16 low, v16 high) {
+#if defined(__AVX512BF16__)
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                              21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  return (u16)_mm512_permutexvar_epi16(interleave, both);
+#else
+  u16 a = __builtin_bit_cast(u16, low), b = __builtin_bit_cast(u16, high);
+  a = (a + (u16)(0x7FFF) + ((a >> 16) & (u16)(1))) >> 16;
+  b = (b + (u16)(0x7FFF) + ((b >> 16) & (u16)(1))) & (u16)(0xFFFF0000u);
+  return a | b;
+#endif
+}
+
+// The same of two numbers.
+INLINE uint32_t pair_of(float low, float high) { return as_pairs(splat(low), splat(high))[0]; }
+
+// Transpose 16 vectors of 16 in registers.
+INLINE void transpose_16(v16 (&r)[16]) {
+  v16 t[16];
+#pragma unroll
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+  }
+#pragma unroll
+  for (int i = 0; i < 16; i += 4) {
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      r[i + j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+      r[i + j + 2] =
+          __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 16; i += 8) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      t[i + j] = __builtin_shufflevector(r[i + j], r[i + j + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+      t[i + j + 4] =
+          __builtin_shufflevector(r[i + j], r[i + j + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 8; j++) {
+    r[j] = __builtin_shufflevector(t[j], t[j + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    r[j + 8] = __builtin_shufflevector(t[j], t[j + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+}
+
+}  // namespace
