@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.core.configs import SwinIRConfig
-from harness.models import build_model
 from harness.models.literal import LiteralSwinIR
-from harness.models.network import SRNetwork
 from harness.models.swinir import SwinIR, WindowAttention
 
 CONFIGS = {

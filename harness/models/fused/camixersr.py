@@ -146,7 +146,8 @@ class _Runner:
 
     def run_groups(self) -> list[Tensor]:
         """Run all groups from the shallow map to `maps.x`; return each block's shares of hard windows (B)."""
-        maps, shares = self.maps, []
+        maps = self.maps
+        shares: list[Tensor] = []
         maps.x.data.copy_(maps.shallow.data)
         attending = [self._may_attend(block) for block in _blocks(self.network)] + [False]
         if attending[0]:
@@ -241,6 +242,7 @@ def _parameters(block: "Block") -> Iterator[tuple[str, Tensor]]:
     for name, module in modules.items():
         if module is None:
             continue
-        for kind, parameter in module._parameters.items():
-            if parameter is not None and f"{name}_{kind}" in _READ:
-                yield f"{name}_{kind}", as_floats(parameter)
+        weight = as_floats(module.weight)
+        yield f"{name}_weight", weight
+        if f"{name}_bias" in _READ:
+            yield f"{name}_bias", torch.zeros(len(weight)) if module.bias is None else as_floats(module.bias)

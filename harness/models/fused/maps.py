@@ -22,6 +22,7 @@ def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
     """Say whether inference may run by kernels: on a CPU, without gradients, unseen by tracers and counters."""
     return (
         input_BCHW.device.type == "cpu"
+        and input_BCHW.shape[1:2] == (3,)
         and not network.training
         and not network.is_literal
         and not torch.is_grad_enabled()
@@ -148,7 +149,8 @@ def convolve(
     With `scale` the target is the images, B×3×height×width, and the outputs are shuffled into their pixels.
     """
     B, H, C, W = source.shape
-    weight, bias = as_floats(conv.weight), as_floats(conv.bias)
+    weight = as_floats(conv.weight)
+    bias = torch.zeros(len(weight)) if conv.bias is None else as_floats(conv.bias)
     call = _Convolution(
         images=B,
         height=H,
@@ -182,5 +184,3 @@ def run(name: str, call: Any, maps: Maps, *more: Any, step: str = "run") -> int:
     kernel = library.function(f"{name}_{step}", (ctypes.c_void_p,) * (1 + len(more)), ctypes.c_int)
     result: int = kernel(reference, *more)
     return result
-
-

@@ -602,7 +602,7 @@ struct CAMixerWork {
         }
         project_mixer(image, row, expand_from, count, o);
       }
-      if (row > begin) finish_row(image, row - 1, from, to, expand_from, o);
+      if (row > begin && row <= end) finish_row(image, row - 1, from, to, expand_from, o);
     }
   }
 
