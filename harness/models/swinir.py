@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.configs import SwinIRConfig
+from harness.models import fused
 from harness.models.bicubic import upscale_bicubic
 from harness.models.camixersr import MOST_ATTENDED, as_windows, convolve, head_width, to_channels_last
 from harness.models.graphs import replayed
@@ -47,6 +48,15 @@ class Windows(NamedTuple):
     kind_X: Tensor
 
 
+def mask_kinds(window: int, like: Tensor) -> Tensor:
+    """Return the masks of shifted windows (1×4×L×L): inside, beyond the right edge, the bottom edge, both."""
+    wrapped = torch.arange(window, device=like.device) >= window - window // 2
+    columns_L, rows_L = wrapped.repeat(window), wrapped.repeat_interleave(window)
+    columns_LL, rows_LL = columns_L[:, None] != columns_L, rows_L[:, None] != rows_L
+    apart_KLL = torch.stack((torch.zeros_like(rows_LL), columns_LL, rows_LL, columns_LL | rows_LL))
+    return like.new_zeros(1, *apart_KLL.shape).masked_fill(apart_KLL, -torch.inf)
+
+
 def lay_out(x_BHWC: Tensor, window: int) -> tuple[Windows, Windows]:
     """Return the plain windows of B×H×W×C features and those shifted by half a window."""
     B, H, W, _ = x_BHWC.shape
@@ -60,11 +70,7 @@ def lay_out(x_BHWC: Tensor, window: int) -> tuple[Windows, Windows]:
     back_of_plain_T, back_of_shifted_T = (
         torch.empty_like(order_T).scatter_(0, order_T, place_BHW1.view(-1)) for order_T in (plain_T, shifted_T)
     )
-    wrapped = torch.arange(M, device=x_BHWC.device) >= M - shift
-    columns_L, rows_L = wrapped.repeat(M), wrapped.repeat_interleave(M)
-    columns_LL, rows_LL = columns_L[:, None] != columns_L, rows_L[:, None] != rows_L
-    apart_KLL = torch.stack((torch.zeros_like(rows_LL), columns_LL, rows_LL, columns_LL | rows_LL))
-    mask_1KLL = x_BHWC.new_zeros(1, *apart_KLL.shape).masked_fill(apart_KLL, -torch.inf)
+    mask_1KLL = mask_kinds(M, x_BHWC)
     counts = [part.numel() // M**2 for part in parts]
     kinds = tuple(kind for kind, count in enumerate(counts) for _ in range(count))
     kind_X = torch.cat([torch.full((count,), kind, device=x_BHWC.device) for kind, count in enumerate(counts)])
@@ -249,12 +255,20 @@ class SwinIR(SRNetwork):
         scale = self.config.scale
         B, _, h, w = input_BCHW.shape
         centred_BCHW = pad_to_multiple(input_BCHW - self.mean_1311, self.config.window)
+        if fused.suits(self, input_BCHW):
+            masks_KLL = mask_kinds(self.config.window, torch.zeros(()))[0]
+            image_BCHW = fused.restore_swinir(self, input_BCHW, centred_BCHW, (masks_KLL[:1], masks_KLL))
+        else:
+            image_BCHW = self._restore_plainly(centred_BCHW)[..., : h * scale, : w * scale]
+        base = upscale_bicubic(input_BCHW, scale) if self.config.image_residual else self.mean_1311
+        return Restoration(image_BCHW + base, torch.zeros(0, B, device=input_BCHW.device))
+
+    def _restore_plainly(self, centred_BCHW: Tensor) -> Tensor:
+        """Restore padded images by torch's operators; the padding stays."""
         shallow_BHWC = to_channels_last(self.head(centred_BCHW.contiguous(memory_format=torch.channels_last)))
         x_BHWC = self.embed_norm(shallow_BHWC)
         plain, shifted = lay_out(x_BHWC, self.config.window)
         for group in self.groups:
             x_BHWC = group(x_BHWC, plain, shifted)
         deep_BHWC = convolve(self.body_tail, self.norm(x_BHWC)) + shallow_BHWC
-        image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), scale)[..., : h * scale, : w * scale]
-        base = upscale_bicubic(input_BCHW, scale) if self.config.image_residual else self.mean_1311
-        return Restoration(image_BCHW + base, torch.zeros(0, B, device=input_BCHW.device))
+        return F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), self.config.scale)

@@ -10,5 +10,6 @@ takes this path where `suits` allows it; the plain one serves training, other de
 
 from harness.models.fused.camixersr import restore_camixersr
 from harness.models.fused.maps import suits
+from harness.models.fused.swinir import restore_swinir
 
-__all__ = ["restore_camixersr", "suits"]
+__all__ = ["restore_camixersr", "restore_swinir", "suits"]

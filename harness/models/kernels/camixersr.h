@@ -282,16 +282,6 @@ struct CAMixerWork {
     }
   }
 
-  static INLINE void copy_run(float *to, long to_pitch, const float *from, long from_pitch, long lines, long count) {
-    if (count == 16)
-      for (long c = 0; c < lines; c++) store(to + c * to_pitch, load(from + c * from_pitch));
-    else if (count == 8)
-      for (long c = 0; c < lines; c++)
-        *(v8_unaligned *)(to + c * to_pitch) = *(const v8_unaligned *)(from + c * from_pitch);
-    else
-      for (long c = 0; c < lines; c++) memcpy(to + c * to_pitch, from + c * from_pitch, count * sizeof(float));
-  }
-
   // Copy tokens of a window, `first` to `last`, to channels × pitch; zeros behind the last of the window.
   void gather(const Map &map, const Place &at, long first, long last, float *to, long pitch) const {
     const float *image = map.line(at.image, 0, 0);

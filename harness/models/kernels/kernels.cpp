@@ -5,6 +5,7 @@
 
 #include "camixersr.h"
 #include "convolution.h"
+#include "swinir.h"
 
 #define CONCAT_(a, b) a##_##b
 #define CONCAT(a, b) CONCAT_(a, b)
@@ -65,6 +66,25 @@ int EXPORT(convolution_run)(const Convolution *convolution) {
     work.run();
     return 0;
   }, *convolution);
+}
+
+int64_t EXPORT(swinir_workspace)(const SwinLayer *layer) {
+  return use<SwinWork>(layer->half, [](auto &work) { return (int64_t)work.divide(nullptr); }, *layer);
+}
+
+int EXPORT(swinir_run)(const SwinLayer *layer) {
+  return use<SwinWork>(layer->half, [&](auto &work) {
+    work.divide(layer->workspace);
+    work.run();
+    return 0;
+  }, *layer);
+}
+
+int64_t EXPORT(normalisation_workspace)(const Normalisation *normalisation) { return measure(*normalisation); }
+
+int EXPORT(normalisation_run)(const Normalisation *normalisation) {
+  run(*normalisation);
+  return 0;
 }
 
 }  // extern "C"

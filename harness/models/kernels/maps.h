@@ -41,6 +41,17 @@ INLINE void store_first(float *to, v16 value, long count) {
     for (long lane = 0; lane < count; lane++) to[lane] = value[lane];
 }
 
+// Copy `count` columns of lines.
+INLINE void copy_run(float *to, long to_pitch, const float *from, long from_pitch, long lines, long count) {
+  if (count == 16)
+    for (long c = 0; c < lines; c++) store(to + c * to_pitch, load(from + c * from_pitch));
+  else if (count == 8)
+    for (long c = 0; c < lines; c++)
+      *(v8_unaligned *)(to + c * to_pitch) = *(const v8_unaligned *)(from + c * from_pitch);
+  else
+    for (long c = 0; c < lines; c++) memcpy(to + c * to_pitch, from + c * from_pitch, count * sizeof(float));
+}
+
 // A 3×3 convolution of one line with itself and the lines above and below, `dilation` columns apart (`top` and `bottom`
 // are as many rows away): finish(vector, value) for each vector of 16 columns from the given one on.
 template <int DILATION, typename Finish>
