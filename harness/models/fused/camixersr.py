@@ -34,7 +34,7 @@ _Pass = structure(
     "CAMixerPass",
     integers="images height width channels window features offsets_hidden conditions threads half keep_tokens",
     numbers="attention_scale max_offset slope eps",
-    pointers="x next mixed tokens predicted condition mean feature_sums workspace windows",
+    pointers="x next mixed tokens next_tokens predicted condition mean feature_sums workspace windows",
     integers_="hard",
 )
 _READ = frozenset(name for name, _ in _Block._fields_)
@@ -52,7 +52,7 @@ class _CAMixerMaps(Maps):
         self.condition, self.condition_hidden = Map(B, H, X, W), Map(B, H, 8, W)
         self.mean_BHW = torch.empty(B, H, W)
         self.sums_BHE = torch.empty(B, H, E)
-        self.tokens = allocate(B * H * W * -(-C // 16) * 16 + 64)
+        self.tokens, self.next_tokens = (allocate(B * H * W * -(-C // 16) * 16 + 64) for _ in range(2))
 
 
 def restore_camixersr(network: "CAMixerSR", input_BCHW: Tensor, padded_BCHW: Tensor, plan: RoutingPlan) -> Restoration:
@@ -128,7 +128,6 @@ class _Runner:
             slope=predictor.slope,
             eps=predictor.trunk_norm.eps,
             mixed=maps.mixed.pointer,
-            tokens=maps.tokens.data_ptr(),
             predicted=maps.predicted.pointer,
             condition=maps.condition.pointer,
             mean=maps.mean_BHW.data_ptr(),
@@ -164,7 +163,7 @@ class _Runner:
             weight, bias = as_floats(group.tail.weight), as_floats(group.tail.bias)
             self._point()
             self.finish_group(self.reference, weight.data_ptr(), bias.data_ptr(), maps.start.pointer)
-            maps.x, maps.next = maps.next, maps.x
+            self._swap()
         return shares
 
     def _run(self, block: "Block") -> Tensor:
@@ -181,11 +180,20 @@ class _Runner:
             raise TrialFailedError(
                 f"block {block.mixer.block} predicts offsets that are not finite; the weights or the input are not"
             )
-        self.maps.x, self.maps.next = self.maps.next, self.maps.x
+        self._swap()
         return share_B
 
     def _point(self) -> None:
-        self.call.x, self.call.next = self.maps.x.pointer, self.maps.next.pointer
+        maps = self.maps
+        self.call.x, self.call.next = maps.x.pointer, maps.next.pointer
+        self.call.tokens, self.call.next_tokens = maps.tokens.data_ptr(), maps.next_tokens.data_ptr()
+
+    def _swap(self) -> None:
+        """Make what a kernel wrote what the next one reads."""
+        maps = self.maps
+        maps.x, maps.next = maps.next, maps.x
+        if self.call.keep_tokens:
+            maps.tokens, maps.next_tokens = maps.next_tokens, maps.tokens
 
     def _may_attend(self, block: "Block") -> bool:
         """Whether a block may have hard windows, as far as the routing alone tells."""

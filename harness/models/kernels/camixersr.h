@@ -40,10 +40,10 @@ struct CAMixerBlock {
 
 struct CAMixerPass {
   int64_t images, height, width, channels, window, features, offsets_hidden, conditions, threads, half;
-  int64_t keep_tokens;  // whether `tokens` of the result are wanted
+  int64_t keep_tokens;  // whether `next_tokens` are wanted
   float attention_scale, max_offset, slope, eps;
   float *x, *next, *mixed;   // features; those after the block; mixed values
-  float *tokens;             // x once more, pixel by pixel, channels padded to a multiple of 16; in place
+  float *tokens, *next_tokens;  // x and next once more, pixel by pixel, channels padded to a multiple of 16
   float *predicted;          // T
   const float *condition;    // X lines a row
   float *mean;               // of T over its channels: B·H·W, without margins
@@ -71,8 +71,21 @@ struct CAMixerWork {
     uint32_t *pairs;
     float *block, *other_block, *window, *spatial, *keys, *rows, *scores, *queries, *attended;
     Element *key_columns, *value_panels, *weights;
-    float *inner, *dilated, *normed, *expanded, *gated;
+    float *dilated, *gated;
   } own[MOST_THREADS];
+  // Lines that the rows of a tile have in common, row modulo their number: of each thread or, in a stream, of each tile.
+  struct Rings {
+    float *inner, *normed, *expanded;
+  };
+  float *rings;
+  long ring_size;
+  // Where a tile has come to: the next row of its features, and of the first convolution.
+  struct Progress {
+    long row, convolved;
+  } *progress;
+  uint8_t *is_hard;  // of each window
+  bool is_stream;    // one thread: mixed rows are used up as soon as they are there, and few of them kept
+  long kept_rows;
   long inner_pitch, line_pitch_;
   long tile_columns, tiles, band_rows, bands;
   int unbounded;  // whether an offset was not finite
@@ -88,12 +101,15 @@ struct CAMixerWork {
     threads = p.threads < MOST_THREADS ? p.threads : MOST_THREADS;
     tiles = (W + MOST_COLUMNS - 1) / MOST_COLUMNS;
     tile_columns = tiles == 1 ? W : round_up((W + tiles - 1) / tiles + 2, 16) - 2;  // with the columns beside: vectors
-    bands = threads == 1 ? 1 : 2 * threads;
+    is_stream = threads == 1;
+    kept_rows = is_stream ? round_up(M + MIXER_REACH, M) : H;
+    bands = is_stream ? 1 : 2 * threads;
     band_rows = (H + bands - 1) / bands;
     if (band_rows < FEWEST_BAND_ROWS) band_rows = H < FEWEST_BAND_ROWS ? H : FEWEST_BAND_ROWS;
     bands = (H + band_rows - 1) / band_rows;
     inner_pitch = MARGIN + round_up(tile_columns + 2 * MIXER_REACH, BLOCK) + MARGIN;
     line_pitch_ = MARGIN + round_up(tile_columns + 2 * FFN_REACH, BLOCK) + MARGIN;
+    ring_size = round_up(INNER_LINES * C * inner_pitch + KEPT_ROWS * 3 * C * line_pitch_ + 64, 16);
   }
 
   uintptr_t divide(void *memory) {
@@ -111,14 +127,14 @@ struct CAMixerWork {
     trunk_bias = arena.take<float>(E);
     query_bias = arena.take<float>(C);
     channel = arena.take<float>(p.images * C);
-    uintptr_t shared = arena.at;
-    uintptr_t most = shared;
+    rings = arena.take<float>(ring_size * (is_stream ? tiles : threads));
+    progress = arena.take<Progress>(tiles);
+    is_hard = arena.take<uint8_t>(p.images * (H / M) * (W / M));
     for (long thread = 0; thread < threads; thread++) {
       Own &o = own[thread];
       o.pairs = arena.take<uint32_t>((2 * C + 2) * BLOCK);
       o.block = arena.take<float>((2 * C + E + 16) * BLOCK);
       o.other_block = arena.take<float>((C + 16) * BLOCK);
-      uintptr_t from = arena.at;
       o.window = arena.take<float>(C * tokens);
       o.spatial = arena.take<float>(tokens + 16);
       o.keys = arena.take<float>(C * key_pitch + 16);
@@ -129,14 +145,8 @@ struct CAMixerWork {
       o.key_columns = arena.take<Element>(depth_of<HALF>(C) * key_pitch + 16);
       o.value_panels = arena.take<Element>((round_up(C, PANEL)) * depth_of<HALF>(L) + 16);
       o.weights = HALF ? arena.take<Element>(depth_of<HALF>(L) * BLOCK) : (Element *)o.scores;
-      most = arena.at;
-      arena.at = from;  // the two sweeps take turns
-      o.inner = arena.take<float>(INNER_LINES * C * inner_pitch + 64);
       o.dilated = arena.take<float>(C * line_pitch_ + 64);
-      o.normed = arena.take<float>(KEPT_ROWS * C * line_pitch_ + 64);
-      o.expanded = arena.take<float>(KEPT_ROWS * 2 * C * line_pitch_ + 64);
       o.gated = arena.take<float>(C * line_pitch_ + 64);
-      if (arena.at < most) arena.at = most;
     }
     return arena.at;
   }
@@ -146,7 +156,7 @@ struct CAMixerWork {
   void derive_trunk() {
     long D = C + p.conditions;
     const float *read = w.trunk_weight;
-    float *rows = own[0].inner;  // W_t·W_v
+    float *rows = own[0].window;  // W_t·W_v
     for (long e = 0; e < E; e++) {
       float *row = rows + e * C;
       for (long c = 0; c < C; c++) row[c] = 0;
@@ -220,7 +230,7 @@ struct CAMixerWork {
 
   void derive_query() {
     float scale = p.attention_scale * 1.44269504f;  // of powers of two
-    float *rows = own[0].inner;  // W_kᵀ W_q
+    float *rows = own[0].window;  // W_kᵀ W_q
     for (long i = 0; i < C; i++) {
       float *row = rows + i * C, bias = 0;
       for (long c = 0; c < C; c++) row[c] = 0;
@@ -292,10 +302,19 @@ struct CAMixerWork {
       for (long c = 0; c < map.channels; c++) memset(to + c * pitch + L - first, 0, (last - L) * sizeof(float));
   }
 
+  // Mixed values lie where their pixels do or, in a stream, in the few rows that are kept.
+  INLINE Place mixed_place(const Place &at) const {
+    return is_stream ? Place{0, at.row % kept_rows, at.column} : at;
+  }
+  INLINE const float *mixed_line(long image, long row, long c) const {
+    return is_stream ? mixed.line(0, row % kept_rows, c) : mixed.line(image, row, c);
+  }
+
   // Write a block of tokens (channels × BLOCK, from token `first` on) into the mixed map.
   void scatter(const Place &at, long first, const float *block) const {
-    float *image = mixed.line(at.image, 0, 0);
-    for_runs(mixed, at, first, first + BLOCK < L ? first + BLOCK : L, TILE(long token, long offset, long count) {
+    Place place = mixed_place(at);
+    float *image = mixed.line(place.image, 0, 0);
+    for_runs(mixed, place, first, first + BLOCK < L ? first + BLOCK : L, TILE(long token, long offset, long count) {
       copy_run(image + offset, mixed.pitch, block + token - first, BLOCK, C, count);
     });
   }
@@ -305,7 +324,8 @@ struct CAMixerWork {
   INLINE void project_values(const Place &at, long first, const float *block, Own &o, Bias bias) const {
     if (is_whole()) {
       float *to[VECTORS];
-      for (int n = 0; n < VECTORS; n++) to[n] = mixed.line(at.image, 0, 0) + offset_of(mixed, at, first + 16 * n);
+      Place place = mixed_place(at);
+      for (int n = 0; n < VECTORS; n++) to[n] = mixed.line(place.image, 0, 0) + offset_of(mixed, place, first + 16 * n);
       multiply_block<HALF>(value, C, block, BLOCK, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
         store(to[n] + c * mixed.pitch, sum + bias(c, n));
       });
@@ -318,13 +338,13 @@ struct CAMixerWork {
   }
 
   // Ask for the lines and tokens of a window that comes next, a share of its rows at a time.
-  void prefetch_window(long task, long share, long shares) const {
-    if (task >= p.images * (H / M) * (W / M)) return;
-    Place at = place_of(p.windows[task]);
+  void prefetch_window(long window, long share, long shares) const {
+    if (window >= p.images * (H / M) * (W / M)) return;
+    Place at = place_of(window);
     for (long m = M * share / shares; m < M * (share + 1) / shares; m++) {
       const float *line = x.line(at.image, at.row + m, 0) + at.column;
       for (long c = 0; c < C; c++, line += x.pitch) __builtin_prefetch(line, 0, 2);
-      if (task >= p.hard) continue;
+      if (!is_hard[window]) continue;
       const float *token = p.tokens + ((at.image * H + at.row + m) * W + at.column) * token_pitch;
       for (long part = 0; part < M * token_pitch; part += 16) __builtin_prefetch(token + part, 0, 2);
     }
@@ -451,7 +471,7 @@ struct CAMixerWork {
     }
   }
 
-  void attend(long task, const Place &at, Own &o) {
+  void attend(long window, const Place &at, Own &o) {
     gather(x, at, 0, tokens, o.window, tokens);
     if (w.offsets_out_weight)
       make_keys(at, o);
@@ -512,7 +532,7 @@ struct CAMixerWork {
         multiply(sums, steps, o.value_panels + c / PANEL * PANEL * steps + c % PANEL, PANEL, o.weights + 16 * n, BLOCK);
       }, TILE(long c, int n, v16 sum) { store(o.attended + c * BLOCK + 16 * n, sum * share[n]); });
       project_values(at, first, o.attended, o, TILE(long c, int) { return splat(w.value_bias[c]); });
-      prefetch_window(task + 1, first / BLOCK, tokens / BLOCK);
+      prefetch_window(window + 1, first / BLOCK, tokens / BLOCK);
     }
   }
 
@@ -541,58 +561,83 @@ struct CAMixerWork {
     }
   }
 
-  void mix_window(long task, Own &o) {
-    Place at = place_of(p.windows[task]);
-    if (task < p.hard)
-      attend(task, at, o);
-    else
+  void mix_window(long window, Own &o) {
+    Place at = place_of(window);
+    if (is_hard[window]) {
+      attend(window, at, o);
+    } else {
       mix_plainly(at, o);
-    if (task >= p.hard) prefetch_window(task + 1, 0, 1);
+      prefetch_window(window + 1, 0, 1);
+    }
   }
 
   // ---- 3: convolutions, projections, norms ----
 
-  void finish_band(long image, long begin, long end, long from, long to, Own &o) {
+  INLINE Rings ring(long number) const {
+    float *inner = rings + number * ring_size, *normed = inner + INNER_LINES * C * inner_pitch;
+    return {inner, normed, normed + KEPT_ROWS * C * line_pitch_};
+  }
+  INLINE float *inner_line(const Rings &r, long row, long c) const {
+    return r.inner + ((row % INNER_LINES) * C + c) * inner_pitch + MARGIN;
+  }
+  INLINE float *normed_line(const Rings &r, long row, long c) const {
+    return r.normed + ((row % KEPT_ROWS) * C + c) * line_pitch_ + MARGIN;
+  }
+  INLINE float *expanded_line(const Rings &r, long row, long c) const {
+    return r.expanded + ((row % KEPT_ROWS) * 2 * C + c) * line_pitch_ + MARGIN;
+  }
+
+  // Begin with rows `begin` of a tile: the lines' left margins are zeros from now on, whatever was there before.
+  void begin_tile(long begin, const Rings &r, Progress &at) const {
+    at.row = begin > 0 ? begin - FFN_REACH : 0;
+    at.convolved = at.row > DILATED_REACH ? at.row - DILATED_REACH : 0;
+    for (long line = 0; line < INNER_LINES * C; line++) store(r.inner + line * inner_pitch, zeros());
+    for (long line = 0; line < KEPT_ROWS * 2 * C; line++) store(r.expanded + line * line_pitch_, zeros());
+  }
+
+  // Finish rows of a tile, up to `end` or as far as the `available` mixed rows reach.
+  void finish_rows(long image, long begin, long end, long from, long to, long available, const Rings &r, Progress &at,
+                   Own &o) {
     long expand_from = from > 0 ? from - FFN_REACH : 0, expand_to = to < W ? to + FFN_REACH : W;
     long inner_from = expand_from > DILATED_REACH ? expand_from - DILATED_REACH : 0;
     long inner_to = expand_to + DILATED_REACH < W ? expand_to + DILATED_REACH : W;
     long inner_count = inner_to - inner_from, count = expand_to - expand_from;
     long inner_vectors = (inner_count + 15) / 16, vectors = (count + 15) / 16;
     const float *zero = zero_line + MARGIN;
-    auto inner_line = [&](long row, long c) {
-      return o.inner + ((row % INNER_LINES) * C + c) * inner_pitch + MARGIN;
-    };
-    long first_row = begin > 0 ? begin - FFN_REACH : 0, last_row = end < H ? end + FFN_REACH : H;
-    long convolved = first_row > DILATED_REACH ? first_row - DILATED_REACH : 0;  // rows of the first convolution
+    long last_row = end < H ? end + FFN_REACH : H;
     const float *attention = channel + image * C;
-    for (long row = first_row; row <= last_row; row++) {
+    for (; at.row <= last_row; at.row++) {
+      long row = at.row;
       if (row < last_row) {
-        for (; convolved < H && convolved <= row + DILATED_REACH; convolved++)
+        if (available < H && row + MIXER_REACH >= available) return;
+        for (; at.convolved < H && at.convolved <= row + DILATED_REACH; at.convolved++) {
+          long convolved = at.convolved;
           for (long c = 0; c < C; c++) {
-            const float *middle = mixed.line(image, convolved, c) + inner_from;
-            const float *top = convolved > 0 ? mixed.line(image, convolved - 1, c) + inner_from : zero;
-            const float *bottom = convolved + 1 < H ? mixed.line(image, convolved + 1, c) + inner_from : zero;
-            float *line = inner_line(convolved, c);
+            const float *middle = mixed_line(image, convolved, c) + inner_from;
+            const float *top = convolved > 0 ? mixed_line(image, convolved - 1, c) + inner_from : zero;
+            const float *bottom = convolved + 1 < H ? mixed_line(image, convolved + 1, c) + inner_from : zero;
+            float *line = inner_line(r, convolved, c);
             v16 bias = splat(w.depthwise_bias[c]);
             convolve_line<1>(top, middle, bottom, w.depthwise_weight + 9 * c, inner_vectors, TILE(long v, v16 sum) {
               store(line + 16 * v, sum + bias);
             });
             end_line(line, inner_count);
           }
+        }
         for (long c = 0; c < C; c++) {
-          const float *middle = inner_line(row, c) + expand_from - inner_from;
-          const float *top = row >= 2 ? inner_line(row - 2, c) + expand_from - inner_from : zero;
-          const float *bottom = row + 2 < H ? inner_line(row + 2, c) + expand_from - inner_from : zero;
-          const float *own_line = mixed.line(image, row, c) + expand_from;
+          const float *middle = inner_line(r, row, c) + expand_from - inner_from;
+          const float *top = row >= 2 ? inner_line(r, row - 2, c) + expand_from - inner_from : zero;
+          const float *bottom = row + 2 < H ? inner_line(r, row + 2, c) + expand_from - inner_from : zero;
+          const float *own_line = mixed_line(image, row, c) + expand_from;
           float *line = o.dilated + c * line_pitch_;
           v16 bias = splat(w.dilated_bias[c]), factor = splat(attention[c]);
           convolve_line<2>(top, middle, bottom, w.dilated_weight + 9 * c, vectors, TILE(long v, v16 sum) {
             store(line + 16 * v, gelu_of(sum + bias) * factor + load(own_line + 16 * v));
           });
         }
-        project_mixer(image, row, expand_from, count, o);
+        project_mixer(image, row, expand_from, count, r, o);
       }
-      if (row > begin && row <= end) finish_row(image, row - 1, from, to, expand_from, o);
+      if (row > begin && row <= end) finish_row(image, row - 1, from, to, expand_from, r, o);
     }
   }
 
@@ -604,23 +649,15 @@ struct CAMixerWork {
     store(line + round_up(count, 16), zeros());
   }
 
-  INLINE float *normed_line(Own &o, long row, long c) const {
-    return o.normed + ((row % KEPT_ROWS) * C + c) * line_pitch_ + MARGIN;
-  }
-  INLINE float *expanded_line(Own &o, long row, long c) const {
-    return o.expanded + ((row % KEPT_ROWS) * 2 * C + c) * line_pitch_ + MARGIN;
-  }
-
   // One row: out projection, residual, norm1, and the FFN's expansion.
-  void project_mixer(long image, long row, long from, long count, Own &o) {
+  void project_mixer(long image, long row, long from, long count, const Rings &r, Own &o) {
     for (long column = 0; column < count; column += BLOCK) {
       const float *residual = x.line(image, row, 0) + from + column;
       prefetch<false>(x, image, row + 1, from + column);
-      prefetch<false>(mixed, image, row + MIXER_REACH + 1, from + column);
       multiply_block<HALF>(out, C, o.dilated + column, line_pitch_, o.pairs, count - column, TILE(long c, int n, v16 sum) {
         store(o.block + c * BLOCK + 16 * n, sum + splat(w.out_bias[c]) + load(residual + c * x.pitch + 16 * n));
       });
-      float *kept = normed_line(o, row, 0) + column, *expanded = expanded_line(o, row, 0) + column;
+      float *kept = normed_line(r, row, 0) + column, *expanded = expanded_line(r, row, 0) + column;
       auto keep = TILE(long c, int n, v16 normal) {
         if (column + 16 * n + 16 > count) normal = first_lanes(normal, count - column - 16 * n);
         store(kept + c * line_pitch_ + 16 * n, normal);
@@ -639,20 +676,20 @@ struct CAMixerWork {
         multiply_block<HALF>(expand, C, kept, line_pitch_, o.pairs, count - column, expand_to);
       }
     }
-    for (long c = 0; c < 2 * C; c++) store(expanded_line(o, row, c) + round_up(count, 16), zeros());
+    for (long c = 0; c < 2 * C; c++) store(expanded_line(r, row, c) + round_up(count, 16), zeros());
   }
 
   // One row of the result: the FFN's convolution and gate, projection, residual, norm2.
-  void finish_row(long image, long row, long from, long to, long kept_from, Own &o) {
+  void finish_row(long image, long row, long from, long to, long kept_from, const Rings &r, Own &o) {
     long shift = from - kept_from, columns = to - from, vectors = (columns + 15) / 16;
     const float *zero = zero_line + MARGIN;
     for (long c = 0; c < C; c++) {
       float *line = o.gated + c * line_pitch_;
       for (long half = 0; half < 2; half++) {
         long channel_ = half * C + c;
-        const float *middle = expanded_line(o, row, channel_) + shift;
-        const float *top = row > 0 ? expanded_line(o, row - 1, channel_) + shift : zero;
-        const float *bottom = row + 1 < H ? expanded_line(o, row + 1, channel_) + shift : zero;
+        const float *middle = expanded_line(r, row, channel_) + shift;
+        const float *top = row > 0 ? expanded_line(r, row - 1, channel_) + shift : zero;
+        const float *bottom = row + 1 < H ? expanded_line(r, row + 1, channel_) + shift : zero;
         const float *weights = w.ffn_depthwise_weight + 9 * channel_;
         if (half == 0)
           convolve_line<1>(top, middle, bottom, weights, vectors, TILE(long v, v16 sum) {
@@ -665,10 +702,10 @@ struct CAMixerWork {
       }
     }
     for (long column = 0; column < columns; column += BLOCK) {
-      const float *residual = normed_line(o, row, 0) + shift + column;
+      const float *residual = normed_line(r, row, 0) + shift + column;
       prefetch<true>(next, image, row + 1, from + column);
       if (p.keep_tokens && row + 1 < H) {
-        const float *tokens_ = p.tokens + ((image * H + row + 1) * W + from + column) * token_pitch;
+        const float *tokens_ = p.next_tokens + ((image * H + row + 1) * W + from + column) * token_pitch;
         for (long part = 0; part < BLOCK * token_pitch; part += 16) __builtin_prefetch(tokens_ + part, 1, 2);
       }
       multiply_block<HALF>(project, C, o.gated + column, line_pitch_, o.pairs, columns - column, TILE(long c, int n, v16 sum) {
@@ -690,7 +727,7 @@ struct CAMixerWork {
         if (count > 16 * n)
           store_first(result + c * next.pitch + 16 * n, load(block + c * BLOCK + 16 * n), count - 16 * n);
     if (p.keep_tokens)
-      store_tokens(block, C, count, p.tokens + ((image * H + row) * W + column) * token_pitch, token_pitch);
+      store_tokens(block, C, count, p.next_tokens + ((image * H + row) * W + column) * token_pitch, token_pitch);
   }
 
   void run_prediction() {
@@ -717,18 +754,41 @@ struct CAMixerWork {
 
   int run_rest() {
     derive();
-    share_out(p.images * (H / M) * (W / M), threads, [this](long task, long thread) { mix_window(task, own[thread]); });
-    for (long thread = 0; thread < threads; thread++) {  // margins of lines are zeros, whatever was there before
-      memset(own[thread].inner, 0, INNER_LINES * C * inner_pitch * sizeof(float));
-      memset(own[thread].expanded, 0, KEPT_ROWS * 2 * C * line_pitch_ * sizeof(float));
+    long windows = p.images * (H / M) * (W / M);
+    memset(is_hard, 0, windows);
+    for (long index = 0; index < p.hard; index++) is_hard[p.windows[index]] = 1;
+    if (is_stream)
+      for (long image = 0; image < p.images; image++) stream(image);
+    else
+      share_rest(windows);
+    return unbounded;
+  }
+
+  // Mix a row of windows, finish the rows that this makes possible in every tile, and so on.
+  void stream(long image) {
+    for (long tile = 0; tile < tiles; tile++) begin_tile(0, ring(tile), progress[tile]);
+    long columns = W / M;
+    for (long row = 0; row < H / M; row++) {
+      long first = (image * (H / M) + row) * columns;
+      for (long window = first; window < first + columns; window++) mix_window(window, own[0]);
+      for (long tile = 0; tile < tiles; tile++) {
+        long from = tile * tile_columns, to = from + tile_columns < W ? from + tile_columns : W;
+        finish_rows(image, 0, H, from, to, (row + 1) * M, ring(tile), progress[tile], own[0]);
+      }
     }
+  }
+
+  // All windows, the hard ones first, and then bands of rows.
+  void share_rest(long windows) {
+    share_out(windows, threads, [this](long task, long thread) { mix_window(p.windows[task], own[thread]); });
     share_out(p.images * bands * tiles, threads, [this](long task, long thread) {
       long tile = task % tiles, band = task / tiles % bands, image = task / tiles / bands;
       long begin = band * band_rows, end = begin + band_rows < H ? begin + band_rows : H;
       long from = tile * tile_columns, to = from + tile_columns < W ? from + tile_columns : W;
-      finish_band(image, begin, end, from, to, own[thread]);
+      Progress at;
+      begin_tile(begin, ring(thread), at);
+      finish_rows(image, begin, end, from, to, H, ring(thread), at, own[thread]);
     });
-    return unbounded;
   }
 };
 
