@@ -112,9 +112,12 @@ class Maps:
         """Return the maps kept from the last pass if they are of this kind, new ones otherwise."""
         try:
             kept = Maps._kept.pop()
+            if type(kept) is cls and kept.key == key:
+                return kept
         except IndexError:
+            pass
+        with torch.inference_mode(False), torch.no_grad():  # the next pass may be outside of inference mode
             return cls(key)
-        return kept if type(kept) is cls and kept.key == key else cls(key)
 
     def give_back(self) -> None:
         """Keep these maps, and no others, for the next pass."""
