@@ -153,12 +153,14 @@ class _Runner:
             B, H, C, W = maps.x.shape
             maps.tokens[:-64].view(B, H, W, -1)[..., :C].copy_(maps.x.nchw().permute(0, 2, 3, 1))
         for group in cast("Iterable[Group]", self.network.groups):
-            maps.start.data.copy_(maps.x.data)
+            spare, maps.start = maps.start, maps.x  # what the group begins with stays as it is
             blocks = list(cast("Iterable[Block]", group.blocks))
             for block in blocks:
                 is_last = block is blocks[-1]  # the group's end makes the tokens then
                 self.call.keep_tokens = attending[len(shares) + 1] and not is_last
                 shares.append(self._run(block))
+                if block is blocks[0]:
+                    maps.next = spare
             self.call.keep_tokens = attending[len(shares)]
             weight, bias = as_floats(group.tail.weight), as_floats(group.tail.bias)
             self._point()

@@ -539,7 +539,7 @@ struct CAMixerWork {
   // 2^(score − the largest), never so small that it is slow to multiply with.
   INLINE v16 weigh(v16 score, v16 most) const {
     v16 x = score - most;
-    return exp2_of(x < splat(-100) ? splat(-100) : x);
+    return exp2_of<HALF>(x < splat(-100) ? splat(-100) : x);
   }
 
   // x of the window's tokens in panels of 12 channels: token by token, or two of them in a word.
@@ -632,7 +632,7 @@ struct CAMixerWork {
           float *line = o.dilated + c * line_pitch_;
           v16 bias = splat(w.dilated_bias[c]), factor = splat(attention[c]);
           convolve_line<2>(top, middle, bottom, w.dilated_weight + 9 * c, vectors, TILE(long v, v16 sum) {
-            store(line + 16 * v, gelu_of(sum + bias) * factor + load(own_line + 16 * v));
+            store(line + 16 * v, gelu_of<HALF>(sum + bias) * factor + load(own_line + 16 * v));
           });
         }
         project_mixer(image, row, expand_from, count, r, o);
@@ -693,7 +693,7 @@ struct CAMixerWork {
         const float *weights = w.ffn_depthwise_weight + 9 * channel_;
         if (half == 0)
           convolve_line<1>(top, middle, bottom, weights, vectors, TILE(long v, v16 sum) {
-            store(line + 16 * v, gelu_of(sum));
+            store(line + 16 * v, gelu_of<HALF>(sum));
           });
         else
           convolve_line<1>(top, middle, bottom, weights, vectors, TILE(long v, v16 sum) {

@@ -120,7 +120,7 @@ struct SwinWork {
       multiply_block<HALF>(hidden, C, o.block, BLOCK, o.pairs, BLOCK, TILE(long f, int n, v16 sum) {
         store(o.expanded + f * BLOCK + 16 * n, sum + splat(p.hidden_bias[f]));
       });
-      for (long at = 0; at < F * BLOCK; at += 16) store(o.expanded + at, gelu_of(load(o.expanded + at)));
+      for (long at = 0; at < F * BLOCK; at += 16) store(o.expanded + at, gelu_of<HALF>(load(o.expanded + at)));
       multiply_block<HALF>(out, F, o.expanded, BLOCK, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
         float *at = features + c * BLOCK + 16 * n;
         store(at, load(at) + sum + splat(p.out_bias[c]));
@@ -166,7 +166,7 @@ struct SwinWork {
 
   INLINE v16 weigh(v16 score, v16 most) const {
     v16 off = score - most;
-    return exp2_of(off < splat(-100) ? splat(-100) : off);
+    return exp2_of<HALF>(off < splat(-100) ? splat(-100) : off);
   }
 
   // One head of a block of queries, into its channels of `attended`.

@@ -41,18 +41,25 @@ INLINE v16 first_lanes(v16 value, long count) {
   return lane < (i16)((int)count) ? value : zeros();
 }
 
-// 2^x for x in [-126, 127], 1e-7 of the value off at most: x = n + f, a polynomial of degree 5 through the Chebyshev
-// points of [-1/2, 1/2] for 2^f. NaN stays NaN.
+// 2^x for x in [-126, 127]: x = n + f, a polynomial through the Chebyshev points of [-1/2, 1/2] for 2^f. Of degree 5,
+// 1e-7 of the value off at most; ROUGH, for what is rounded to bfloat16 next, of degree 3 and 1e-4. NaN stays NaN.
+template <bool ROUGH = false>
 INLINE v16 exp2_of(v16 x) {
   const v16 magic = splat(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer, kept in the low bits
   v16 shifted = x + magic;
   v16 f = x - (shifted - magic);
-  v16 p = splat(0.00133908634f);
-  p = p * f + splat(0.00967603192f);
-  p = p * f + splat(0.0555035711f);
-  p = p * f + splat(0.240221075f);
-  p = p * f + splat(0.693147188f);
-  p = p * f + splat(1.00000008f);
+  v16 p;
+  if constexpr (ROUGH) {
+    p = splat(0.0558382829f) * f + splat(0.242639479f);
+    p = p * f + splat(0.693136734f);
+    p = p * f + splat(0.999924557f);
+  } else {
+    p = splat(0.00133908634f) * f + splat(0.00967603192f);
+    p = p * f + splat(0.0555035711f);
+    p = p * f + splat(0.240221075f);
+    p = p * f + splat(0.693147188f);
+    p = p * f + splat(1.00000008f);
+  }
   return p * from_bits((bits(shifted) << 23) + (i16)(0x3F800000));
 }
 
@@ -67,26 +74,37 @@ INLINE v16 sigmoid_of(v16 x) { return splat(1.0f) / (splat(1.0f) + exp_of(-x)); 
 INLINE v16 tanh_of(v16 x) { return splat(1.0f) - splat(2.0f) / (splat(1.0f) + exp_of(x + x)); }
 INLINE v16 leaky_relu_of(v16 x, float slope) { return x > zeros() ? x : x * splat(slope); }
 
-// x·Φ(x), 2e-6 off at most for |x| ≤ 8: Φ(x) − 1/2 = x·P(x²) with P of degree 12 through the Chebyshev points of
-// [0, 25], written in u = 2x²/25 − 1; beyond |x| = 5 the factor is that of ±5. NaN stays NaN.
+// x·Φ(x): Φ(x) − 1/2 = x·P(x²) with P through the Chebyshev points of [0, t²], written in u = 2x²/t² − 1; beyond |x| = t
+// the factor is that of ±t. Of degree 12 for t = 5, 2e-6 off at most for |x| ≤ 8, even and odd powers apart so that
+// no long chain of operations has to be waited for; ROUGH, for what is rounded to bfloat16 next, of degree 7 for t = 4
+// and 5e-4. NaN stays NaN.
+template <bool ROUGH = false>
 INLINE v16 gelu_of(v16 x) {
-  v16 c = x < splat(5.0f) ? x : splat(5.0f);
-  c = c > splat(-5.0f) ? c : splat(-5.0f);
-  v16 u = c * c * splat(0.08f) - splat(1.0f);
-  v16 p = splat(0.000705952991f);
-  p = p * u + splat(-0.00167403098f);
-  p = p * u + splat(0.00146263157f);
-  p = p * u + splat(-0.00253432234f);
-  p = p * u + splat(0.00666780895f);
-  p = p * u + splat(-0.0112997434f);
-  p = p * u + splat(0.0162870702f);
-  p = p * u + splat(-0.0232163442f);
-  p = p * u + splat(0.031464872f);
-  p = p * u + splat(-0.0404507113f);
-  p = p * u + splat(0.0515189416f);
-  p = p * u + splat(-0.0702959372f);
-  p = p * u + splat(0.141363805f);
-  return x * (c * p + splat(0.5f));
+  const v16 limit = splat(ROUGH ? 4.0f : 5.0f);
+  v16 c = x < limit ? x : limit;
+  c = c > -limit ? c : -limit;
+  v16 u = c * c * splat(ROUGH ? 0.125f : 0.08f) - splat(1.0f), square = u * u, even, odd;
+  if constexpr (ROUGH) {
+    even = splat(0.00902627419f) * square + splat(0.0206800307f);
+    odd = splat(-0.0038433845f) * square + splat(-0.0118044835f);
+    even = even * square + splat(0.0563095257f);
+    odd = odd * square + splat(-0.037005298f);
+    even = even * square + splat(0.175938007f);
+    odd = odd * square + splat(-0.0843171859f);
+  } else {
+    even = splat(0.000705952991f) * square + splat(0.00146263157f);
+    odd = splat(-0.00167403098f) * square + splat(-0.00253432234f);
+    even = even * square + splat(0.00666780895f);
+    odd = odd * square + splat(-0.0112997434f);
+    even = even * square + splat(0.0162870702f);
+    odd = odd * square + splat(-0.0232163442f);
+    even = even * square + splat(0.031464872f);
+    odd = odd * square + splat(-0.0404507113f);
+    even = even * square + splat(0.0515189416f);
+    odd = odd * square + splat(-0.0702959372f);
+    even = even * square + splat(0.141363805f);
+  }
+  return x * (c * (odd * u + even) + splat(0.5f));
 }
 
 // Two values as bfloat16, rounded to nearest even, in one word: `low` in its lower half.
