@@ -1,0 +1,136 @@
+"""The CPU kernels: every variant that this processor runs, any number of threads, maps that passes share."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.core.configs import RoutingConfig, SwinIRConfig
+from harness.core.errors import TrialFailedError
+from harness.models import CAMixerSR, SRNetwork, kernels
+from harness.models.literal import word_for_word
+from tests.models.test_literal import TOLERANCE, build, images
+from tests.models.test_swinir import build_both
+
+# More columns than a tile, more rows than a band; windows that are no multiple of a vector, of a block or of each other.
+SIZES = {3: (1, 50, 40), 5: (2, 21, 203), 8: (1, 150, 30), 16: (1, 40, 230), 20: (1, 70, 45)}
+ROUTINGS = (RoutingConfig(gamma=1), RoutingConfig(policy="probability", gamma=0.4), RoutingConfig(gamma=0))
+
+
+@pytest.fixture(params=["v2", "v3", "v4", "v4bf16", "neon"])
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernels of one set of instructions."""
+    loaded = kernels.load()
+    assert loaded is not None
+    if request.param not in loaded.variants:
+        pytest.skip(f"this processor does not run {request.param}")
+    chosen = loaded.of(request.param)
+    monkeypatch.setattr(kernels, "load", lambda: chosen)
+    return chosen.variant
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give torch's number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def networks(window: int) -> list[SRNetwork]:
+    """A CAMixerSR and a SwinIR of odd widths."""
+    camixersr = build(channels=20 + window % 7, window=window, groups=(1, 2), scale=2 + window % 3)
+    swinir = build_both(SwinIRConfig(depths=(2,), embed_dim=15, num_heads=5, window=min(window, 8), scale=3))[0].eval()
+    return [camixersr, swinir]
+
+
+def outputs(network: SRNetwork, input_BCHW: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a network and its oracle restore, under each routing."""
+    for routing in ROUTINGS if isinstance(network, CAMixerSR) else (None,):
+        if isinstance(network, CAMixerSR) and routing is not None:
+            network.routing = routing
+        yield network(input_BCHW), word_for_word(network)(input_BCHW)
+
+
+@pytest.mark.parametrize("window", SIZES)
+@torch.inference_mode()
+def test_every_variant_is_the_network(variant: str, window: int) -> None:
+    for network in networks(window):
+        for found, expected in outputs(network, images(*SIZES[window])):
+            assert (found - expected).abs().max() <= TOLERANCE, variant
+
+
+@pytest.mark.parametrize("window", SIZES)
+@torch.inference_mode()
+def test_every_variant_stays_close_in_bfloat16(variant: str, window: int) -> None:
+    """At γ = 1 and 0, where rounding cannot make windows change places."""
+    for network in networks(window):
+        expected = [expected for _, expected in outputs(network, images(*SIZES[window]))][::2]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            pairs = list(outputs(network, images(*SIZES[window])))[::2]
+        for (found, inherent), exact in zip(pairs, expected, strict=True):
+            error, own = ((one.float() - exact).square().mean().sqrt() for one in (found, inherent))
+            assert error <= 2 * own, (variant, float(error), float(own))
+
+
+@pytest.mark.parametrize("window", SIZES)
+@torch.inference_mode()
+def test_threads_change_nothing(window: int, threads: None) -> None:
+    """Not once in several times: rows and windows that two threads write would be a matter of luck."""
+    for network in networks(window):
+        input_BCHW = images(*SIZES[window])
+        torch.set_num_threads(1)
+        alone = [found for found, _ in outputs(network, input_BCHW)]
+        for count in (2, 3, 2, 3):
+            torch.set_num_threads(count)
+            for found, expected in zip((found for found, _ in outputs(network, input_BCHW)), alone, strict=True):
+                assert (found - expected).abs().max() <= 1e-5
+
+
+@torch.inference_mode()
+def test_passes_leave_nothing_behind_for_the_next() -> None:
+    """Sizes, networks and precisions in turn, and a pass that breaks off, on maps that are kept from pass to pass."""
+    network = build(channels=24, window=8, groups=(1, 1))
+    network.routing = RoutingConfig(policy="probability", gamma=0.5)
+    broken = build(seed=1, channels=24, window=8, groups=(1, 1))
+    weight: Tensor = broken.groups[1].blocks[0].mixer.predictor.offsets_out.weight  # type: ignore[union-attr, index, assignment]
+    weight.fill_(torch.nan)
+    other = build_both(SwinIRConfig(depths=(2,), embed_dim=12, num_heads=3))[0].eval()
+    small, large = images(1, 24, 30), images(1, 61, 50)
+    first = [network(small), network(large), other(small)]
+    for _ in range(2):
+        with pytest.raises(TrialFailedError):
+            broken(small)
+        assert torch.equal(network(small), first[0])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            network(small)
+        assert torch.equal(network(small), first[0])
+        assert torch.equal(network(large), first[1])
+        assert torch.equal(other(small), first[2])
+    with torch.inference_mode(False), torch.no_grad():
+        assert torch.equal(network(large.clone()), first[1])
+
+
+def test_threads_of_python_may_restore_at_once() -> None:
+    network = build(channels=24, window=8, groups=(1, 1))
+    inputs = [images(1, 40 + index % 2, 40, seed=index) for index in range(8)]
+
+    @torch.inference_mode()
+    def restore(input_BCHW: Tensor) -> Tensor:
+        return network(input_BCHW)
+
+    expected = [restore(input_BCHW) for input_BCHW in inputs]
+    with ThreadPoolExecutor(3) as pool:
+        for found, wanted in zip(pool.map(restore, inputs * 3), expected * 3, strict=True):
+            assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_gradients_take_the_plain_path_and_agree() -> None:
+    network = build(channels=24, window=8, groups=(1,))
+    input_BCHW = images(1, 30, 30).requires_grad_()
+    plain = network(input_BCHW)
+    assert plain.requires_grad
+    with torch.no_grad():
+        assert (network(input_BCHW) - plain).abs().max() <= TOLERANCE
