@@ -14,7 +14,7 @@ from harness.models.literal import word_for_word
 from tests.models.test_literal import TOLERANCE, build, images
 from tests.models.test_swinir import build_both
 
-# More columns than a tile, more rows than a band; windows that are no multiple of a vector, of a block or of each other.
+# Images × height × width by window: more columns than a tile, more rows than a band, windows that fill no vector.
 SIZES = {3: (1, 50, 40), 5: (2, 21, 203), 8: (1, 150, 30), 16: (1, 40, 230), 20: (1, 70, 45)}
 ROUTINGS = (RoutingConfig(gamma=1), RoutingConfig(policy="probability", gamma=0.4), RoutingConfig(gamma=0))
 
@@ -95,7 +95,7 @@ def test_passes_leave_nothing_behind_for_the_next() -> None:
     network = build(channels=24, window=8, groups=(1, 1))
     network.routing = RoutingConfig(policy="probability", gamma=0.5)
     broken = build(seed=1, channels=24, window=8, groups=(1, 1))
-    weight: Tensor = broken.groups[1].blocks[0].mixer.predictor.offsets_out.weight  # type: ignore[union-attr, index, assignment]
+    weight: Tensor = broken.groups[1].blocks[0].mixer.predictor.offsets_out.weight  # type: ignore[union-attr, index]
     weight.fill_(torch.nan)
     other = build_both(SwinIRConfig(depths=(2,), embed_dim=12, num_heads=3))[0].eval()
     small, large = images(1, 24, 30), images(1, 61, 50)
@@ -119,7 +119,7 @@ def test_threads_of_python_may_restore_at_once() -> None:
 
     @torch.inference_mode()
     def restore(input_BCHW: Tensor) -> Tensor:
-        return network(input_BCHW)
+        return network.restore(input_BCHW).image_BCHW
 
     expected = [restore(input_BCHW) for input_BCHW in inputs]
     with ThreadPoolExecutor(3) as pool:
