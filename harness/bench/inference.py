@@ -13,7 +13,7 @@ from harness.bench.peak import Peak, products, read_peaks
 from harness.bench.rounds import Contestant, Effort, Machine, Times, describe_machine, measure_rounds, part_of
 from harness.core.configs import CAMixerSRConfig, FrozenConfig, RoutingConfig, SwinIRConfig
 from harness.core.environment import EnvironmentRecord, now, observe_environment
-from harness.models import SRNetwork
+from harness.models import SRNetwork, describe_kernels
 from harness.models.literal import word_for_word
 from harness.profiling import Device, canonical_macs, chosen_threads, parse_device
 from harness.profiling.network_state import preserved_training_state
@@ -165,7 +165,7 @@ def _measure(
     return InferenceBench(
         protocol=effort.describe(),
         machine=checked.machine,
-        environment=observe_environment(),
+        environment=observe_environment(describe_kernels()),
         largest_difference=checked.worst.difference,
         largest_bf16_error=checked.worst.bf16_error,
         core_share=core_share,

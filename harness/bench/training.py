@@ -14,7 +14,7 @@ from harness.bench.rounds import Contestant, Effort, Machine, Times, describe_ma
 from harness.core.configs import CAMixerSRConfig, FrozenConfig, TrainingConfig
 from harness.core.environment import EnvironmentRecord, now, observe_environment
 from harness.data import CropSampler, PairedDataset
-from harness.models import CAMixerSR, SRNetwork
+from harness.models import CAMixerSR, SRNetwork, describe_kernels
 from harness.models.literal import LiteralCAMixerSR
 from harness.profiling import Device, canonical_macs, chosen_threads, parse_device
 from harness.training import ratio_loss
@@ -164,7 +164,7 @@ def _measure(
     return TrainingBench(
         protocol=effort.describe(),
         machine=checked.machine,
-        environment=observe_environment(),
+        environment=observe_environment(describe_kernels()),
         case=case,
         dataset=sampler.dataset.name,
         largest_difference=checked.difference,

@@ -42,6 +42,7 @@ def evaluate(
     from harness.core.errors import TrialFailedError, UserError
     from harness.data import open_dataset
     from harness.metrics import get_protocol, metric_label
+    from harness.models import describe_kernels
     from harness.profiling import chosen_threads
     from harness.trial import evaluate as run_evaluation
 
@@ -91,7 +92,7 @@ def evaluate(
                 "gamma": settings.gamma if settings else None,
                 "routing": settings.policy if settings else None,
                 **record.model_dump(mode="json"),
-                "environment": observe_environment().model_dump(mode="json"),
+                "environment": observe_environment(describe_kernels()).model_dump(mode="json"),
             }
         )
         return

@@ -35,7 +35,7 @@ def profile(
     from harness.core.environment import observe_environment
     from harness.core.errors import UserError, unknown_name
     from harness.core.units import format_count
-    from harness.models import preset_config
+    from harness.models import describe_kernels, preset_config
     from harness.profiling import canonical_macs, count_macs, measure_latency, measure_peak_memory, parse_device
     from harness.trial import build_seeded
 
@@ -84,7 +84,7 @@ def profile(
         "latency_ratio": latency.ratio,
         "latency_record": latency.model_dump(mode="json"),
         "peak_memory_bytes": measure_peak_memory(network.config, (height, width), place) if memory else None,
-        "environment": observe_environment().model_dump(mode="json"),
+        "environment": observe_environment(describe_kernels()).model_dump(mode="json"),
     }
     if not counted.agree:
         messages.print(f"warning: the counters disagree by {counted.max_disagreement:.1%}: {counted.by_counter}")

@@ -14,7 +14,7 @@ _PACKAGES = ("torch", "numpy", "pillow", "fvcore", "ptflops", "optuna", "mlflow"
 
 
 class EnvironmentRecord(FrozenConfig):
-    """The machine and the versions behind a record."""
+    """The machine and the versions behind a record; `kernels`: those of our own that a CPU runs inference by."""
 
     harness_version: str
     git_revision: str | None
@@ -23,6 +23,7 @@ class EnvironmentRecord(FrozenConfig):
     cpu_model: str
     cpu_count: int
     packages: dict[str, str]
+    kernels: str | None = None
 
 
 def now() -> str:
@@ -31,8 +32,8 @@ def now() -> str:
 
 
 @functools.cache
-def observe_environment() -> EnvironmentRecord:
-    """Record versions, processor and (in a git checkout) the revision, with '+dirty' when files have changed."""
+def observe_environment(kernels: str | None = None) -> EnvironmentRecord:
+    """Record versions, processor, `kernels` and (in a git checkout) the revision, '+dirty' when files have changed."""
     return EnvironmentRecord(
         harness_version=_version("harness") or "unknown",
         git_revision=_git_revision(Path(__file__).resolve().parents[2]),
@@ -41,6 +42,7 @@ def observe_environment() -> EnvironmentRecord:
         cpu_model=_cpu_model(),
         cpu_count=os.cpu_count() or 1,
         packages={name: version for name in _PACKAGES if (version := _version(name))},
+        kernels=kernels,
     )
 
 

@@ -16,7 +16,7 @@ from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecor
 from harness.export.card import write_card
 from harness.export.documents import BundleCalibration, BundleConfig, BundleMetrics
 from harness.metrics import get_protocol
-from harness.models import PanoramaNetwork, SRNetwork, build_model
+from harness.models import PanoramaNetwork, SRNetwork, build_model, describe_kernels
 
 _CONFIG, _WEIGHTS, _METRICS, _CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
 
@@ -47,7 +47,7 @@ def write_bundle(
         network_id=record.network_id,
         picked_as=picked_as,
         exported_at=now(),
-        environment=observe_environment(),
+        environment=observe_environment(describe_kernels()),
     )
     metrics = BundleMetrics(
         point=point,
@@ -82,7 +82,7 @@ def write_calibrated_bundle(
     changes = {
         "model": config.model.with_routing(calibration.routing),
         "exported_at": now(),
-        "environment": observe_environment(),
+        "environment": observe_environment(describe_kernels()),
     }
     known = BundleCalibration(record=calibration, evaluation=evaluation, point_before=point)
     metrics = metrics.model_copy(update={"point": None, "calibration": known})

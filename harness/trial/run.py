@@ -46,7 +46,7 @@ from harness.core.seeding import derive_seed
 from harness.core.study_folder import StudyFolder
 from harness.data import CropSampler, PairedDataset, to_tensor
 from harness.metrics import Protocol as ScoreProtocol
-from harness.models import CAMixerSR, SRNetwork, build_model
+from harness.models import CAMixerSR, SRNetwork, build_model, describe_kernels
 from harness.profiling import canonical_macs, chosen_threads, count_macs, measure_latencies, measure_peak_memory
 from harness.training import TrainingInterruptedError, TrainingProgress, train
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
@@ -253,7 +253,7 @@ def make_record(
         points=observed.points,
         violations=observed.violations,
         seconds=observed.seconds,
-        environment=observe_environment(),
+        environment=observe_environment(describe_kernels()),
         started_at=observed.started_at,
         finished_at=now(),
     )
