@@ -19,7 +19,6 @@ from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
 
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
-_LEAST_EXPONENT = -60.0  # of a weight next to the largest one's 0; the logarithm of float32's precision is −16
 _CACHED_TOKENS = 3584  # the activations of so many stay in the cache of one core
 
 
@@ -109,8 +108,7 @@ class WindowAttention(nn.Module):
         if x_XLC.device.type != "cpu":
             attended: Tensor = self.proj(self.attend_at_once(x_XLC, bias_AXLL))
             return attended
-        attend = self._attend if torch.is_grad_enabled() else self._attend_in_place
-        projected: Tensor = self.proj(attend(x_XLC.reshape(-1, C).t(), bias_AXLL))
+        projected: Tensor = self.proj(self._attend(x_XLC.reshape(-1, C).t(), bias_AXLL))
         return projected.view(X, L, C)
 
     def attend_at_once(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
@@ -137,30 +135,6 @@ class WindowAttention(nn.Module):
             scores_XLL = torch.baddbmm(bias_XLL.mT, query_XdL.mT, key_XdL, alpha=query_XdL.shape[1] ** -0.5)
             attended.append(torch.bmm(torch.softmax(scores_XLL, dim=-1), value_XdL.mT))
         return torch.cat(attended, dim=-1).view(-1, C)
-
-    def _attend_in_place(self, x_CT: Tensor, bias_AXLL: Tensor) -> Tensor:
-        """Do the same without gradients: softmax over rows, as few passes as can be, results in the queries' place.
-
-        The key's bias changes all scores of a query alike, and the value's comes through softmax as it is.
-        """
-        C, L = len(x_CT), bias_AXLL.shape[-1]
-        qkv = torch.mm(self.qkv.weight, x_CT).view(3, self.num_heads, -1, x_CT.shape[1] // L, L)
-        query_bias_Ad11, _, value_bias_Ad11 = self.qkv.bias.to(qkv.dtype).view(3, self.num_heads, -1, 1, 1).unbind()
-        qkv[0].add_(query_bias_Ad11)
-        weights_XLL = qkv.new_empty(qkv.shape[3], L, L)
-        heads = zip(
-            qkv.transpose(2, 3).unbind(1),
-            bias_AXLL.to(qkv.dtype).unbind(),
-            value_bias_Ad11.squeeze(-1).unbind(),
-            strict=True,
-        )
-        for qkv_3XdL, bias_XLL, value_bias_d1 in heads:
-            query_XdL, key_XdL, value_XdL = qkv_3XdL.unbind()
-            torch.baddbmm(bias_XLL, key_XdL.mT, query_XdL, alpha=query_XdL.shape[1] ** -0.5, out=weights_XLL)
-            weights_XLL.sub_(weights_XLL.amax(dim=1, keepdim=True)).clamp_min_(_LEAST_EXPONENT).exp_()
-            sum_X1L = weights_XLL.sum(dim=1, keepdim=True)
-            torch.addcdiv(value_bias_d1, torch.bmm(value_XdL, weights_XLL), sum_X1L, out=query_XdL)
-        return qkv[0].view(C, -1).t()
 
 
 class SwinBlock(nn.Module):
@@ -189,14 +163,13 @@ class SwinBlock(nn.Module):
             bias = bias_AKLL[:, first : first + 1] if alike else bias_AKLL.index_select(1, windows.kind_X[start:stop])
             chunks.append(self.transform(chunk_XLC, bias))
             start = stop
-        return torch.cat(chunks) if torch.is_grad_enabled() else x_XLC
+        return torch.cat(chunks)
 
     def transform(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
-        """Transform windows, in place where no gradients are asked for: they are the caller's copy."""
-        in_place = not torch.is_grad_enabled()
-        add, gelu = (Tensor.add_, torch.ops.aten.gelu_) if in_place else (Tensor.add, F.gelu)
-        x_XLC = add(x_XLC, self.attention(self.norm1(x_XLC), bias_AXLL))
-        return add(x_XLC, self.mlp_out(gelu(self.mlp_hidden(self.norm2(x_XLC)))))
+        """Transform some windows."""
+        x_XLC = x_XLC + self.attention(self.norm1(x_XLC), bias_AXLL)
+        transformed: Tensor = x_XLC + self.mlp_out(F.gelu(self.mlp_hidden(self.norm2(x_XLC))))
+        return transformed
 
 
 class SwinGroup(nn.Module):
