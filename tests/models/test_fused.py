@@ -1,5 +1,7 @@
 """The CPU kernels: every variant that this processor runs, any number of threads, maps that passes share."""
 
+import ctypes
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from harness.core.configs import RoutingConfig, SwinIRConfig
 from harness.core.errors import TrialFailedError
 from harness.models import CAMixerSR, SRNetwork, kernels
+from harness.models.fused import camixersr, maps, swinir
 from harness.models.literal import word_for_word
 from tests.models.test_literal import TOLERANCE, build, images
 from tests.models.test_swinir import build_both
@@ -125,6 +128,60 @@ def test_threads_of_python_may_restore_at_once() -> None:
     with ThreadPoolExecutor(3) as pool:
         for found, wanted in zip(pool.map(restore, inputs * 3), expected * 3, strict=True):
             assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_structures_are_as_long_here_as_there() -> None:
+    loaded = kernels.load()
+    assert loaded is not None
+    sizes = (ctypes.c_int64 * 5)()
+    loaded.function("measure_structures", (ctypes.c_void_p,))(sizes)
+    ours = [camixersr._Pass, camixersr._Block, maps._Convolution, swinir._Layer, swinir._Normalisation]
+    assert list(sizes) == [ctypes.sizeof(structure) for structure in ours]
+
+
+@pytest.mark.parametrize(("channels", "window"), [(4, 2), (7, 8), (61, 3), (200, 4), (400, 2)])
+@torch.inference_mode()
+def test_channels_may_be_many_more_or_fewer_than_tokens(channels: int, window: int) -> None:
+    """Seven channels without conditions leave no hidden offsets: the bias alone moves the keys."""
+    conditions = channels != 7
+    network = build(
+        channels=channels,
+        window=window,
+        groups=(1,),
+        global_condition=conditions,
+        window_condition=conditions,
+        routing=RoutingConfig(gamma=1),
+    )
+    for name, parameter in network.named_parameters():
+        if "offsets_out.bias" in name:
+            parameter.fill_(0.3)
+    input_BCHW = images(1, 3 * window, 3 * window)
+    found = network(input_BCHW)
+    network.is_literal = True
+    assert (found - network(input_BCHW)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_has_maps_of_its_own() -> None:
+    """Of a size that is laid on huge pages."""
+    network = build(channels=48, window=8, groups=(1,))
+    mine, theirs = images(1, 200, 200), images(1, 200, 200, seed=1)
+    with torch.inference_mode():
+        expected, wanted = network(mine), network(theirs)
+        child = os.fork()
+        if child == 0:
+            same = all(torch.equal(network(theirs), wanted) for _ in range(8))
+            os._exit(0 if same else 1)
+        for _ in range(8):
+            assert torch.equal(network(mine), expected)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@torch.inference_mode()
+def test_parameters_elsewhere_are_refused() -> None:
+    network = build(channels=8, window=4).to("meta")
+    with pytest.raises(RuntimeError, match="parameters are on meta"):
+        network(images(1, 8, 8))
 
 
 def test_gradients_take_the_plain_path_and_agree() -> None:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from harness.models import kernels
 from harness.models.kernels import Kernels
@@ -28,6 +29,7 @@ def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and input_BCHW.dtype in _DTYPES
         and working_dtype(input_BCHW) in _DTYPES
+        and _get_current_dispatch_mode() is None  # which would see nothing
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.compiler.is_compiling()
         and kernels.load() is not None
@@ -56,8 +58,10 @@ def structure(name: str, **fields: str) -> type[Any]:
 
 
 def as_floats(parameter: Tensor | None) -> Tensor:
-    """Return a parameter as the kernels read it."""
+    """Return a parameter as the kernels read it, by its address."""
     assert parameter is not None
+    if parameter.device.type != "cpu":
+        raise RuntimeError(f"the network's parameters are on {parameter.device}, the images on cpu; move one of them")
     return parameter.detach().to(torch.float32).contiguous()
 
 
@@ -68,8 +72,11 @@ def allocate(count: int) -> Tensor:
     """
     if count * 4 < _LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(count)
-    memory = mmap.mmap(-1, count * 4)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        memory = mmap.mmap(-1, count * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a system without them, or without so much memory, of which torch then speaks
+        return torch.zeros(count)
     return torch.frombuffer(memory, dtype=torch.float32, count=count)
 
 
@@ -103,7 +110,7 @@ class Maps:
 
     def reserve(self, num_bytes: int) -> int:
         """Return the address of a workspace of so many bytes."""
-        if self.workspace.numel() < num_bytes:
+        if self.workspace.numel() < num_bytes + 64:
             self.workspace = torch.empty(num_bytes + 64, dtype=torch.uint8)
         return -(-self.workspace.data_ptr() // 64) * 64
 

@@ -64,6 +64,7 @@ struct CAMixerWork {
   // Derived.
   Weights<HALF> trunk, value, query, out, expand, project;
   Weights<false> trunk_condition;
+  float *composed;  // products of two weights: E × C, C × C
   float *trunk_bias, *query_bias, *channel;  // `channel`: channel attention, B·C
   float *zero_line, *token_columns, *token_rows;  // and where in its window each token lies
   // Of each thread.
@@ -124,6 +125,7 @@ struct CAMixerWork {
     out.data = arena.take<Element>(padded_rows(C) * C);
     expand.data = arena.take<Element>(padded_rows(2 * C) * C);
     project.data = arena.take<Element>(padded_rows(C) * C);
+    composed = arena.take<float>((C > E ? C : E) * C);
     trunk_bias = arena.take<float>(E);
     query_bias = arena.take<float>(C);
     channel = arena.take<float>(p.images * C);
@@ -156,7 +158,7 @@ struct CAMixerWork {
   void derive_trunk() {
     long D = C + p.conditions;
     const float *read = w.trunk_weight;
-    float *rows = own[0].window;  // W_t·W_v
+    float *rows = composed;  // W_t·W_v
     for (long e = 0; e < E; e++) {
       float *row = rows + e * C;
       for (long c = 0; c < C; c++) row[c] = 0;
@@ -230,7 +232,7 @@ struct CAMixerWork {
 
   void derive_query() {
     float scale = p.attention_scale * 1.44269504f;  // of powers of two
-    float *rows = own[0].window;  // W_kᵀ W_q
+    float *rows = composed;  // W_kᵀ W_q
     for (long i = 0; i < C; i++) {
       float *row = rows + i * C, bias = 0;
       for (long c = 0; c < C; c++) row[c] = 0;
@@ -473,7 +475,7 @@ struct CAMixerWork {
 
   void attend(long window, const Place &at, Own &o) {
     gather(x, at, 0, tokens, o.window, tokens);
-    if (w.offsets_out_weight)
+    if (w.offsets_out_bias)  // of weights there are none where D < 8
       make_keys(at, o);
     else
       for (long c = 0; c < C; c++) memcpy(o.keys + c * key_pitch, o.window + c * tokens, tokens * sizeof(float));
