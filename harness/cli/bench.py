@@ -158,8 +158,8 @@ def _print(benches: Sequence[_Bench], as_tables: Callable[[_Bench], None], *, js
 
 def _describe_run(bench: "InferenceBench | TrainingBench") -> str:
     machine = bench.machine
-    kernels = f"kernels {machine.kernels}; " if machine.kernels else ""
-    return f"{bench.protocol}; took {bench.seconds:.0f} s; {kernels}fingerprint {machine.fingerprint}"
+    kernels = f"kernels {machine.kernels}" if machine.kernels else "no kernels"
+    return f"{bench.protocol}; took {bench.seconds:.0f} s; {kernels}; fingerprint {machine.fingerprint}"
 
 
 def _print_peaks(machine: "Machine", peaks: "dict[str, Peak]") -> None:

@@ -101,6 +101,8 @@ def profile(
         ["  / SwinIR-light", format_number(latency.ratio, 3)],
         ["  runs", f"{len(latency.samples)} after {latency.warmup_runs} for warm-up"],
     ]
+    if latency.device.startswith("cpu"):
+        rows.append(["  kernels", describe_kernels() or "none: torch's operators"])
     if memory:
         rows.append(["peak memory", f"{document['peak_memory_bytes'] / 2**20:.1f} MiB"])
     label = f"{network.config.label()} ×{network.scale}" + (f", {settings.label()}" if settings else "")

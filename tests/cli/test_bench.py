@@ -3,11 +3,13 @@
 import copy
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from harness.bench import (
     BrokenPathError,
@@ -24,6 +26,8 @@ from harness.cli.bench import print_inference, print_training
 from harness.core.configs import CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
 from harness.models import CAMixerSR, Restoration, SRNetwork
+from harness.models.fused import camixersr as fused_camixersr
+from harness.models.fused import swinir as fused_swinir
 from harness.models.swinir import SwinIR
 from harness.profiling import canonical_macs, parse_device
 from tests.cli.conftest import Call
@@ -249,6 +253,28 @@ def test_a_wrong_weight_is_noticed_before_anything_is_timed(
     assert outcome.err.count("\n") == 1
     assert outcome.err.startswith(f"harness: error: {name}, default inference: off by ")
     assert "nothing was timed" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("reader", "weight", "config"),
+    [(fused_camixersr, "query_weight", TINY), (fused_swinir, "qkv_weight", TINY_SWINIR)],
+    ids=["CAMixerSR", "SwinIR"],
+)
+def test_a_weight_that_the_kernels_alone_read_wrong_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, reader: ModuleType, weight: str, config: CAMixerSRConfig | SwinIRConfig
+) -> None:
+    read = reader._parameters
+
+    def misread(block: Any) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in read(block):
+            if name == weight:
+                parameter = parameter.clone()
+                parameter[0, 0] += 0.5
+            yield name, parameter
+
+    monkeypatch.setattr(reader, "_parameters", misread)
+    with pytest.raises(BrokenPathError, match="default inference: off by"):
+        check_inference(config, parse_device("cpu"))
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_SWINIR], ids=["CAMixerSR", "SwinIR"])

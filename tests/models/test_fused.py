@@ -4,14 +4,16 @@ import ctypes
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.core.configs import RoutingConfig, SwinIRConfig
 from harness.core.errors import TrialFailedError
-from harness.models import CAMixerSR, SRNetwork, kernels
+from harness.models import CAMixerSR, SRNetwork, fused, kernels
 from harness.models.fused import camixersr, maps, swinir
 from harness.models.literal import word_for_word
 from tests.models.test_literal import TOLERANCE, build, images
@@ -26,7 +28,8 @@ ROUTINGS = (RoutingConfig(gamma=1), RoutingConfig(policy="probability", gamma=0.
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The kernels of one set of instructions."""
     loaded = kernels.load()
-    assert loaded is not None
+    if loaded is None:
+        pytest.skip("no kernels for this platform")  # test_kernels_build.py says where there must be some
     if request.param not in loaded.variants:
         pytest.skip(f"this processor does not run {request.param}")
     chosen = loaded.of(request.param)
@@ -59,10 +62,40 @@ def outputs(network: SRNetwork, input_BCHW: Tensor) -> Iterator[tuple[Tensor, Te
 
 @pytest.mark.parametrize("window", SIZES)
 @torch.inference_mode()
-def test_every_variant_is_the_network(variant: str, window: int) -> None:
+def test_every_variant_is_the_network(variant: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+
+    def count(name: str) -> None:
+        restore = getattr(fused, name)
+
+        def restore_and_tell(*arguments: Any) -> Any:
+            runs.append(name)
+            return restore(*arguments)
+
+        monkeypatch.setattr(fused, name, restore_and_tell)
+
+    count("restore_camixersr")
+    count("restore_swinir")
     for network in networks(window):
         for found, expected in outputs(network, images(*SIZES[window])):
             assert (found - expected).abs().max() <= TOLERANCE, variant
+    assert len(runs) == len(ROUTINGS) + 1  # it was the kernels
+
+
+@torch.inference_mode()
+def test_who_wants_to_see_operators_sees_them() -> None:
+    """Hooks, counters and other dispatch modes: the plain path serves them."""
+    for network in networks(8):
+        input_BCHW = images(1, 16, 16)
+        expected = network(input_BCHW)
+        with FlopCounterMode(display=False) as counter:
+            network(input_BCHW)
+        assert counter.get_total_flops() > 1e6
+        seen: list[nn.Module] = []
+        block: nn.Module = network.groups[0].blocks[0]  # type: ignore[union-attr, index]
+        block.register_forward_hook(lambda module, *_, told=seen: told.append(module))
+        assert (network(input_BCHW) - expected).abs().max() <= TOLERANCE
+        assert seen == [block]
 
 
 @pytest.mark.parametrize("window", SIZES)

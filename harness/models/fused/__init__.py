@@ -5,7 +5,9 @@ On a CPU the plain networks wait for memory: every elementwise step reads and wr
 nothing; their headers say how. Here maps are laid out, the windows of each block are picked, and the kernels called.
 
 All that the kernels derive of a network's parameters is derived in each pass; nothing is stored. `restore` of a network
-takes this path where `suits` allows it; the plain one serves training, other devices, tracing and counting.
+takes this path where `suits` allows it; the plain one serves training, other devices, tracing, counting and networks
+with hooks. Modules are read, not called: one that is put in another's place counts by its parameters alone. The maps of
+the last pass are kept for the next, up to 256 MiB of them.
 """
 
 from harness.models.fused.camixersr import restore_camixersr

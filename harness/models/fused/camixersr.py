@@ -15,6 +15,7 @@ from harness.core.errors import TrialFailedError
 from harness.models.fused.maps import Map, Maps, allocate, as_floats, compiled, convolve, structure, working_dtype
 from harness.models.network import Restoration
 from harness.models.routing import RoutingPlan, select_windows
+from harness.models.warping import describe_odd_offsets
 
 if TYPE_CHECKING:
     from harness.models.camixersr import Block, CAMixerSR, Group
@@ -37,6 +38,7 @@ _Pass = structure(
     pointers="x next mixed tokens next_tokens predicted condition mean feature_sums workspace windows",
     integers_="hard",
 )
+_GLOBAL_FEATURES = 8  # of the global predictor
 _READ = frozenset(name for name, _ in _Block._fields_)
 
 
@@ -49,7 +51,7 @@ class _CAMixerMaps(Maps):
         self.input = Map(B, H, 3, W)
         self.shallow, self.start, self.x, self.next, self.mixed = (Map(B, H, C, W) for _ in range(5))
         self.predicted = Map(B, H, E, W)
-        self.condition, self.condition_hidden = Map(B, H, X, W), Map(B, H, 8, W)
+        self.condition, self.condition_hidden = Map(B, H, X, W), Map(B, H, _GLOBAL_FEATURES, W)
         self.mean_BHW = torch.empty(B, H, W)
         self.sums_BHE = torch.empty(B, H, E)
         self.tokens, self.next_tokens = (allocate(B * H * W * -(-C // 16) * 16 + 64) for _ in range(2))
@@ -179,9 +181,7 @@ class _Runner:
         order, self.call.hard, share_B = self._select(block)
         self.call.windows = order.data_ptr()
         if self.transform(self.reference, reference):
-            raise TrialFailedError(
-                f"block {block.mixer.block} predicts offsets that are not finite; the weights or the input are not"
-            )
+            raise TrialFailedError(describe_odd_offsets(block.mixer.block))
         self._swap()
         return share_B
 

@@ -20,9 +20,10 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
-    """Say whether inference may run by kernels: on a CPU, without gradients, unseen by tracers and counters."""
+    """Say whether inference may run by kernels: on a CPU, without gradients, no tracer, counter or hook looking on."""
     return (
-        input_BCHW.device.type == "cpu"
+        type(input_BCHW) is Tensor
+        and input_BCHW.device.type == "cpu"
         and input_BCHW.shape[1:2] == (3,)
         and not network.training
         and not network.is_literal
@@ -33,6 +34,7 @@ def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.compiler.is_compiling()
         and kernels.load() is not None
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     )
 
 

@@ -514,34 +514,14 @@ struct CAMixerWork {
           multiply(sums, depth, keys + key, key_pitch, o.queries + 16 * n, BLOCK);
         }, keep);
       }
-      v16 total[VECTORS] = {};
-      for (long key = 0; key < L; key += HALF ? 2 : 1)
-#pragma unroll
-        for (int n = 0; n < VECTORS; n++) {
-          v16 weight = weigh(load(o.scores + key * BLOCK + 16 * n), most[n]);
-          if constexpr (HALF) {
-            v16 other = key + 1 < L ? weigh(load(o.scores + (key + 1) * BLOCK + 16 * n), most[n]) : zeros();
-            *(u16_unaligned *)(o.weights + key / 2 * BLOCK + 16 * n) = as_pairs(weight, other);
-            total[n] += weight + other;
-          } else {
-            store(o.scores + key * BLOCK + 16 * n, weight);
-            total[n] += weight;
-          }
-        }
       v16 share[VECTORS];
-      for (int n = 0; n < VECTORS; n++) share[n] = splat(1) / total[n];
+      weigh_scores<HALF>(o.scores, L, most, o.weights, share);
       for_tiles(C, TILE(auto &sums, long c, int n) {
         multiply(sums, steps, o.value_panels + c / PANEL * PANEL * steps + c % PANEL, PANEL, o.weights + 16 * n, BLOCK);
       }, TILE(long c, int n, v16 sum) { store(o.attended + c * BLOCK + 16 * n, sum * share[n]); });
       project_values(at, first, o.attended, o, TILE(long c, int) { return splat(w.value_bias[c]); });
       prefetch_window(window + 1, first / BLOCK, tokens / BLOCK);
     }
-  }
-
-  // 2^(score − the largest), never so small that it is slow to multiply with.
-  INLINE v16 weigh(v16 score, v16 most) const {
-    v16 x = score - most;
-    return exp2_of<HALF>(x < splat(-100) ? splat(-100) : x);
   }
 
   // x of the window's tokens in panels of 12 channels: token by token, or two of them in a word.

@@ -179,4 +179,30 @@ INLINE void multiply_block(const Weights<HALF> &a, long depth, const float *b, l
   }
 }
 
+// Softmax over the keys of a block of queries: scores (keys × BLOCK, powers of two) become 2^(score − `most`), never so
+// small that it is slow to multiply with, in `weights` (`scores` themselves in float32); `share`: 1 over their sum.
+template <bool HALF>
+INLINE void weigh_scores(float *scores, long keys, const v16 (&most)[VECTORS], typename Operand<HALF>::Element *weights,
+                         v16 (&share)[VECTORS]) {
+  auto weigh = TILE(long key, int n) {
+    v16 off = load(scores + key * BLOCK + 16 * n) - most[n];
+    return exp2_of<HALF>(off < splat(-100) ? splat(-100) : off);
+  };
+  v16 total[VECTORS] = {};
+  for (long key = 0; key < keys; key += HALF ? 2 : 1)
+#pragma unroll
+    for (int n = 0; n < VECTORS; n++) {
+      v16 weight = weigh(key, n);
+      if constexpr (HALF) {
+        v16 other = key + 1 < keys ? weigh(key + 1, n) : zeros();
+        *(u16_unaligned *)(weights + key / 2 * BLOCK + 16 * n) = as_pairs(weight, other);
+        total[n] += weight + other;
+      } else {
+        store(weights + key * BLOCK + 16 * n, weight);
+        total[n] += weight;
+      }
+    }
+  for (int n = 0; n < VECTORS; n++) share[n] = splat(1) / total[n];
+}
+
 }  // namespace

@@ -164,11 +164,6 @@ struct SwinWork {
       }
   }
 
-  INLINE v16 weigh(v16 score, v16 most) const {
-    v16 off = score - most;
-    return exp2_of<HALF>(off < splat(-100) ? splat(-100) : off);
-  }
-
   // One head of a block of queries, into its channels of `attended`.
   void attend(long head, const float *bias, long first, Own &o) {
     const float *queries = o.queries + first * C + head * d * BLOCK;
@@ -195,22 +190,8 @@ struct SwinWork {
       }, keep);
       values = o.value_tokens + head * d;
     }
-    v16 total[VECTORS] = {};
-    for (long key = 0; key < L; key += HALF ? 2 : 1)
-#pragma unroll
-      for (int n = 0; n < VECTORS; n++) {
-        v16 weight = weigh(load(o.scores + key * BLOCK + 16 * n), most[n]);
-        if constexpr (HALF) {
-          v16 other = key + 1 < L ? weigh(load(o.scores + (key + 1) * BLOCK + 16 * n), most[n]) : zeros();
-          *(u16_unaligned *)(o.weights + key / 2 * BLOCK + 16 * n) = as_pairs(weight, other);
-          total[n] += weight + other;
-        } else {
-          store(o.scores + key * BLOCK + 16 * n, weight);
-          total[n] += weight;
-        }
-      }
     v16 share[VECTORS];
-    for (int n = 0; n < VECTORS; n++) share[n] = splat(1) / total[n];
+    weigh_scores<HALF>(o.scores, L, most, o.weights, share);
     float *to = o.attended + head * d * BLOCK;
     auto sum_up = TILE(auto &sums, long i, int n) {
       multiply(sums, depth_of<HALF>(L), values + i, value_pitch, o.weights + 16 * n, BLOCK);

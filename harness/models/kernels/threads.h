@@ -4,7 +4,7 @@
 
 namespace {
 
-enum { MOST_THREADS = 64 };
+enum { MOST_THREADS = 256 };  // more are not started
 
 template <typename Run>
 struct Region {
