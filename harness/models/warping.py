@@ -85,8 +85,3 @@ def sum_rows(x_PC: Tensor, rows_KL5: Tensor, weights_KL5: Tensor) -> Tensor:
     return F.embedding_bag(
         rows_KL5.view(-1, 5), x_PC, per_sample_weights=weights_KL5.view(-1, 5).to(x_PC.dtype), mode="sum"
     )
-
-
-def describe_odd_offsets(block: int) -> str:
-    """Say that a block's offsets are not finite: nothing can be read there."""
-    return f"block {block} predicts offsets that are not finite; the weights or the input are not"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.errors import TrialFailedError
-from harness.models import CAMixerSR, kernels
+from harness.models import CAMixerSR
 from harness.models.literal import LiteralCAMixerSR
 from harness.models.network import Restoration
 
@@ -215,13 +215,8 @@ def test_the_oracle_shares_parameters_and_leaves_random_numbers_alone() -> None:
     assert oracle.scale == network.scale
 
 
-@pytest.mark.parametrize("has_kernels", [True, False])
 @torch.inference_mode()
-def test_offsets_that_are_not_finite_end_in_an_error_and_not_in_foreign_memory(
-    has_kernels: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not has_kernels:
-        monkeypatch.setattr(kernels, "load", lambda: None)
+def test_offsets_that_are_not_finite_end_in_an_error_and_not_in_foreign_memory() -> None:
     network = build(channels=8, window=4)
     for value in (float("nan"), float("inf")):
         input_BCHW = images(1, 16, 16)

@@ -12,10 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.errors import TrialFailedError
-from harness.models.fused.maps import Map, Maps, allocate, as_floats, compiled, convolve, structure, working_dtype
+from harness.models.fused.maps import (
+    Map,
+    Maps,
+    allocate,
+    as_floats,
+    compiled,
+    convolve,
+    structure,
+    threads_for,
+    working_dtype,
+)
 from harness.models.network import Restoration
 from harness.models.routing import RoutingPlan, select_windows
-from harness.models.warping import describe_odd_offsets
 
 if TYPE_CHECKING:
     from harness.models.camixersr import Block, CAMixerSR, Group
@@ -123,7 +132,7 @@ class _Runner:
             features=predictor.trunk.out_features,
             offsets_hidden=0 if hidden is None else hidden.out_features,
             conditions=maps.condition.shape[2],
-            threads=torch.get_num_threads(),
+            threads=threads_for(maps.x.shape),
             half=is_half,
             attention_scale=mixer.attention_scale,
             max_offset=predictor.max_offset,
@@ -181,7 +190,9 @@ class _Runner:
         order, self.call.hard, share_B = self._select(block)
         self.call.windows = order.data_ptr()
         if self.transform(self.reference, reference):
-            raise TrialFailedError(describe_odd_offsets(block.mixer.block))
+            raise TrialFailedError(
+                f"block {block.mixer.block} predicts offsets that are not finite; the weights or the input are not"
+            )
         self._swap()
         return share_B
 

@@ -1,6 +1,7 @@
 """Feature maps as the kernels read them, and convolutions of them."""
 
 import ctypes
+import math
 import mmap
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ _MARGIN = 16  # zeros before and behind the columns of a line
 _SLACK = 64  # floats behind a map
 _LARGE_BYTES = 1 << 22
 _KEPT_BYTES = 1 << 28  # of maps that are kept for the next pass
+_LEAST_VALUES = 1 << 16  # of a map for each thread: fewer, and starting threads takes longer than they save
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -50,6 +52,11 @@ def compiled() -> Kernels:
     loaded = kernels.load()
     assert loaded is not None
     return loaded
+
+
+def threads_for(shape: tuple[int, ...]) -> int:
+    """Return how many of torch's threads are worth starting for maps of a shape."""
+    return min(torch.get_num_threads(), max(1, math.prod(shape) // _LEAST_VALUES))
 
 
 def structure(name: str, **fields: str) -> type[Any]:
@@ -169,7 +176,7 @@ def convolve(
         width=W,
         inputs=C,
         outputs=len(weight),
-        threads=torch.get_num_threads(),
+        threads=threads_for(source.shape),
         half=is_half,
         side=weight.shape[-1],
         scale=scale,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.models.fused.maps import Map, Maps, as_floats, convolve, run, structure, working_dtype
+from harness.models.fused.maps import Map, Maps, as_floats, convolve, run, structure, threads_for, working_dtype
 
 if TYPE_CHECKING:
     from harness.models.swinir import SwinBlock, SwinGroup, SwinIR
@@ -81,7 +81,7 @@ def _normalise(norm: nn.LayerNorm, source: Map, target: Map, maps: Maps) -> None
         height=H,
         width=W,
         channels=C,
-        threads=torch.get_num_threads(),
+        threads=threads_for(source.shape),
         weight=weight.data_ptr(),
         bias=bias.data_ptr(),
         input=source.pointer,
@@ -108,7 +108,7 @@ def _transform(block: "SwinBlock", network: "SwinIR", maps: _SwinIRMaps, masks_K
         heads=config.num_heads,
         hidden=block.mlp_hidden.out_features,
         shift=config.window // 2 if len(masks_KLL) > 1 else 0,
-        threads=torch.get_num_threads(),
+        threads=threads_for(maps.x.shape),
         half=is_half,
         x=maps.x.pointer,
         score_bias=bias_AKLP.data_ptr(),
