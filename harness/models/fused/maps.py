@@ -194,12 +194,10 @@ def convolve(
     run("convolution", call, maps)
 
 
-def run(name: str, call: Any, maps: Maps, *more: Any, step: str = "run") -> int:
-    """Run a kernel `name`_`step` with the workspace that it asks for."""
+def run(name: str, call: Any, maps: Maps) -> None:
+    """Run a kernel with the workspace that it asks for."""
     library = compiled()
     reference = ctypes.byref(call)
     measure = library.function(f"{name}_workspace", (ctypes.c_void_p,), ctypes.c_int64)
     call.workspace = maps.reserve(measure(reference))
-    kernel = library.function(f"{name}_{step}", (ctypes.c_void_p,) * (1 + len(more)), ctypes.c_int)
-    result: int = kernel(reference, *more)
-    return result
+    library.function(f"{name}_run", (ctypes.c_void_p,), ctypes.c_int)(reference)

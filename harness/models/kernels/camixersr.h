@@ -4,7 +4,7 @@
 // 2. `mix_window`: attention for hard windows, spatial attention for the others, and the value projection of both.
 //    q·k = (W_kᵀ(W_q x + b_q))·(x + X̃) plus what is the same for all keys of a query, which softmax drops. The value
 //    projection is linear and softmax sums to one, so that attention may work on x and one product with W_v come after.
-// 3. `finish_band`: convolutions, projection, norm, FFN and norm, over bands of rows and tiles of columns whose
+// 3. `finish_rows`: convolutions, projection, norm, FFN and norm, over bands of rows and tiles of columns whose
 //    intermediate lines stay in the cache; rows and columns that two tiles need are computed twice.
 //
 // Between 1 and 2 the caller picks the hard windows. HALF rounds the operands of products to bfloat16; all else, and
