@@ -52,18 +52,19 @@ _READ = frozenset(name for name, _ in _Block._fields_)
 
 
 class _CAMixerMaps(Maps):
-    """The maps of images B×3×H×W with C channels, E features of the predictor and X conditions."""
+    """The maps of images B×3×H×W with C channels, E features of the predictor and X conditions, for a precision."""
 
     def __init__(self, key: tuple[int, ...]):
         super().__init__(key)
-        B, H, W, C, E, X = key
-        self.input = Map(B, H, 3, W)
-        self.shallow, self.start, self.x, self.next, self.mixed = (Map(B, H, C, W) for _ in range(5))
+        B, H, W, C, E, X, is_half = key
+        self.input, self.shallow = Map(B, H, 3, W), Map(B, H, C, W)
+        self.start, self.x, self.next, self.mixed = (Map(B, H, C, W, is_half=bool(is_half)) for _ in range(4))
         self.predicted = Map(B, H, E, W)
         self.condition, self.condition_hidden = Map(B, H, X, W), Map(B, H, _GLOBAL_FEATURES, W)
         self.mean_BHW = torch.empty(B, H, W)
         self.sums_BHE = torch.empty(B, H, E)
-        self.tokens, self.next_tokens = (allocate(B * H * W * -(-C // 16) * 16 + 64) for _ in range(2))
+        token_pitch = -(-C // 32) * 16 if is_half else -(-C // 16) * 16
+        self.tokens, self.next_tokens = (allocate(B * H * W * token_pitch + 64) for _ in range(2))
 
 
 def restore_camixersr(network: "CAMixerSR", input_BCHW: Tensor, padded_BCHW: Tensor, plan: RoutingPlan) -> Restoration:
@@ -73,17 +74,17 @@ def restore_camixersr(network: "CAMixerSR", input_BCHW: Tensor, padded_BCHW: Ten
     (B, _, H, W), (h, w) = padded_BCHW.shape, input_BCHW.shape[-2:]
     predictor = next(iter(_blocks(network))).mixer.predictor
     conditions = predictor.trunk.in_features - config.channels
-    maps = _CAMixerMaps.take((B, H, W, config.channels, predictor.trunk.out_features, conditions))
+    maps = _CAMixerMaps.take((B, H, W, config.channels, predictor.trunk.out_features, conditions, is_half))
     with torch.autocast("cpu", enabled=False):
         maps.input.nchw().copy_(padded_BCHW)
         convolve(network.head, maps.input, maps.shallow, maps, is_half=is_half)
         if len(plan.unread) < config.num_blocks:
             _set_conditions(network, maps)
         shares = _Runner(network, maps, plan, is_half).run_groups()
-        convolve(network.body_tail, maps.x, maps.next, maps, is_half=is_half, residual=maps.shallow)
+        convolve(network.body_tail, maps.x, maps.shallow, maps, is_half=is_half, residual=maps.shallow)
         scale = config.scale
         image_BCHW = torch.empty(B, 3, h * scale, w * scale)
-        convolve(network.tail, maps.next, image_BCHW, maps, is_half=is_half, scale=scale)
+        convolve(network.tail, maps.shallow, image_BCHW, maps, is_half=is_half, scale=scale)
     maps.give_back()
     return Restoration(image_BCHW.to(input_BCHW.dtype), torch.stack(shares))
 
@@ -151,6 +152,7 @@ class _Runner:
         )
         self.predict = library.function("camixersr_predict", (pointer, pointer))
         self.transform = library.function("camixersr_transform", (pointer, pointer), ctypes.c_int)
+        self.begin = library.function("camixersr_begin", (pointer, pointer))
         self.finish_group = library.function("camixersr_finish_group", (pointer,) * 4)
         self.every_window = torch.arange(B * (H // M) * (W // M), dtype=torch.int32)
 
@@ -158,11 +160,11 @@ class _Runner:
         """Run all groups from the shallow map to `maps.x`; return each block's shares of hard windows (B)."""
         maps = self.maps
         shares: list[Tensor] = []
-        maps.x.data.copy_(maps.shallow.data)
         attending = [self._may_attend(block) for block in _blocks(self.network)] + [False]
-        if attending[0]:
-            B, H, C, W = maps.x.shape
-            maps.tokens[:-64].view(B, H, W, -1)[..., :C].copy_(maps.x.nchw().permute(0, 2, 3, 1))
+        self.call.keep_tokens = attending[0]
+        self._point()
+        self.begin(self.reference, maps.shallow.pointer)
+        self._swap()
         for group in cast("Iterable[Group]", self.network.groups):
             spare, maps.start = maps.start, maps.x  # what the group begins with stays as it is
             blocks = list(cast("Iterable[Block]", group.blocks))

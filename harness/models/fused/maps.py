@@ -90,16 +90,22 @@ def allocate(count: int) -> Tensor:
 
 
 class Map:
-    """Features as lines of columns (maps.h): B×H×C×pitch with zeros in the margins, float32."""
+    """Features as lines of columns (maps.h): B×H×C×pitch with zeros in the margins.
 
-    def __init__(self, images: int, height: int, channels: int, width: int):
+    float32, or cells: what products of a precision read, with `is_half` two channels of bfloat16 in a word.
+    """
+
+    def __init__(self, images: int, height: int, channels: int, width: int, *, is_half: bool = False):
         self.shape = images, height, channels, width
+        self.is_half = is_half
         self.pitch = _MARGIN + -(-width // 16) * 16 + _MARGIN
-        self.data = allocate(images * height * channels * self.pitch + _SLACK)
+        lines = -(-channels // 2) if is_half else channels
+        self.data = allocate(images * height * lines * self.pitch + _SLACK)
         self.pointer = self.data.data_ptr()
 
     def nchw(self, channels: slice = slice(None)) -> Tensor:
-        """View what lies between the margins as B×C×H×W."""
+        """View what lies between the margins as B×C×H×W; of float32 only."""
+        assert not self.is_half
         B, H, C, W = self.shape
         lines_BHCS = self.data[:-_SLACK].view(B, H, C, self.pitch)
         return lines_BHCS[:, :, channels, _MARGIN : _MARGIN + W].permute(0, 2, 1, 3)
@@ -146,7 +152,9 @@ _Maps = TypeVar("_Maps", bound=Maps)
 
 _Convolution = structure(
     "Convolution",
-    integers="images height width inputs outputs threads half side output_channels scale image_height image_width",
+    integers=(
+        "images height width inputs outputs threads half cells side output_channels scale image_height image_width"
+    ),
     pointers="weight bias input residual output workspace",
     numbers="slope",
 )
@@ -165,9 +173,10 @@ def convolve(
 ) -> None:
     """Run a 3×3 or 1×1 convolution of a map and a LeakyReLU into the first channels of `target`, adding `residual`.
 
-    With `scale` the target is the images, B×3×height×width, and the outputs are shuffled into their pixels.
+    The residual may be the target. With `scale` the target is the images, B×3×height×width, and the outputs are shuffled into their pixels.
     """
     B, H, C, W = source.shape
+    assert is_half or not source.is_half
     weight = as_floats(conv.weight)
     bias = torch.zeros(len(weight)) if conv.bias is None else as_floats(conv.bias)
     call = _Convolution(
@@ -178,6 +187,7 @@ def convolve(
         outputs=len(weight),
         threads=threads_for(source.shape),
         half=is_half,
+        cells=source.is_half,
         side=weight.shape[-1],
         scale=scale,
         weight=weight.data_ptr(),

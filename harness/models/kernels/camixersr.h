@@ -7,8 +7,8 @@
 // 3. `finish_rows`: convolutions, projection, norm, FFN and norm, over bands of rows and tiles of columns whose
 //    intermediate lines stay in the cache; rows and columns that two tiles need are computed twice.
 //
-// Between 1 and 2 the caller picks the hard windows. HALF rounds the operands of products to bfloat16; all else, and
-// every map, is float32.
+// Between 1 and 2 the caller picks the hard windows. With HALF features are kept as cells of bfloat16 (products.h), the
+// operands of products; sums, norms, softmax, warp, T and all that picks windows are float32.
 //
 // B images, H rows, W columns, C channels, M window side, L = M² tokens, E features of the predictor, X conditions.
 #pragma once
@@ -42,8 +42,8 @@ struct CAMixerPass {
   int64_t images, height, width, channels, window, features, offsets_hidden, conditions, threads, half;
   int64_t keep_tokens;  // whether `next_tokens` are wanted
   float attention_scale, max_offset, slope, eps;
-  float *x, *next, *mixed;   // features; those after the block; mixed values
-  float *tokens, *next_tokens;  // x and next once more, pixel by pixel, channels padded to a multiple of 16
+  float *x, *next, *mixed;   // features; those after the block; mixed values: maps of cells
+  float *tokens, *next_tokens;  // x and next once more, pixel by pixel, cells padded to a multiple of 16
   float *predicted;          // T
   const float *condition;    // X lines a row
   float *mean;               // of T over its channels: B·H·W, without margins
@@ -57,22 +57,24 @@ struct CAMixerPass {
 template <bool HALF>
 struct CAMixerWork {
   typedef typename Operand<HALF>::Element Element;
+  enum { STEP = HALF ? 2 : 1 };  // channels of a line
   const CAMixerPass &p;
   const CAMixerBlock &w;
-  long H, W, C, M, L, E, token_pitch, tokens, key_pitch, threads;
+  long H, W, C, M, L, E, lines, token_pitch, tokens, key_pitch, threads;
   Map x, next, mixed, predicted, condition;
   // Derived.
   Weights<HALF> trunk, value, query, out, expand, project;
   Weights<false> trunk_condition;
   float *composed;  // products of two weights: E × C, C × C
-  float *trunk_bias, *query_bias, *channel;  // `channel`: channel attention, B·C
+  float *trunk_bias, *query_bias, *channel;  // `channel`: channel attention of each image
+  // Parameters of each channel, and zeros for those that fill up the last line.
+  float *value_bias, *out_bias, *depthwise_weight, *depthwise_bias, *dilated_weight, *dilated_bias, *gate_weight;
   float *zero_line, *token_columns, *token_rows;  // and where in its window each token lies
   // Of each thread.
   struct Own {
-    uint32_t *pairs;
     float *block, *other_block, *window, *spatial, *keys, *rows, *scores, *queries, *attended;
-    Element *key_columns, *value_panels, *weights;
-    float *dilated, *gated;
+    Element *value_panels, *weights;
+    float *dilated, *gated, *gate, *scratch;
   } own[MOST_THREADS];
   // Lines that the rows of a tile have in common, row modulo their number: of each thread or, in a stream, of each tile.
   struct Rings {
@@ -93,10 +95,11 @@ struct CAMixerWork {
 
   CAMixerWork(const CAMixerPass &pass, const CAMixerBlock &block) : p(pass), w(block), unbounded(0) {
     H = p.height, W = p.width, C = p.channels, M = p.window, L = M * M, E = p.features;
-    x = map_of(p.x, H, C, W), next = map_of(p.next, H, C, W), mixed = map_of(p.mixed, H, C, W);
+    lines = (C + STEP - 1) / STEP;
+    x = map_of(p.x, H, lines, W), next = map_of(p.next, H, lines, W), mixed = map_of(p.mixed, H, lines, W);
     predicted = map_of(p.predicted, H, E, W);
     condition = map_of((float *)p.condition, H, p.conditions, W);
-    token_pitch = round_up(C, 16);
+    token_pitch = round_up(lines, 16);
     tokens = round_up(L, BLOCK);
     key_pitch = tokens + 16;  // not a multiple of the distance at which lines share a set of the cache
     threads = p.threads < MOST_THREADS ? p.threads : MOST_THREADS;
@@ -110,7 +113,7 @@ struct CAMixerWork {
     bands = (H + band_rows - 1) / band_rows;
     inner_pitch = MARGIN + round_up(tile_columns + 2 * MIXER_REACH, BLOCK) + MARGIN;
     line_pitch_ = MARGIN + round_up(tile_columns + 2 * FFN_REACH, BLOCK) + MARGIN;
-    ring_size = round_up(INNER_LINES * C * inner_pitch + KEPT_ROWS * 3 * C * line_pitch_ + 64, 16);
+    ring_size = round_up(INNER_LINES * lines * inner_pitch + KEPT_ROWS * 3 * lines * line_pitch_ + 64, 16);
   }
 
   uintptr_t divide(void *memory) {
@@ -123,32 +126,37 @@ struct CAMixerWork {
     value.data = arena.take<Element>(padded_rows(C) * C);
     query.data = arena.take<Element>(padded_rows(C) * C);
     out.data = arena.take<Element>(padded_rows(C) * C);
-    expand.data = arena.take<Element>(padded_rows(2 * C) * C);
+    expand.data = arena.take<Element>(padded_rows(2 * STEP * lines) * C);
     project.data = arena.take<Element>(padded_rows(C) * C);
     composed = arena.take<float>((C > E ? C : E) * C);
     trunk_bias = arena.take<float>(E);
-    query_bias = arena.take<float>(C);
-    channel = arena.take<float>(p.images * C);
+    long channels = STEP * lines;
+    query_bias = arena.take<float>(channels);
+    channel = arena.take<float>(p.images * channels);
+    value_bias = arena.take<float>(channels), out_bias = arena.take<float>(channels);
+    depthwise_weight = arena.take<float>(9 * channels), depthwise_bias = arena.take<float>(channels);
+    dilated_weight = arena.take<float>(9 * channels), dilated_bias = arena.take<float>(channels);
+    gate_weight = arena.take<float>(2 * 9 * channels);
     rings = arena.take<float>(ring_size * (is_stream ? tiles : threads));
     progress = arena.take<Progress>(tiles);
     is_hard = arena.take<uint8_t>(p.images * (H / M) * (W / M));
     for (long thread = 0; thread < threads; thread++) {
       Own &o = own[thread];
-      o.pairs = arena.take<uint32_t>((2 * C + 2) * BLOCK);
-      o.block = arena.take<float>((2 * C + E + 16) * BLOCK);
+      o.block = arena.take<float>((C + E + 16) * BLOCK);
       o.other_block = arena.take<float>((C + 16) * BLOCK);
-      o.window = arena.take<float>(C * tokens);
+      o.window = arena.take<float>(lines * tokens);
       o.spatial = arena.take<float>(tokens + 16);
-      o.keys = arena.take<float>(C * key_pitch + 16);
+      o.keys = arena.take<float>(lines * key_pitch + 16);
       o.rows = arena.take<float>(16 * token_pitch);
       o.scores = arena.take<float>((L + 16) * BLOCK);
-      o.queries = arena.take<float>(C * BLOCK);
-      o.attended = arena.take<float>(C * BLOCK);
-      o.key_columns = arena.take<Element>(depth_of<HALF>(C) * key_pitch + 16);
+      o.queries = arena.take<float>(lines * BLOCK);
+      o.attended = arena.take<float>(lines * BLOCK);
       o.value_panels = arena.take<Element>((round_up(C, PANEL)) * depth_of<HALF>(L) + 16);
       o.weights = HALF ? arena.take<Element>(depth_of<HALF>(L) * BLOCK) : (Element *)o.scores;
-      o.dilated = arena.take<float>(C * line_pitch_ + 64);
-      o.gated = arena.take<float>(C * line_pitch_ + 64);
+      o.dilated = arena.take<float>(lines * line_pitch_ + 64);
+      o.gated = arena.take<float>(lines * line_pitch_ + 64);
+      o.gate = arena.take<float>(STEP * inner_pitch);
+      o.scratch = arena.take<float>(inner_pitch);
     }
     return arena.at;
   }
@@ -184,25 +192,16 @@ struct CAMixerWork {
       const float *from = x.line(image, row, 0) + column, *conditions = condition.line(image, row, 0) + column;
       prefetch<false>(x, image, row + 1, column);
       auto take = TILE(long e, int n, v16 value) { store(raw + e * BLOCK + 16 * n, value + splat(trunk_bias[e])); };
-      if constexpr (HALF) {
-        pair_block(C, from, x.pitch, o.pairs);
-        for_tiles(E, TILE(auto &sums, long e, int n) {
-          multiply(sums, trunk.depth, trunk.data + e, trunk.pitch, o.pairs + 16 * n, BLOCK);
-          multiply(sums, trunk_condition.depth, trunk_condition.data + e, trunk_condition.pitch, conditions + 16 * n,
-                   condition.pitch);
-        }, take);
-      } else {
-        for_tiles(E, TILE(auto &sums, long e, int n) {
-          multiply(sums, trunk.depth, trunk.data + e, trunk.pitch, from + 16 * n, x.pitch);
-          multiply(sums, trunk_condition.depth, trunk_condition.data + e, trunk_condition.pitch, conditions + 16 * n,
-                   condition.pitch);
-        }, take);
-      }
+      for_tiles(E, TILE(auto &sums, long e, int n) {
+        multiply(sums, trunk.depth, trunk.data + e, trunk.pitch, (const Element *)from + 16 * n, x.pitch);
+        multiply(sums, trunk_condition.depth, trunk_condition.data + e, trunk_condition.pitch, conditions + 16 * n,
+                 condition.pitch);
+      }, take);
       v16 sum[VECTORS] = {};
       float *to = predicted.line(image, row, 0) + column;
-      normalise<1>(raw, E, w.trunk_norm_weight, w.trunk_norm_bias, p.eps, TILE(long e, int n, v16 normal) {
+      normalise<1>(raw, E, w.trunk_norm_weight, w.trunk_norm_bias, p.eps, TILE(long e, int n, const v16 *normal) {
         long left = W - column - 16 * n;
-        v16 value = leaky_relu_of(normal, p.slope);
+        v16 value = leaky_relu_of(normal[0], p.slope);
         if (left < 16) value = first_lanes(value, left);
         if (left > 0) store(to + e * predicted.pitch + 16 * n, value);  // zeros in the margin
         totals[e] += value;
@@ -219,8 +218,17 @@ struct CAMixerWork {
   void derive() {
     value = lay_out<HALF>(C, C, (Element *)value.data, [&](long i, long k) { return w.value_weight[i * C + k]; });
     out = lay_out<HALF>(C, C, (Element *)out.data, [&](long i, long k) { return w.out_weight[i * C + k]; });
-    expand = lay_out<HALF>(2 * C, C, (Element *)expand.data, [&](long i, long k) { return w.expand_weight[i * C + k]; });
+    long half = STEP * lines;  // where the second half of the expanded channels begins
+    expand = lay_out<HALF>(2 * half, C, (Element *)expand.data, [&](long i, long k) {
+      long row = i < half ? i : i - half;
+      return row < C ? w.expand_weight[((i < half ? 0 : C) + row) * C + k] : 0;
+    });
     project = lay_out<HALF>(C, C, (Element *)project.data, [&](long i, long k) { return w.project_weight[i * C + k]; });
+    copy_channels(value_bias, w.value_bias, 1), copy_channels(out_bias, w.out_bias, 1);
+    copy_channels(depthwise_weight, w.depthwise_weight, 9), copy_channels(depthwise_bias, w.depthwise_bias, 1);
+    copy_channels(dilated_weight, w.dilated_weight, 9), copy_channels(dilated_bias, w.dilated_bias, 1);
+    copy_channels(gate_weight, w.ffn_depthwise_weight, 9);
+    copy_channels(gate_weight + 9 * half, w.ffn_depthwise_weight + 9 * C, 9);
     memset(zero_line, 0, inner_pitch * sizeof(float));
     for (long token = 0; token < tokens; token++) {
       token_columns[token] = token < L ? (float)(token % M) : 0;
@@ -228,6 +236,10 @@ struct CAMixerWork {
     }
     if (p.hard) derive_query();
     attend_channels();
+  }
+
+  void copy_channels(float *to, const float *from, long each) const {
+    for (long i = 0; i < STEP * lines * each; i++) to[i] = i < C * each ? from[i] : 0;
   }
 
   void derive_query() {
@@ -244,14 +256,16 @@ struct CAMixerWork {
       }
       query_bias[i] = bias;
     }
+    for (long i = C; i < STEP * lines; i++) query_bias[i] = 0;
     query = lay_out<HALF>(C, C, (Element *)query.data, [&](long i, long k) { return rows[i * C + k]; });
   }
 
   void attend_channels() {
-    for (long image = 0; image < p.images; image++)
-      for (long c = 0; c < C; c++) {
-        if (!w.channel_weight) {
-          channel[image * C + c] = 1;
+    for (long image = 0; image < p.images; image++) {
+      float *attention = channel + image * STEP * lines;
+      for (long c = 0; c < STEP * lines; c++) {
+        if (!w.channel_weight || c >= C) {
+          attention[c] = 1;
           continue;
         }
         if (c == 0) {
@@ -264,8 +278,9 @@ struct CAMixerWork {
         }
         float sum = w.channel_bias[c];
         for (long e = 0; e < E; e++) sum += w.channel_weight[c * E + e] * own[0].block[e];
-        channel[image * C + c] = sigmoid_of(splat(sum))[0];
+        attention[c] = sigmoid_of(splat(sum))[0];
       }
+    }
   }
 
   struct Place {
@@ -281,7 +296,7 @@ struct CAMixerWork {
   // where windows are a multiple of 16 wide.
   INLINE bool is_whole() const { return M % 16 == 0; }
   INLINE long offset_of(const Map &map, const Place &at, long token) const {
-    return (at.row + token / M) * map.channels * map.pitch + at.column + token % M;
+    return (at.row + token / M) * map.lines * map.pitch + at.column + token % M;
   }
 
   // Call run(token, offset, count) for runs of `count` tokens from `first` on that lie side by side in a map.
@@ -298,45 +313,43 @@ struct CAMixerWork {
   void gather(const Map &map, const Place &at, long first, long last, float *to, long pitch) const {
     const float *image = map.line(at.image, 0, 0);
     for_runs(map, at, first, last < L ? last : L, TILE(long token, long offset, long count) {
-      copy_run(to + token - first, pitch, image + offset, map.pitch, map.channels, count);
+      copy_run(to + token - first, pitch, image + offset, map.pitch, map.lines, count);
     });
     if (last > L)
-      for (long c = 0; c < map.channels; c++) memset(to + c * pitch + L - first, 0, (last - L) * sizeof(float));
+      for (long line = 0; line < map.lines; line++) memset(to + line * pitch + L - first, 0, (last - L) * sizeof(float));
   }
 
   // Mixed values lie where their pixels do or, in a stream, in the few rows that are kept.
   INLINE Place mixed_place(const Place &at) const {
     return is_stream ? Place{0, at.row % kept_rows, at.column} : at;
   }
-  INLINE const float *mixed_line(long image, long row, long c) const {
-    return is_stream ? mixed.line(0, row % kept_rows, c) : mixed.line(image, row, c);
+  INLINE const float *mixed_line(long image, long row, long line) const {
+    return is_stream ? mixed.line(0, row % kept_rows, line) : mixed.line(image, row, line);
   }
 
-  // Write a block of tokens (channels × BLOCK, from token `first` on) into the mixed map.
+  // Write a block of tokens (lines × BLOCK, from token `first` on) into the mixed map.
   void scatter(const Place &at, long first, const float *block) const {
     Place place = mixed_place(at);
     float *image = mixed.line(place.image, 0, 0);
     for_runs(mixed, place, first, first + BLOCK < L ? first + BLOCK : L, TILE(long token, long offset, long count) {
-      copy_run(image + offset, mixed.pitch, block + token - first, BLOCK, C, count);
+      copy_run(image + offset, mixed.pitch, block + token - first, BLOCK, lines, count);
     });
   }
 
-  // Project a block of values and write it into the mixed map: `bias(channel, vector)` is added.
-  template <typename Bias>
-  INLINE void project_values(const Place &at, long first, const float *block, Own &o, Bias bias) const {
-    if (is_whole()) {
-      float *to[VECTORS];
-      Place place = mixed_place(at);
-      for (int n = 0; n < VECTORS; n++) to[n] = mixed.line(place.image, 0, 0) + offset_of(mixed, place, first + 16 * n);
-      multiply_block<HALF>(value, C, block, BLOCK, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
-        store(to[n] + c * mixed.pitch, sum + bias(c, n));
-      });
-    } else {
-      multiply_block<HALF>(value, C, block, BLOCK, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
-        store(o.other_block + c * BLOCK + 16 * n, sum + bias(c, n));
-      });
-      scatter(at, first, o.other_block);
-    }
+  // Project a block of cells, `value(channel, vector, product)` of which are the mixed values, and write them.
+  template <typename Value>
+  INLINE void project_values(const Place &at, long first, const float *cells, long pitch, long next_vector, Own &o,
+                             Value value_) const {
+    float *to[VECTORS];
+    bool there = is_whole();
+    long to_pitch = there ? mixed.pitch : BLOCK;
+    Place place = mixed_place(at);
+    for (int n = 0; n < VECTORS; n++)
+      to[n] = there ? mixed.line(place.image, 0, 0) + offset_of(mixed, place, first + 16 * n) : o.other_block + 16 * n;
+    multiply_cells<HALF>(value, cells, pitch, next_vector, BLOCK, TILE(long line, int n, const v16 *sums) {
+      store_cells<HALF>(to[n] + line * to_pitch, TILE(int part) { return value_(STEP * line + part, n, sums[part]); });
+    });
+    if (!there) scatter(at, first, o.other_block);
   }
 
   // Ask for the lines and tokens of a window that comes next, a share of its rows at a time.
@@ -345,7 +358,7 @@ struct CAMixerWork {
     Place at = place_of(window);
     for (long m = M * share / shares; m < M * (share + 1) / shares; m++) {
       const float *line = x.line(at.image, at.row + m, 0) + at.column;
-      for (long c = 0; c < C; c++, line += x.pitch) __builtin_prefetch(line, 0, 2);
+      for (long c = 0; c < lines; c++, line += x.pitch) __builtin_prefetch(line, 0, 2);
       if (!is_hard[window]) continue;
       const float *token = p.tokens + ((at.image * H + at.row + m) * W + at.column) * token_pitch;
       for (long part = 0; part < M * token_pitch; part += 16) __builtin_prefetch(token + part, 0, 2);
@@ -373,30 +386,34 @@ struct CAMixerWork {
     for (long token = L; token < tokens; token++) spatial[token] = 0;
   }
 
+  // V·(s·x) + s·b = s·(V·x + b) for the spatial attention s of a token.
   void mix_plainly(const Place &at, Own &o) {
     if (w.spatial_weight) attend_space(at, o.spatial);
     for (long first = 0; first < L; first += BLOCK) {
       v16 weight[VECTORS];
       for (int n = 0; n < VECTORS; n++) weight[n] = w.spatial_weight ? load(o.spatial + first + 16 * n) : splat(1);
-      if (is_whole()) {
-        const float *from[VECTORS];
-        for (int n = 0; n < VECTORS; n++) from[n] = x.line(at.image, 0, 0) + offset_of(x, at, first + 16 * n);
-        for (long c = 0; c < C; c++)
-#pragma unroll
-          for (int n = 0; n < VECTORS; n++)
-            store(o.block + c * BLOCK + 16 * n, load(from[n] + c * x.pitch) * weight[n]);
-      } else {
-        gather(x, at, first, first + BLOCK, o.block, BLOCK);
-        for (long c = 0; c < C; c++)
-#pragma unroll
-          for (int n = 0; n < VECTORS; n++)
-            store(o.block + c * BLOCK + 16 * n, load(o.block + c * BLOCK + 16 * n) * weight[n]);
-      }
-      project_values(at, first, o.block, o, TILE(long c, int n) { return splat(w.value_bias[c]) * weight[n]; });
+      const Cells cells = cells_of(at, first, o.block);
+      project_values(at, first, cells.data, cells.pitch, cells.next_vector, o, TILE(long c, int n, v16 sum) {
+        return (sum + splat(value_bias[c])) * weight[n];
+      });
     }
   }
 
-  // Keys of a hard window, channels × tokens: x + X̃, the pixel itself and the four that lie around where its offset
+  // x at a block of a window's tokens: where it lies or, where tokens are not side by side, in `block`.
+  struct Cells {
+    const float *data;
+    long pitch, next_vector;
+  };
+  INLINE Cells cells_of(const Place &at, long first, float *block) const {
+    if (is_whole()) {
+      long offset = offset_of(x, at, first);
+      return {x.line(at.image, 0, 0) + offset, x.pitch, offset_of(x, at, first + 16) - offset};
+    }
+    gather(x, at, first, first + BLOCK, block, BLOCK);
+    return {block, BLOCK, 16};
+  }
+
+  // Keys of a hard window, lines × tokens: x + X̃, the pixel itself and the four that lie around where its offset
   // points, each by its weight (bilinear, border padding).
   void make_keys(const Place &at, Own &o) {
     long O = p.offsets_hidden;
@@ -451,8 +468,11 @@ struct CAMixerWork {
           v16 w_0 = splat(weights[0][index]), w_1 = splat(weights[1][index]);
           v16 w_2 = splat(weights[2][index]), w_3 = splat(weights[3][index]);
           for (long c = 0; c < token_pitch; c += 16)
-            store(key + c, load(self + c) + (load(here + c) * w_0 + load(here + across + c) * w_1) +
-                               (load(here + down + c) * w_2 + load(here + down + across + c) * w_3));
+            store_cells<HALF>(key + c, TILE(int part) {
+              auto at_corner = TILE(const float *corner) { return load_cells<HALF>(corner + c, part); };
+              return at_corner(self) + (at_corner(here) * w_0 + at_corner(here + across) * w_1) +
+                     (at_corner(here + down) * w_2 + at_corner(here + down + across) * w_3);
+            });
         }
         transpose_rows(o.rows, o.keys + first + group);
       }
@@ -460,66 +480,53 @@ struct CAMixerWork {
     if (sum_of(odd) != 0) __atomic_store_n(&unbounded, 1, __ATOMIC_RELAXED);
   }
 
-  // 16 rows of channels become columns of the keys.
+  // 16 rows of cells become columns of the keys.
   void transpose_rows(const float *rows, float *to) const {
-    for (long first = 0; first < C; first += 16) {
+    for (long first = 0; first < lines; first += 16) {
       v16 block[16];
 #pragma unroll
       for (int i = 0; i < 16; i++) block[i] = load(rows + i * token_pitch + first);
       transpose_16(block);
 #pragma unroll
       for (int i = 0; i < 16; i++)
-        if (first + i < C) store(to + (first + i) * key_pitch, block[i]);
+        if (first + i < lines) store(to + (first + i) * key_pitch, block[i]);
     }
   }
 
   void attend(long window, const Place &at, Own &o) {
-    gather(x, at, 0, tokens, o.window, tokens);
     if (w.offsets_out_bias)  // of weights there are none where D < 8
       make_keys(at, o);
     else
-      for (long c = 0; c < C; c++) memcpy(o.keys + c * key_pitch, o.window + c * tokens, tokens * sizeof(float));
-    const Element *keys;
-    if constexpr (HALF) {
-      for (long c = 0; c < C; c += 2)
-        for (long token = 0; token < tokens; token += 16) {
-          v16 high = c + 1 < C ? load(o.keys + (c + 1) * key_pitch + token) : zeros();
-          *(u16_unaligned *)(o.key_columns + c / 2 * key_pitch + token) =
-              as_pairs(load(o.keys + c * key_pitch + token), high);
-        }
-      keys = o.key_columns;
-    } else {
-      keys = o.keys;
-    }
+      gather(x, at, 0, tokens, o.keys, key_pitch);
+    const Element *keys = (const Element *)o.keys;
     lay_out_values(at, o);
-    long steps = depth_of<HALF>(L);
+    long depth = depth_of<HALF>(C), steps = depth_of<HALF>(L);
     for (long first = 0; first < L; first += BLOCK) {
-      multiply_block<HALF>(query, C, o.window + first, tokens, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
-        store(o.queries + c * BLOCK + 16 * n, sum + splat(query_bias[c]));
+      const Cells cells = cells_of(at, first, o.window);
+      multiply_cells<HALF>(query, cells.data, cells.pitch, cells.next_vector, BLOCK,
+                           TILE(long line, int n, const v16 *sums) {
+        store_cells<HALF>(o.queries + line * BLOCK + 16 * n,
+                          TILE(int part) { return sums[part] + splat(query_bias[STEP * line + part]); });
       });
       v16 most[VECTORS];
       for (int n = 0; n < VECTORS; n++) most[n] = splat(-__builtin_inff());
-      auto keep = TILE(long key, int n, v16 score) {
+      for_tiles(L, TILE(auto &sums, long key, int n) {
+        multiply(sums, depth, keys + key, key_pitch, (const Element *)o.queries + 16 * n, BLOCK);
+      }, TILE(long key, int n, v16 score) {
         store(o.scores + key * BLOCK + 16 * n, score);
         most[n] = larger(score, most[n]);
-      };
-      long depth = depth_of<HALF>(C);
-      if constexpr (HALF) {
-        pair_block(C, o.queries, BLOCK, o.pairs);
-        for_tiles(L, TILE(auto &sums, long key, int n) {
-          multiply(sums, depth, keys + key, key_pitch, o.pairs + 16 * n, BLOCK);
-        }, keep);
-      } else {
-        for_tiles(L, TILE(auto &sums, long key, int n) {
-          multiply(sums, depth, keys + key, key_pitch, o.queries + 16 * n, BLOCK);
-        }, keep);
-      }
+      });
       v16 share[VECTORS];
       weigh_scores<HALF>(o.scores, L, most, o.weights, share);
-      for_tiles(C, TILE(auto &sums, long c, int n) {
+      auto sum_up = TILE(auto &sums, long c, int n) {
         multiply(sums, steps, o.value_panels + c / PANEL * PANEL * steps + c % PANEL, PANEL, o.weights + 16 * n, BLOCK);
-      }, TILE(long c, int n, v16 sum) { store(o.attended + c * BLOCK + 16 * n, sum * share[n]); });
-      project_values(at, first, o.attended, o, TILE(long c, int) { return splat(w.value_bias[c]); });
+      };
+      auto keep = TILE(long line, int n, const v16 *sums) {
+        store_cells<HALF>(o.attended + line * BLOCK + 16 * n, TILE(int part) { return sums[part] * share[n]; });
+      };
+      for_tiles_by(C, sum_up, ByLine<HALF, decltype(keep)>{keep});
+      project_values(at, first, o.attended, BLOCK, 16, o,
+                     TILE(long c, int, v16 sum) { return sum + splat(value_bias[c]); });
       prefetch_window(window + 1, first / BLOCK, tokens / BLOCK);
     }
   }
@@ -530,14 +537,15 @@ struct CAMixerWork {
     long steps = depth_of<HALF>(L);
     for (long panel = 0; panel < C; panel += PANEL) {
       Element *to = o.value_panels + panel * steps;
-      for (long token = 0; token < L; token += HALF ? 2 : 1, to += PANEL) {
-        const float *from = image + ((at.row + token / M) * W + at.column + token % M) * token_pitch + panel;
+      auto cells = TILE(long token) {
+        return image + ((at.row + token / M) * W + at.column + token % M) * token_pitch + panel / STEP;
+      };
+      for (long token = 0; token < L; token += STEP, to += PANEL) {
         if constexpr (HALF) {
-          long second = token + 1;
-          const float *other = image + ((at.row + second / M) * W + at.column + second % M) * token_pitch + panel;
-          *(u16_unaligned *)to = as_pairs(load(from), second < L ? load(other) : zeros());
+          u16 low = load_halves(cells(token)), high = token + 1 < L ? load_halves(cells(token + 1)) : (u16)(0);
+          *(u16_unaligned *)to = low | high << 16;
         } else {
-          store(to, load(from));  // four floats more than the panel's, which the next token overwrites
+          store(to, load(cells(token)));  // four numbers more than the panel's, which the next token overwrites
         }
       }
     }
@@ -556,25 +564,25 @@ struct CAMixerWork {
   // ---- 3: convolutions, projections, norms ----
 
   INLINE Rings ring(long number) const {
-    float *inner = rings + number * ring_size, *normed = inner + INNER_LINES * C * inner_pitch;
-    return {inner, normed, normed + KEPT_ROWS * C * line_pitch_};
+    float *inner = rings + number * ring_size, *normed = inner + INNER_LINES * lines * inner_pitch;
+    return {inner, normed, normed + KEPT_ROWS * lines * line_pitch_};
   }
-  INLINE float *inner_line(const Rings &r, long row, long c) const {
-    return r.inner + ((row % INNER_LINES) * C + c) * inner_pitch + MARGIN;
+  INLINE float *inner_line(const Rings &r, long row, long line) const {
+    return r.inner + ((row % INNER_LINES) * lines + line) * inner_pitch + MARGIN;
   }
-  INLINE float *normed_line(const Rings &r, long row, long c) const {
-    return r.normed + ((row % KEPT_ROWS) * C + c) * line_pitch_ + MARGIN;
+  INLINE float *normed_line(const Rings &r, long row, long line) const {
+    return r.normed + ((row % KEPT_ROWS) * lines + line) * line_pitch_ + MARGIN;
   }
-  INLINE float *expanded_line(const Rings &r, long row, long c) const {
-    return r.expanded + ((row % KEPT_ROWS) * 2 * C + c) * line_pitch_ + MARGIN;
+  INLINE float *expanded_line(const Rings &r, long row, long line) const {
+    return r.expanded + ((row % KEPT_ROWS) * 2 * lines + line) * line_pitch_ + MARGIN;
   }
 
   // Begin with rows `begin` of a tile: the lines' left margins are zeros from now on, whatever was there before.
   void begin_tile(long begin, const Rings &r, Progress &at) const {
     at.row = begin > 0 ? begin - FFN_REACH : 0;
     at.convolved = at.row > DILATED_REACH ? at.row - DILATED_REACH : 0;
-    for (long line = 0; line < INNER_LINES * C; line++) store(r.inner + line * inner_pitch, zeros());
-    for (long line = 0; line < KEPT_ROWS * 2 * C; line++) store(r.expanded + line * line_pitch_, zeros());
+    for (long line = 0; line < INNER_LINES * lines; line++) store(r.inner + line * inner_pitch, zeros());
+    for (long line = 0; line < KEPT_ROWS * 2 * lines; line++) store(r.expanded + line * line_pitch_, zeros());
   }
 
   // Finish rows of a tile, up to `end` or as far as the `available` mixed rows reach.
@@ -587,34 +595,39 @@ struct CAMixerWork {
     long inner_vectors = (inner_count + 15) / 16, vectors = (count + 15) / 16;
     const float *zero = zero_line + MARGIN;
     long last_row = end < H ? end + FFN_REACH : H;
-    const float *attention = channel + image * C;
+    const float *attention = channel + image * STEP * lines;
     for (; at.row <= last_row; at.row++) {
       long row = at.row;
       if (row < last_row) {
         if (available < H && row + MIXER_REACH >= available) return;
         for (; at.convolved < H && at.convolved <= row + DILATED_REACH; at.convolved++) {
           long convolved = at.convolved;
-          for (long c = 0; c < C; c++) {
-            const float *middle = mixed_line(image, convolved, c) + inner_from;
-            const float *top = convolved > 0 ? mixed_line(image, convolved - 1, c) + inner_from : zero;
-            const float *bottom = convolved + 1 < H ? mixed_line(image, convolved + 1, c) + inner_from : zero;
-            float *line = inner_line(r, convolved, c);
-            v16 bias = splat(w.depthwise_bias[c]);
-            convolve_line<1>(top, middle, bottom, w.depthwise_weight + 9 * c, inner_vectors, TILE(long v, v16 sum) {
-              store(line + 16 * v, sum + bias);
+          for (long line = 0; line < lines; line++) {
+            const float *middle = mixed_line(image, convolved, line) + inner_from;
+            const float *top = convolved > 0 ? mixed_line(image, convolved - 1, line) + inner_from : zero;
+            const float *bottom = convolved + 1 < H ? mixed_line(image, convolved + 1, line) + inner_from : zero;
+            float *inner = inner_line(r, convolved, line);
+            const float *bias = depthwise_bias + STEP * line;
+            convolve_line<1, HALF>(top, middle, bottom, depthwise_weight + 9 * STEP * line, inner_vectors, o.scratch,
+                                   TILE(long v, const v16 *sums) {
+              store_cells<HALF>(inner + 16 * v, TILE(int part) { return sums[part] + splat(bias[part]); });
             });
-            end_line(line, inner_count);
+            end_line(inner, inner_count);
           }
         }
-        for (long c = 0; c < C; c++) {
-          const float *middle = inner_line(r, row, c) + expand_from - inner_from;
-          const float *top = row >= 2 ? inner_line(r, row - 2, c) + expand_from - inner_from : zero;
-          const float *bottom = row + 2 < H ? inner_line(r, row + 2, c) + expand_from - inner_from : zero;
-          const float *own_line = mixed_line(image, row, c) + expand_from;
-          float *line = o.dilated + c * line_pitch_;
-          v16 bias = splat(w.dilated_bias[c]), factor = splat(attention[c]);
-          convolve_line<2>(top, middle, bottom, w.dilated_weight + 9 * c, vectors, TILE(long v, v16 sum) {
-            store(line + 16 * v, gelu_of<HALF>(sum + bias) * factor + load(own_line + 16 * v));
+        for (long line = 0; line < lines; line++) {
+          const float *middle = inner_line(r, row, line) + expand_from - inner_from;
+          const float *top = row >= 2 ? inner_line(r, row - 2, line) + expand_from - inner_from : zero;
+          const float *bottom = row + 2 < H ? inner_line(r, row + 2, line) + expand_from - inner_from : zero;
+          const float *own_line = mixed_line(image, row, line) + expand_from;
+          float *dilated = o.dilated + line * line_pitch_;
+          const float *bias = dilated_bias + STEP * line, *factor = attention + STEP * line;
+          convolve_line<2, HALF>(top, middle, bottom, dilated_weight + 9 * STEP * line, vectors, o.scratch,
+                                 TILE(long v, const v16 *sums) {
+            store_cells<HALF>(dilated + 16 * v, TILE(int part) {
+              v16 local = gelu_of<HALF>(sums[part] + splat(bias[part]));
+              return local * splat(factor[part]) + load_cells<HALF>(own_line + 16 * v, part);
+            });
           });
         }
         project_mixer(image, row, expand_from, count, r, o);
@@ -636,80 +649,95 @@ struct CAMixerWork {
     for (long column = 0; column < count; column += BLOCK) {
       const float *residual = x.line(image, row, 0) + from + column;
       prefetch<false>(x, image, row + 1, from + column);
-      multiply_block<HALF>(out, C, o.dilated + column, line_pitch_, o.pairs, count - column, TILE(long c, int n, v16 sum) {
-        store(o.block + c * BLOCK + 16 * n, sum + splat(w.out_bias[c]) + load(residual + c * x.pitch + 16 * n));
-      });
+      add_products(out, o.dilated + column, line_pitch_, residual, x.pitch, out_bias, count - column, o.block);
       float *kept = normed_line(r, row, 0) + column, *expanded = expanded_line(r, row, 0) + column;
-      auto keep = TILE(long c, int n, v16 normal) {
-        if (column + 16 * n + 16 > count) normal = first_lanes(normal, count - column - 16 * n);
-        store(kept + c * line_pitch_ + 16 * n, normal);
-        return normal;
-      };
-      auto expand_to = TILE(long c, int n, v16 sum) { store(expanded + c * line_pitch_ + 16 * n, sum); };
-      if constexpr (HALF) {
-        normalise<2>(o.block, C, w.norm1_weight, w.norm1_bias, p.eps, TILE(long c, int n, v16 low, v16 high) {
-          low = keep(c, n, low);
-          if (c + 1 < C) high = keep(c + 1, n, high);
-          *(u16_unaligned *)(o.pairs + c / 2 * BLOCK + 16 * n) = as_pairs(low, high);
+      normalise<STEP>(o.block, C, w.norm1_weight, w.norm1_bias, p.eps, TILE(long c, int n, const v16 *normal) {
+        long left = count - column - 16 * n;
+        store_cells<HALF>(kept + c / STEP * line_pitch_ + 16 * n, TILE(int part) {
+          return left < 16 ? first_lanes(normal[part], left) : normal[part];
         });
-        multiply_pairs(expand, o.pairs, count - column, expand_to);
-      } else {
-        normalise<1>(o.block, C, w.norm1_weight, w.norm1_bias, p.eps, TILE(long c, int n, v16 normal) { keep(c, n, normal); });
-        multiply_block<HALF>(expand, C, kept, line_pitch_, o.pairs, count - column, expand_to);
-      }
+      });
+      multiply_cells<HALF>(expand, kept, line_pitch_, 16, count - column, TILE(long line, int n, const v16 *sums) {
+        store_cells<HALF>(expanded + line * line_pitch_ + 16 * n, TILE(int part) { return sums[part]; });
+      });
     }
-    for (long c = 0; c < 2 * C; c++) store(expanded_line(r, row, c) + round_up(count, 16), zeros());
+    for (long line = 0; line < 2 * lines; line++) store(expanded_line(r, row, line) + round_up(count, 16), zeros());
+  }
+
+  // Products of a block of cells with a residual and, unless it is null, a bias added, as channels × BLOCK numbers.
+  INLINE void add_products(const Weights<HALF> &weights, const float *cells, long pitch, const float *residual,
+                           long residual_pitch, const float *bias, long columns, float *block) const {
+    multiply_cells<HALF>(weights, cells, pitch, 16, columns, TILE(long line, int n, const v16 *sums) {
+      for (int part = 0; part < STEP; part++) {
+        v16 sum = sums[part] + load_cells<HALF>(residual + line * residual_pitch + 16 * n, part);
+        store(block + (STEP * line + part) * BLOCK + 16 * n, bias ? sum + splat(bias[STEP * line + part]) : sum);
+      }
+    });
   }
 
   // One row of the result: the FFN's convolution and gate, projection, residual, norm2.
   void finish_row(long image, long row, long from, long to, long kept_from, const Rings &r, Own &o) {
     long shift = from - kept_from, columns = to - from, vectors = (columns + 15) / 16;
     const float *zero = zero_line + MARGIN;
-    for (long c = 0; c < C; c++) {
-      float *line = o.gated + c * line_pitch_;
-      for (long half = 0; half < 2; half++) {
-        long channel_ = half * C + c;
-        const float *middle = expanded_line(r, row, channel_) + shift;
-        const float *top = row > 0 ? expanded_line(r, row - 1, channel_) + shift : zero;
-        const float *bottom = row + 1 < H ? expanded_line(r, row + 1, channel_) + shift : zero;
-        const float *weights = w.ffn_depthwise_weight + 9 * channel_;
-        if (half == 0)
-          convolve_line<1>(top, middle, bottom, weights, vectors, TILE(long v, v16 sum) {
-            store(line + 16 * v, gelu_of<HALF>(sum));
-          });
-        else
-          convolve_line<1>(top, middle, bottom, weights, vectors, TILE(long v, v16 sum) {
-            store(line + 16 * v, load(line + 16 * v) * sum);
-          });
-      }
+    auto convolve = TILE(long line, auto finish) {
+      const float *middle = expanded_line(r, row, line) + shift;
+      const float *top = row > 0 ? expanded_line(r, row - 1, line) + shift : zero;
+      const float *bottom = row + 1 < H ? expanded_line(r, row + 1, line) + shift : zero;
+      convolve_line<1, HALF>(top, middle, bottom, gate_weight + 9 * STEP * line, vectors, o.scratch, finish);
+    };
+    for (long line = 0; line < lines; line++) {
+      convolve(line, TILE(long v, const v16 *sums) {
+        for (int part = 0; part < STEP; part++) store(o.gate + part * inner_pitch + 16 * v, gelu_of<HALF>(sums[part]));
+      });
+      convolve(lines + line, TILE(long v, const v16 *sums) {
+        store_cells<HALF>(o.gated + line * line_pitch_ + 16 * v, TILE(int part) {
+          return load(o.gate + part * inner_pitch + 16 * v) * sums[part];
+        });
+      });
     }
     for (long column = 0; column < columns; column += BLOCK) {
-      const float *residual = normed_line(r, row, 0) + shift + column;
       prefetch<true>(next, image, row + 1, from + column);
       if (p.keep_tokens && row + 1 < H) {
         const float *tokens_ = p.next_tokens + ((image * H + row + 1) * W + from + column) * token_pitch;
         for (long part = 0; part < BLOCK * token_pitch; part += 16) __builtin_prefetch(tokens_ + part, 1, 2);
       }
-      multiply_block<HALF>(project, C, o.gated + column, line_pitch_, o.pairs, columns - column, TILE(long c, int n, v16 sum) {
-        store(o.block + c * BLOCK + 16 * n, sum + load(residual + c * line_pitch_ + 16 * n));
+      add_products(project, o.gated + column, line_pitch_, normed_line(r, row, 0) + shift + column, line_pitch_, nullptr,
+                   columns - column, o.block);
+      normalise<STEP>(o.block, C, w.norm2_weight, w.norm2_bias, p.eps, TILE(long c, int n, const v16 *normal) {
+        store_cells<HALF>(o.other_block + c / STEP * BLOCK + 16 * n, TILE(int part) { return normal[part]; });
       });
-      normalise<1>(o.block, C, w.norm2_weight, w.norm2_bias, p.eps, TILE(long c, int n, v16 normal) {
-        store(o.block + c * BLOCK + 16 * n, normal);
-      });
-      long there = columns - column < BLOCK ? columns - column : BLOCK;
-      store_result(image, row, from + column, there, o.block);
+      store_result(image, row, from + column, columns - column, o.other_block);
     }
   }
 
-  // Write `count` columns of a block into the next map, and into the tokens where they are wanted.
+  // Write the first `count` columns of a block of cells into the next map, and into the tokens where they are wanted.
   INLINE void store_result(long image, long row, long column, long count, const float *block) const {
+    if (count > BLOCK) count = BLOCK;
     float *result = next.line(image, row, 0) + column;
-    for (long c = 0; c < C; c++)
+    for (long line = 0; line < lines; line++)
       for (int n = 0; n < VECTORS; n++)
         if (count > 16 * n)
-          store_first(result + c * next.pitch + 16 * n, load(block + c * BLOCK + 16 * n), count - 16 * n);
+          store_first(result + line * next.pitch + 16 * n, load(block + line * BLOCK + 16 * n), count - 16 * n);
     if (p.keep_tokens)
-      store_tokens(block, C, count, p.next_tokens + ((image * H + row) * W + column) * token_pitch, token_pitch);
+      store_tokens(block, lines, count, p.next_tokens + ((image * H + row) * W + column) * token_pitch, token_pitch);
+  }
+
+  // What all begins with: a float32 map becomes cells and tokens.
+  void begin(const float *features) {
+    Map from = map_of((float *)features, H, C, W);
+    share_out(p.images * H, threads, [&, this](long task, long thread) {
+      long image = task / H, row = task % H;
+      float *block = own[thread].other_block;
+      for (long column = 0; column < W; column += BLOCK) {
+        const float *line = from.line(image, row, 0) + column;
+        for (long c = 0; c < C; c += STEP)
+          for (int n = 0; n < VECTORS; n++)
+            store_cells<HALF>(block + c / STEP * BLOCK + 16 * n, TILE(int part) {
+              return c + part < C ? load(line + (c + part) * from.pitch + 16 * n) : zeros();
+            });
+        store_result(image, row, column, W - column, block);
+      }
+    });
   }
 
   void run_prediction() {
@@ -719,17 +747,22 @@ struct CAMixerWork {
 
   // The end of a group: one product, and what the group began with.
   void finish_group(const float *weight, const float *bias, float *start_data) {
-    Map start = map_of(start_data, H, C, W);
+    Map start = map_of(start_data, H, lines, W);
     value = lay_out<HALF>(C, C, (Element *)value.data, [&](long i, long k) { return weight[i * C + k]; });
+    copy_channels(value_bias, bias, 1);
     share_out(p.images * H, threads, [&, this](long task, long thread) {
       long image = task / H, row = task % H;
-      Own &o = own[thread];
+      float *block = own[thread].other_block;
       for (long column = 0; column < W; column += BLOCK) {
         const float *residual = start.line(image, row, 0) + column;
-        multiply_block<HALF>(value, C, x.line(image, row, 0) + column, x.pitch, o.pairs, W - column, TILE(long c, int n, v16 sum) {
-          store(o.block + c * BLOCK + 16 * n, sum + splat(bias[c]) + load(residual + c * start.pitch + 16 * n));
+        multiply_cells<HALF>(value, x.line(image, row, 0) + column, x.pitch, 16, W - column,
+                             TILE(long line, int n, const v16 *sums) {
+          store_cells<HALF>(block + line * BLOCK + 16 * n, TILE(int part) {
+            return sums[part] + splat(value_bias[STEP * line + part]) +
+                   load_cells<HALF>(residual + line * start.pitch + 16 * n, part);
+          });
         });
-        store_result(image, row, column, W - column < BLOCK ? W - column : BLOCK, o.block);
+        store_result(image, row, column, W - column, block);
       }
     });
   }

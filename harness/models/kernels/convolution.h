@@ -7,6 +7,7 @@ namespace {
 
 struct Convolution {
   int64_t images, height, width, inputs, outputs, threads, half;
+  int64_t cells;                  // whether the input is a map of cells, of bfloat16 with `half`; all else is float32
   int64_t side;                   // of the kernel: 3 or 1
   int64_t output_channels;        // of the map that the outputs are the first channels of
   int64_t scale;                  // > 0: the output is an image, `scale` times the map's size, by pixel shuffle
@@ -36,11 +37,14 @@ struct ConvolutionWork {
     Arena arena = {(uintptr_t)memory};
     columns = arena.take<Element>(taps * steps * pitch);
     for (long thread = 0; thread < threads; thread++) {
-      pairs[thread] = arena.take<uint32_t>(HALF ? taps * steps * BLOCK : 0);
+      pairs[thread] = arena.take<uint32_t>(is_paired() ? taps * steps * BLOCK : 0);
       block[thread] = arena.take<float>(p.scale ? p.outputs * BLOCK : 0);
     }
     return arena.at;
   }
+
+  // Whether numbers are rounded to bfloat16 here.
+  INLINE bool is_paired() const { return HALF && !p.cells; }
 
   void run() {
     for (long tap = 0; tap < taps; tap++)
@@ -53,7 +57,7 @@ struct ConvolutionWork {
   void run_row(long image, long row, long thread) {
     uint32_t *pair = pairs[thread];
     float *block_ = block[thread];
-    Map input = map_of((float *)p.input, p.height, p.inputs, p.width);
+    Map input = map_of((float *)p.input, p.height, p.cells ? steps : p.inputs, p.width);
     Map output = map_of(p.output, p.height, p.output_channels, p.width);
     Map residual = map_of((float *)p.residual, p.height, p.outputs, p.width);
     long first = 0, last = taps;
@@ -64,17 +68,15 @@ struct ConvolutionWork {
       for (long tap = first; tap < last; tap++) {
         from[tap] = p.side == 3 ? input.line(image, row + tap / 3 - 1, 0) + column + tap % 3 - 1
                                 : input.line(image, row, 0) + column;
-        if constexpr (HALF) pair_block(p.inputs, from[tap], input.pitch, pair + tap * steps * BLOCK);
+        if (is_paired()) pair_block(p.inputs, from[tap], input.pitch, pair + tap * steps * BLOCK);
       }
       float *to = p.scale ? nullptr : output.line(image, row, 0) + column;
       const float *add = p.residual ? residual.line(image, row, 0) + column : nullptr;
       for_tiles(p.outputs, left, TILE(auto &sums, long i, int n) {
         for (long tap = first; tap < last; tap++) {
           const Element *a = columns + tap * steps * pitch + i;
-          if constexpr (HALF)
-            multiply(sums, steps, a, pitch, pair + tap * steps * BLOCK + 16 * n, BLOCK);
-          else
-            multiply(sums, steps, a, pitch, from[tap] + 16 * n, input.pitch);
+          const Element *b = is_paired() ? (const Element *)pair + tap * steps * BLOCK : (const Element *)from[tap];
+          multiply(sums, steps, a, pitch, b + 16 * n, is_paired() ? BLOCK : input.pitch);
         }
       }, TILE(long i, int n, v16 sum) {
         v16 value = leaky_relu_of(sum + splat(p.bias[i]), p.slope);

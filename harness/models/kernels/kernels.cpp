@@ -48,6 +48,14 @@ int EXPORT(camixersr_transform)(const CAMixerPass *pass, const CAMixerBlock *blo
   }, *pass, *block);
 }
 
+void EXPORT(camixersr_begin)(const CAMixerPass *pass, const float *features) {
+  CAMixerBlock none = {};
+  use<CAMixerWork>(pass->half, [&](auto &work) {
+    work.divide(pass->workspace);
+    work.begin(features);
+  }, *pass, none);
+}
+
 void EXPORT(camixersr_finish_group)(const CAMixerPass *pass, const float *weight, const float *bias, float *start) {
   CAMixerBlock none = {};
   use<CAMixerWork>(pass->half, [&](auto &work) {

@@ -1,7 +1,8 @@
 // Feature maps as rows of lines: map[image][row][channel][column], so that vectors run along the columns.
 //
 // A line has 16 zeros before its first column and at least 16 behind its last one, so that what lies beside a pixel can
-// be read without asking where the image ends. A map has 64 floats more than its lines.
+// be read without asking where the image ends. A map has 64 floats more than its lines. A map of cells (products.h) in
+// bfloat16 has a line for two channels; all others are float32, and have one for each.
 #pragma once
 #include "products.h"
 
@@ -13,9 +14,9 @@ INLINE long line_pitch(long columns) { return MARGIN + round_up(columns, 16) + M
 
 struct Map {
   float *data;
-  long rows, channels, columns, pitch;
-  INLINE float *line(long image, long row, long channel) const {
-    return data + ((image * rows + row) * channels + channel) * pitch + MARGIN;
+  long rows, lines, columns, pitch;  // `lines` of each row
+  INLINE float *line(long image, long row, long line) const {
+    return data + ((image * rows + row) * lines + line) * pitch + MARGIN;
   }
 };
 
@@ -24,14 +25,14 @@ template <bool WRITTEN>
 INLINE void prefetch(const Map &map, long image, long row, long column) {
   if (row >= map.rows) return;
   const float *line = map.line(image, row, 0) + column;
-  for (long c = 0; c < map.channels; c++, line += map.pitch) {
+  for (long c = 0; c < map.lines; c++, line += map.pitch) {
     __builtin_prefetch(line, WRITTEN, 2);
     __builtin_prefetch(line + 16, WRITTEN, 2);
   }
 }
 
-INLINE Map map_of(float *data, long rows, long channels, long columns) {
-  return {data, rows, channels, columns, line_pitch(columns)};
+INLINE Map map_of(float *data, long rows, long lines, long columns) {
+  return {data, rows, lines, columns, line_pitch(columns)};
 }
 
 INLINE void store_first(float *to, v16 value, long count) {
@@ -52,17 +53,18 @@ INLINE void copy_run(float *to, long to_pitch, const float *from, long from_pitc
     for (long c = 0; c < lines; c++) memcpy(to + c * to_pitch, from + c * from_pitch, count * sizeof(float));
 }
 
-// A 3×3 convolution of one line with itself and the lines above and below, `dilation` columns apart (`top` and `bottom`
-// are as many rows away): finish(vector, value) for each vector of 16 columns from the given one on.
-template <int DILATION, typename Finish>
-INLINE void convolve_line(const float *top, const float *middle, const float *bottom, const float *weights, long vectors,
-                          Finish finish) {
+// A 3×3 convolution of one part of a line of cells with itself and the lines above and below, `dilation` columns apart
+// (`top` and `bottom` are as many rows away): finish(vector, value) for each vector of 16 columns from the given one on.
+template <int DILATION, bool HALF, int PART, typename Finish>
+INLINE void convolve_part(const float *top, const float *middle, const float *bottom, const float *weights,
+                          long vectors, Finish finish) {
   v16 w[9];
 #pragma unroll
   for (int tap = 0; tap < 9; tap++) w[tap] = splat(weights[tap]);
   auto sum = TILE(long vector, int column) {
-    return load(top + 16 * vector) * w[column] + load(middle + 16 * vector) * w[3 + column] +
-           load(bottom + 16 * vector) * w[6 + column];
+    return load_cells<HALF>(top + 16 * vector, PART) * w[column] +
+           load_cells<HALF>(middle + 16 * vector, PART) * w[3 + column] +
+           load_cells<HALF>(bottom + 16 * vector, PART) * w[6 + column];
   };
   v16 left_before = sum(-1, 0), left = sum(0, 0), centre = sum(0, 1), right = sum(0, 2);
   for (long vector = 0; vector < vectors; vector++) {
@@ -80,8 +82,28 @@ INLINE void convolve_line(const float *top, const float *middle, const float *bo
   }
 }
 
-// LayerNorm over the channels of a block (channels × BLOCK): finish(channel, vector, value), or, channel by channel and
-// two at a time, finish(channel, vector, value, next value), zeros behind the last.
+// The same of a whole line: `weights` of its channels one after the other, finish(vector, values) with those of each
+// part. `scratch` has room for the line in bfloat16.
+template <int DILATION, bool HALF, typename Finish>
+INLINE void convolve_line(const float *top, const float *middle, const float *bottom, const float *weights,
+                          long vectors, float *scratch, Finish finish) {
+  if constexpr (HALF) {
+    convolve_part<DILATION, true, 0>(top, middle, bottom, weights, vectors,
+                                     TILE(long v, v16 sum) { store(scratch + 16 * v, sum); });
+    convolve_part<DILATION, true, 1>(top, middle, bottom, weights + 9, vectors, TILE(long v, v16 sum) {
+      const v16 sums[2] = {load(scratch + 16 * v), sum};
+      finish(v, sums);
+    });
+  } else {
+    convolve_part<DILATION, false, 0>(top, middle, bottom, weights, vectors, TILE(long v, v16 sum) {
+      const v16 sums[1] = {sum};
+      finish(v, sums);
+    });
+  }
+}
+
+// LayerNorm over the channels of a block (channels × BLOCK): finish(first channel, vector, values) for each STEP
+// channels, zeros behind the last.
 template <int STEP, typename Finish>
 INLINE void normalise(const float *block, long channels, const float *weight, const float *bias, float eps,
                       Finish finish) {
@@ -107,28 +129,28 @@ INLINE void normalise(const float *block, long channels, const float *weight, co
     auto normal = TILE(long channel) {
       return (load(column + channel * BLOCK) - mean) * (scale * splat(weight[channel])) + splat(bias[channel]);
     };
-    if constexpr (STEP == 1)
-      for (c = 0; c < channels; c++) finish(c, n, normal(c));
-    else
-      for (c = 0; c < channels; c += 2) finish(c, n, normal(c), c + 1 < channels ? normal(c + 1) : zeros());
+    for (c = 0; c < channels; c += STEP) {
+      const v16 values[2] = {normal(c), STEP > 1 && c + 1 < channels ? normal(c + 1) : zeros()};
+      finish(c, n, values);
+    }
   }
 }
 
-// Write a block (channels × BLOCK) as tokens: `count` pixels of `pitch` ≥ channels floats, zeros behind the channels.
-INLINE void store_tokens(const float *block, long channels, long count, float *tokens, long pitch) {
+// Write a block (lines × BLOCK) as tokens: `count` pixels of `pitch` ≥ lines floats or cells, zeros behind the lines.
+INLINE void store_tokens(const float *block, long lines, long count, float *tokens, long pitch) {
   for (long first = 0; first < pitch; first += 16)
     for (long pixel = 0; pixel < count; pixel += 16) {
-      v16 lines[16];
+      v16 rows[16];
 #pragma unroll
-      for (int i = 0; i < 16; i++) lines[i] = first + i < channels ? load(block + (first + i) * BLOCK + pixel) : zeros();
-      transpose_16(lines);
+      for (int i = 0; i < 16; i++) rows[i] = first + i < lines ? load(block + (first + i) * BLOCK + pixel) : zeros();
+      transpose_16(rows);
       if (pixel + 16 <= count) {
 #pragma unroll
-        for (int i = 0; i < 16; i++) store(tokens + (pixel + i) * pitch + first, lines[i]);
+        for (int i = 0; i < 16; i++) store(tokens + (pixel + i) * pitch + first, rows[i]);
       } else {
 #pragma unroll
         for (int i = 0; i < 16; i++)
-          if (pixel + i < count) store(tokens + (pixel + i) * pitch + first, lines[i]);
+          if (pixel + i < count) store(tokens + (pixel + i) * pitch + first, rows[i]);
       }
     }
 }

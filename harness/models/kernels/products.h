@@ -19,13 +19,14 @@ namespace {
 // Where a row of A is read, up to 3 more may be: matrices are padded to a multiple of 4 rows.
 INLINE long padded_rows(long rows) { return round_up(rows, 4); }
 
+// `next_vector`: how far the vectors of a row of B are apart.
 template <int ROWS, int WIDE>
-INLINE void multiply(v16 (&sums)[ROWS][WIDE], long depth, const float *a, long pitch_a, const float *b,
-                     long pitch_b) {
+INLINE void multiply(v16 (&sums)[ROWS][WIDE], long depth, const float *a, long pitch_a, const float *b, long pitch_b,
+                     long next_vector = 16) {
   for (long k = 0; k < depth; k++, a += pitch_a, b += pitch_b) {
     v16 columns[WIDE];
 #pragma unroll
-    for (int n = 0; n < WIDE; n++) columns[n] = load(b + 16 * n);
+    for (int n = 0; n < WIDE; n++) columns[n] = load(b + next_vector * n);
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
 #pragma unroll
@@ -35,12 +36,12 @@ INLINE void multiply(v16 (&sums)[ROWS][WIDE], long depth, const float *a, long p
 
 template <int ROWS, int WIDE>
 INLINE void multiply(v16 (&sums)[ROWS][WIDE], long depth, const uint32_t *a, long pitch_a, const uint32_t *b,
-                     long pitch_b) {
+                     long pitch_b, long next_vector = 16) {
   for (long k = 0; k < depth; k++, a += pitch_a, b += pitch_b) {
 #if defined(__AVX512BF16__)
     __m512i columns[WIDE];
 #pragma unroll
-    for (int n = 0; n < WIDE; n++) columns[n] = _mm512_loadu_si512(b + 16 * n);
+    for (int n = 0; n < WIDE; n++) columns[n] = _mm512_loadu_si512(b + next_vector * n);
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
       __m512bh factor = (__m512bh)_mm512_set1_epi32((int)a[i]);
@@ -51,7 +52,7 @@ INLINE void multiply(v16 (&sums)[ROWS][WIDE], long depth, const uint32_t *a, lon
 #else
 #pragma unroll
     for (int n = 0; n < WIDE; n++) {
-      u16 pair = *(const u16_unaligned *)(b + 16 * n);
+      u16 pair = *(const u16_unaligned *)(b + next_vector * n);
       u16 upper = pair & (u16)(0xFFFF0000u), lower = pair << 16;
       v16 low = __builtin_bit_cast(v16, lower), high = __builtin_bit_cast(v16, upper);
 #pragma unroll
@@ -72,15 +73,14 @@ INLINE void run_tile(long row, long rows, int n, Sum &sum, Finish &finish) {
     for (int m = 0; m < WIDE; m++) sums[i][m] = zeros();
   sum(sums, row, n);
 #pragma unroll
-  for (int i = 0; i < ROWS; i++)
+  for (int i = 0; i < ROWS; i += Finish::STEP)
     if (row + i < rows) {
 #pragma unroll
-      for (int m = 0; m < WIDE; m++) finish(row + i, n + m, sums[i][m]);
+      for (int m = 0; m < WIDE; m++) finish(row + i, n + m, sums[i][m], sums[i + Finish::STEP - 1][m]);
     }
 }
 
-// Go through all rows in tiles: `sum(sums, row, vector)` adds products to the sums of a tile, `finish(row, vector,
-// value)` takes each result.
+// Go through all rows in tiles: `sum(sums, row, vector)` adds products to the sums of a tile, `finish` takes each result.
 template <int WIDE, typename Sum, typename Finish>
 INLINE void for_rows(long rows, int n, Sum &sum, Finish &finish) {
   long row = 0;
@@ -94,19 +94,47 @@ INLINE void for_rows(long rows, int n, Sum &sum, Finish &finish) {
   for (; row < rows; row += 4) run_tile<4, WIDE>(row, rows, n, sum, finish);
 }
 
+// What takes results row by row, as take(row, vector, value).
+template <typename Take>
+struct ByRow {
+  enum { STEP = 1 };
+  Take &take;
+  INLINE void operator()(long row, int n, v16 value, v16) { take(row, n, value); }
+};
+
+// What takes results line by line of cells (below), as take(line, vector, values): one row's or, of bfloat16, two's.
+template <bool HALF, typename Take>
+struct ByLine {
+  enum { STEP = HALF ? 2 : 1 };
+  Take &take;
+  INLINE void operator()(long row, int n, v16 value, v16 next) {
+    const v16 values[2] = {value, next};
+    take(row / STEP, n, values);
+  }
+};
+
 template <typename Sum, typename Finish>
-INLINE void for_tiles(long rows, Sum sum, Finish finish) {
+INLINE void for_tiles_by(long rows, Sum &sum, Finish finish) {
 #pragma unroll
   for (int n = 0; n < VECTORS; n += TILE_VECTORS) for_rows<TILE_VECTORS>(rows, n, sum, finish);
 }
 
 // The same of as many columns of the block as are wanted.
 template <typename Sum, typename Finish>
-INLINE void for_tiles(long rows, long columns, Sum sum, Finish finish) {
+INLINE void for_tiles_by(long rows, long columns, Sum &sum, Finish finish) {
   if (columns > BLOCK - 16)
-    for_tiles(rows, sum, finish);
+    for_tiles_by(rows, sum, finish);
   else
     for_rows<1>(rows, 0, sum, finish);
+}
+
+template <typename Sum, typename Take>
+INLINE void for_tiles(long rows, Sum sum, Take take) {
+  for_tiles_by(rows, sum, ByRow<Take>{take});
+}
+template <typename Sum, typename Take>
+INLINE void for_tiles(long rows, long columns, Sum sum, Take take) {
+  for_tiles_by(rows, columns, sum, ByRow<Take>{take});
 }
 #define TILE(...) [&](__VA_ARGS__) __attribute__((always_inline))
 
@@ -122,6 +150,27 @@ struct Operand<true> {
 template <bool HALF>
 INLINE long depth_of(long depth) {
   return HALF ? (depth + 1) / 2 : depth;
+}
+
+// Lines of cells hold features as products read them: a cell is one number or, of bfloat16, two channels in a word. Both
+// have the size of a float, and are moved about as such.
+template <bool HALF>
+INLINE v16 load_cells(const float *from, int part) {
+  if constexpr (HALF) {
+    u16 word = *(const u16_unaligned *)from;
+    return __builtin_bit_cast(v16, part ? word & (u16)(0xFFFF0000u) : word << 16);
+  } else {
+    return load(from);
+  }
+}
+
+// Store the numbers of `number(part)` for each part of 16 cells.
+template <bool HALF, typename Number>
+INLINE void store_cells(float *to, Number number) {
+  if constexpr (HALF)
+    *(u16_unaligned *)to = as_pairs(number(0), number(1));
+  else
+    store(to, number(0));
 }
 
 // Weights as columns: A[k·pitch + i].
@@ -158,25 +207,31 @@ INLINE void pair_block(long depth, const float *b, long pitch_b, uint32_t *to) {
     }
 }
 
-template <typename Finish>
-INLINE void multiply_pairs(const Weights<true> &a, const uint32_t *pairs, long columns, Finish finish) {
-  for_tiles(a.rows, columns,
-            TILE(auto &sums, long row, int n) { multiply(sums, a.depth, a.data + row, a.pitch, pairs + 16 * n, BLOCK); },
-            finish);
-}
-
 // Multiply weights with a block of columns of `depth` numbers; `pairs` has room for depth / 2 · BLOCK words.
-template <bool HALF, typename Finish>
+template <bool HALF, typename Take>
 INLINE void multiply_block(const Weights<HALF> &a, long depth, const float *b, long pitch_b, uint32_t *pairs,
-                           long columns, Finish finish) {
+                           long columns, Take take) {
   if constexpr (HALF) {
     pair_block(depth, b, pitch_b, pairs);
-    multiply_pairs(a, pairs, columns, finish);
+    for_tiles(a.rows, columns,
+              TILE(auto &sums, long row, int n) { multiply(sums, a.depth, a.data + row, a.pitch, pairs + 16 * n, BLOCK); },
+              take);
   } else {
     for_tiles(a.rows, columns,
               TILE(auto &sums, long row, int n) { multiply(sums, a.depth, a.data + row, a.pitch, b + 16 * n, pitch_b); },
-              finish);
+              take);
   }
+}
+
+// Multiply weights with a block of columns of cells, whose vectors are `next_vector` apart: take(line, vector, values).
+template <bool HALF, typename Take>
+INLINE void multiply_cells(const Weights<HALF> &a, const float *b, long pitch_b, long next_vector, long columns,
+                           Take take) {
+  const auto *cells = (const typename Operand<HALF>::Element *)b;
+  auto sum = TILE(auto &sums, long row, int n) {
+    multiply(sums, a.depth, a.data + row, a.pitch, cells + next_vector * n, pitch_b, next_vector);
+  };
+  for_tiles_by(a.rows, columns, sum, ByLine<HALF, Take>{take});
 }
 
 // Softmax over the keys of a block of queries: scores (keys × BLOCK, powers of two) become 2^(score − `most`), never so

@@ -114,8 +114,8 @@ struct SwinWork {
         float *at = features + c * BLOCK + 16 * n;
         store(at, load(at) + sum + splat(p.proj_bias[c]));
       });
-      normalise<1>(features, C, p.norm2_weight, p.norm2_bias, p.eps, TILE(long c, int n, v16 normal) {
-        store(o.block + c * BLOCK + 16 * n, normal);
+      normalise<1>(features, C, p.norm2_weight, p.norm2_bias, p.eps, TILE(long c, int n, const v16 *normal) {
+        store(o.block + c * BLOCK + 16 * n, normal[0]);
       });
       multiply_block<HALF>(hidden, C, o.block, BLOCK, o.pairs, BLOCK, TILE(long f, int n, v16 sum) {
         store(o.expanded + f * BLOCK + 16 * n, sum + splat(p.hidden_bias[f]));
@@ -131,8 +131,8 @@ struct SwinWork {
 
   // Queries, keys and values of a block of tokens.
   void project_tokens(long first, Own &o) {
-    normalise<1>(o.features + first * C, C, p.norm1_weight, p.norm1_bias, p.eps, TILE(long c, int n, v16 normal) {
-      store(o.block + c * BLOCK + 16 * n, normal);
+    normalise<1>(o.features + first * C, C, p.norm1_weight, p.norm1_bias, p.eps, TILE(long c, int n, const v16 *normal) {
+      store(o.block + c * BLOCK + 16 * n, normal[0]);
     });
     float *queries = o.queries + first * C;
     multiply_block<HALF>(qkv, C, o.block, BLOCK, o.pairs, BLOCK, TILE(long i, int n, v16 sum) {
@@ -199,7 +199,8 @@ struct SwinWork {
     auto finish = TILE(long i, int n, v16 sum) { store(to + i * BLOCK + 16 * n, sum * share[n]); };
 #if defined(__AVX512F__)
     if (d == 10) {  // SwinIR-light's
-      run_tile<10, TILE_VECTORS>(0, d, 0, sum_up, finish);
+      ByRow<decltype(finish)> by_row = {finish};
+      run_tile<10, TILE_VECTORS>(0, d, 0, sum_up, by_row);
       return;
     }
 #endif
@@ -233,9 +234,9 @@ inline void run(const Normalisation &p) {
       copy_run(block, BLOCK, input.line(image, row, 0) + column, input.pitch, p.channels, 16);
       copy_run(block + 16, BLOCK, input.line(image, row, 0) + column + 16, input.pitch, p.channels, 16);
       float *to = output.line(image, row, 0) + column;
-      normalise<1>(block, p.channels, p.weight, p.bias, p.eps, TILE(long c, int n, v16 normal) {
+      normalise<1>(block, p.channels, p.weight, p.bias, p.eps, TILE(long c, int n, const v16 *normal) {
         long left = p.width - column - 16 * n;
-        if (left > 0) store_first(to + c * output.pitch + 16 * n, normal, left);
+        if (left > 0) store_first(to + c * output.pitch + 16 * n, normal[0], left);
       });
     }
   });

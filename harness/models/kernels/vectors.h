@@ -14,6 +14,7 @@ typedef uint32_t u16 __attribute__((ext_vector_type(16)));
 typedef float v16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
 typedef int32_t i16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
 typedef uint32_t u16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+typedef uint16_t h16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
 typedef float v8_unaligned __attribute__((ext_vector_type(8), aligned(4)));
 
 #define INLINE inline __attribute__((always_inline))
@@ -124,6 +125,9 @@ INLINE u16 as_pairs(v16 low, v16 high) {
 
 // The same of two numbers.
 INLINE uint32_t pair_of(float low, float high) { return as_pairs(splat(low), splat(high))[0]; }
+
+// 16 numbers of bfloat16 as the lower halves of words.
+INLINE u16 load_halves(const void *from) { return __builtin_convertvector(*(const h16_unaligned *)from, u16); }
 
 // Transpose 16 vectors of 16 in registers.
 INLINE void transpose_16(v16 (&r)[16]) {
