@@ -173,7 +173,8 @@ def convolve(
 ) -> None:
     """Run a 3×3 or 1×1 convolution of a map and a LeakyReLU into the first channels of `target`, adding `residual`.
 
-    The residual may be the target. With `scale` the target is the images, B×3×height×width, and the outputs are shuffled into their pixels.
+    The residual may be the target. With `scale` the target is the images, B×3×height×width, and the outputs are
+    shuffled into their pixels.
     """
     B, H, C, W = source.shape
     assert is_half or not source.is_half
