@@ -17,6 +17,7 @@ from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.errors import UserError
 from harness.models import fused
 from harness.models.bicubic import upscale_bicubic
+from harness.models.components import component, part_of
 from harness.models.graphs import replayed
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
@@ -87,10 +88,12 @@ class Predictor(nn.Module):
         self.routing_hidden = nn.Linear(M * M, M)
         self.routing_out = nn.Linear(M, 2)
 
+    @part_of("predictor")
     def features(self, conditions_BHWD: Tensor) -> Tensor:
         """Return the trunk's features T (B×H×W×E), which all four heads read."""
         return F.leaky_relu(self.trunk_norm(self.trunk(conditions_BHWD)), _SLOPE)
 
+    @part_of("predictor")
     def predict_offsets(self, features_BHWE: Tensor) -> Tensor | None:
         """Return displacements in pixels (B×H×W×2, x first, within ±8), always in float32 or wider."""
         if self.offsets_hidden is None or self.offsets_out is None:
@@ -98,18 +101,21 @@ class Predictor(nn.Module):
         raw: Tensor = self.offsets_out(F.leaky_relu(self.offsets_hidden(features_BHWE), _SLOPE))
         return self.max_offset * torch.tanh(raw if raw.dtype == torch.float64 else raw.float())
 
+    @part_of("predictor")
     def attend_channels(self, features_BHWE: Tensor) -> Tensor | None:
         """Return channel attention (B×1×1×C) in (0, 1)."""
         if self.channel_attention is None:
             return None
         return torch.sigmoid(self.channel_attention(features_BHWE.mean(dim=(1, 2), keepdim=True)))
 
+    @part_of("predictor")
     def attend_space(self, features_BHWE: Tensor) -> Tensor | None:
         """Return spatial attention (B×H×W×1) in (0, 1)."""
         if self.spatial_attention is None:
             return None
         return torch.sigmoid(convolve(self.spatial_attention, features_BHWE))
 
+    @part_of("predictor")
     def route(self, features_BHWE: Tensor) -> Tensor:
         """Return routing logits (B×N×2, [..., 0] for "hard"), always in float32 or wider."""
         windows_BRQMM1 = as_windows(features_BHWE.mean(dim=-1, keepdim=True), self.window)
@@ -147,6 +153,7 @@ class CAMixer(nn.Module):
         self.depthwise_dilated = nn.Conv2d(C, C, 3, padding=2, dilation=2, groups=C)
         self.out = nn.Linear(C, C)
 
+    @part_of("attention")
     def forward(
         self,
         x_BHWC: Tensor,
@@ -157,22 +164,26 @@ class CAMixer(nn.Module):
         """Mix; return the features (B×H×W×C) and each image's share of hard windows (B)."""
         features_BHWE = value_BHWC = self.value(x_BHWC)
         if self.training or self.block not in plan.unread:
-            conditions = value_BHWC if condition_BHWX is None else torch.cat((value_BHWC, condition_BHWX), dim=-1)
-            features_BHWE = self.predictor.features(conditions)
+            with component("predictor"):
+                conditions = value_BHWC if condition_BHWX is None else torch.cat((value_BHWC, condition_BHWX), dim=-1)
+                features_BHWE = self.predictor.features(conditions)
         if self.training:
             gumbel_BN2 = None if mode.gumbel_SBN2 is None else mode.gumbel_SBN2[self.block]
-            mask_BN = draw_mask(self.predictor.route(features_BHWE), gumbel_BN2)
+            with component("predictor"):
+                mask_BN = draw_mask(self.predictor.route(features_BHWE), gumbel_BN2)
             mix = self._mix_densely if mode.is_literal else self._mix_sparsely
             mixed_BHWC = mix(x_BHWC, value_BHWC, features_BHWE, mask_BN)
             hard_share_B = mask_BN.mean(dim=1)
         else:
             select = self._mix_selected if mode.is_literal else self._mix_gathered
             mixed_BHWC, hard_share_B = select(x_BHWC, value_BHWC, features_BHWE, plan)
-        convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWC)))
-        channel_B11C = self.predictor.attend_channels(features_BHWE)
-        if channel_B11C is not None:
-            convolved = convolved * channel_B11C
-        return self.out(convolved + mixed_BHWC), hard_share_B
+        with component("convolution"):
+            convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWC)))
+            channel_B11C = self.predictor.attend_channels(features_BHWE)
+            if channel_B11C is not None:
+                convolved = convolved * channel_B11C
+            convolved = convolved + mixed_BHWC
+        return self.out(convolved), hard_share_B
 
     def _mix_selected(
         self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan
@@ -215,6 +226,7 @@ class CAMixer(nn.Module):
             _write_windows(mixed_BHWC, segments_KM, attended_KLC)
         return mixed_BHWC, hard_share_B
 
+    @part_of("predictor")
     def _find_windows(self, x_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan) -> tuple[Tensor, Tensor]:
         """Return the hard windows (K×3: image, row, column) and each image's share of them (B)."""
         B, H, W, _ = x_BHWC.shape
@@ -437,6 +449,7 @@ class GatedFFN(nn.Module):
         self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels, bias=False)
         self.project = nn.Linear(channels, channels, bias=False)
 
+    @part_of("ffn")
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """Transform B×H×W×C."""
         transformed: Tensor = self.project(F.gelu(self._expand(x_BHWC, 0)) * self._expand(x_BHWC, 1))
@@ -469,8 +482,9 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the features and each image's share of hard windows."""
         mixed, hard_share_B = self.mixer(x_BHWC, condition_BHWX, plan, mode)
-        x_BHWC = self.norm1(mixed + x_BHWC)
-        return self.norm2(self.ffn(x_BHWC) + x_BHWC), hard_share_B
+        with component("norms"):
+            x_BHWC = self.norm1(mixed + x_BHWC)
+            return self.norm2(self.ffn(x_BHWC) + x_BHWC), hard_share_B
 
 
 class Group(nn.Module):
@@ -558,12 +572,14 @@ class CAMixerSR(SRNetwork):
 
     def _restore_plainly(self, padded_BCHW: Tensor, plan: RoutingPlan, generator: Generator | None) -> Restoration:
         """Restore padded images by torch's operators; the padding stays."""
-        shallow_BHWC = to_channels_last(self.head(padded_BCHW.contiguous(memory_format=torch.channels_last)))
+        with component("convolution"):
+            shallow_BHWC = to_channels_last(self.head(padded_BCHW.contiguous(memory_format=torch.channels_last)))
         is_read = self.training or len(plan.unread) < self.config.num_blocks
         condition_BHWX = self._conditions(shallow_BHWC) if is_read else None
         x_BHWC, shares = self._run_groups(shallow_BHWC, condition_BHWX, plan, generator)
-        deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC
-        image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), self.config.scale)
+        with component("convolution"):
+            deep_BHWC = convolve(self.body_tail, x_BHWC) + shallow_BHWC
+            image_BCHW = F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), self.config.scale)
         return Restoration(image_BCHW, torch.stack(shares))
 
     def _run_groups(
@@ -588,6 +604,7 @@ class CAMixerSR(SRNetwork):
             x_BHWC = group.tail(x_BHWC) + start_BHWC  # type: ignore[operator]
         return x_BHWC, shares
 
+    @part_of("predictor")
     def _conditions(self, shallow_BHWC: Tensor) -> Tensor | None:
         """Return the global and the window condition side by side (B×H×W×0..4), shared by every block."""
         B, H, W, _ = shallow_BHWC.shape

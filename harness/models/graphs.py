@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from harness.models.components import is_listening
 from harness.models.network import Restoration, SRNetwork
 
 _MOST_PASSES = 8  # remembered of one network
@@ -79,6 +80,7 @@ def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and 0 < input_BCHW[:, 0].numel() <= _MOST_PIXELS
         and _get_current_dispatch_mode() is None
+        and not is_listening()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.compiler.is_compiling()
         and not torch.cuda.is_current_stream_capturing()

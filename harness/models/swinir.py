@@ -14,6 +14,7 @@ from harness.core.configs import SwinIRConfig
 from harness.models import fused
 from harness.models.bicubic import upscale_bicubic
 from harness.models.camixersr import MOST_ATTENDED, as_windows, convolve, head_width, to_channels_last
+from harness.models.components import component, part_of
 from harness.models.graphs import replayed
 from harness.models.network import Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
@@ -99,6 +100,7 @@ class WindowAttention(nn.Module):
         bias_AT = self.position_bias.t().contiguous().index_select(1, index_LL.flatten())
         return bias_AT.view(-1, 1, *index_LL.shape) + mask_1KLL
 
+    @part_of("attention")
     def forward(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
         """Attend inside each window, on a CPU head by head: the scores of one head stay in its cache.
 
@@ -167,9 +169,12 @@ class SwinBlock(nn.Module):
 
     def transform(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
         """Transform some windows."""
-        x_XLC = x_XLC + self.attention(self.norm1(x_XLC), bias_AXLL)
-        transformed: Tensor = x_XLC + self.mlp_out(F.gelu(self.mlp_hidden(self.norm2(x_XLC))))
-        return transformed
+        with component("norms"):
+            x_XLC = x_XLC + self.attention(self.norm1(x_XLC), bias_AXLL)
+            normal_XLC = self.norm2(x_XLC)
+            with component("ffn"):
+                transformed: Tensor = self.mlp_out(F.gelu(self.mlp_hidden(normal_XLC)))
+            return x_XLC + transformed
 
 
 class SwinGroup(nn.Module):
@@ -191,7 +196,8 @@ class SwinGroup(nn.Module):
                 y_TC = y_TC.index_select(0, windows.from_other_T)
             y_TC = block(y_TC.view(len(windows.kinds), -1, C), windows).view(-1, C)
         y_BHWC = y_TC.index_select(0, windows.back_T).view(x_BHWC.shape)
-        return convolve(self.conv, y_BHWC) + x_BHWC
+        with component("convolution"):
+            return convolve(self.conv, y_BHWC) + x_BHWC
 
 
 class SwinIR(SRNetwork):
@@ -238,10 +244,15 @@ class SwinIR(SRNetwork):
 
     def _restore_plainly(self, centred_BCHW: Tensor) -> Tensor:
         """Restore padded images by torch's operators; the padding stays."""
-        shallow_BHWC = to_channels_last(self.head(centred_BCHW.contiguous(memory_format=torch.channels_last)))
-        x_BHWC = self.embed_norm(shallow_BHWC)
+        with component("convolution"):
+            shallow_BHWC = to_channels_last(self.head(centred_BCHW.contiguous(memory_format=torch.channels_last)))
+        with component("norms"):
+            x_BHWC = self.embed_norm(shallow_BHWC)
         plain, shifted = lay_out(x_BHWC, self.config.window)
         for group in self.groups:
             x_BHWC = group(x_BHWC, plain, shifted)
-        deep_BHWC = convolve(self.body_tail, self.norm(x_BHWC)) + shallow_BHWC
-        return F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), self.config.scale)
+        with component("norms"):
+            normal_BHWC = self.norm(x_BHWC)
+        with component("convolution"):
+            deep_BHWC = convolve(self.body_tail, normal_BHWC) + shallow_BHWC
+            return F.pixel_shuffle(self.tail(deep_BHWC.permute(0, 3, 1, 2)), self.config.scale)

@@ -1,5 +1,6 @@
 """Operation counts, latency and memory: functions of explicit inputs that return records and leave nothing behind."""
 
+from harness.profiling.breakdown import BreakdownRecord, measure_breakdown
 from harness.profiling.closed_form import canonical_macs, macs_by_part, paper_flops_tile, paper_macs_fvcore
 from harness.profiling.counters import count_macs
 from harness.profiling.device import Device, chosen_threads, describe_device, parse_device
@@ -7,12 +8,14 @@ from harness.profiling.latency import measure_latencies, measure_latency
 from harness.profiling.memory import measure_peak_memory
 
 __all__ = [
+    "BreakdownRecord",
     "Device",
     "canonical_macs",
     "chosen_threads",
     "count_macs",
     "describe_device",
     "macs_by_part",
+    "measure_breakdown",
     "measure_latencies",
     "measure_latency",
     "measure_peak_memory",

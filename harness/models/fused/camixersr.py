@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.errors import TrialFailedError
+from harness.models.components import component, part_of
 from harness.models.fused.maps import (
     Map,
     Maps,
@@ -19,6 +20,7 @@ from harness.models.fused.maps import (
     as_floats,
     compiled,
     convolve,
+    divided,
     structure,
     threads_for,
     working_dtype,
@@ -46,6 +48,7 @@ _Pass = structure(
     numbers="attention_scale max_offset slope eps",
     pointers="x next mixed tokens next_tokens predicted condition mean feature_sums workspace windows",
     integers_="hard",
+    pointers_="ticks",
 )
 _GLOBAL_FEATURES = 8  # of the global predictor
 _READ = frozenset(name for name, _ in _Block._fields_)
@@ -94,6 +97,7 @@ def _blocks(network: "CAMixerSR") -> "Iterator[Block]":
         yield from cast("Iterable[Block]", group.blocks)
 
 
+@part_of("predictor")
 def _set_conditions(network: "CAMixerSR", maps: _CAMixerMaps) -> None:
     """Put the global and the window condition side by side, in float32."""
     config = network.config
@@ -188,10 +192,13 @@ class _Runner:
         reference = ctypes.byref(fields)
         self._point()
         if block.mixer.block not in self.plan.unread:
-            self.predict(self.reference, reference)
+            with component("predictor"):
+                self.predict(self.reference, reference)
         order, self.call.hard, share_B = self._select(block)
         self.call.windows = order.data_ptr()
-        if self.transform(self.reference, reference):
+        with divided(self.call):
+            is_unbounded = self.transform(self.reference, reference)
+        if is_unbounded:
             raise TrialFailedError(
                 f"block {block.mixer.block} predicts offsets that are not finite; the weights or the input are not"
             )
@@ -216,6 +223,7 @@ class _Runner:
         none = routing.gamma == 0 and routing.policy in ("fixed", "probability")
         return not none and not routing.never_attends(block.mixer.block)
 
+    @part_of("predictor")
     def _select(self, block: "Block") -> tuple[Tensor, int, Tensor]:
         """Return all windows of the batch, the hard ones first, how many these are, and each image's share of them."""
         B, R, Q = self.windows

@@ -1,8 +1,10 @@
 """Feature maps as the kernels read them, and convolutions of them."""
 
+import contextlib
 import ctypes
 import math
 import mmap
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from harness.models import kernels
+from harness.models.components import COMPONENTS, divide, is_listening, part_of
 from harness.models.kernels import Kernels
 from harness.models.network import SRNetwork
 
@@ -160,6 +163,23 @@ _Convolution = structure(
 )
 
 
+@contextlib.contextmanager
+def divided(call: Any) -> Iterator[None]:
+    """Tell a listener how the time of the kernel that is called in the block divides among components, if there is one.
+
+    `call`: the kernel's structure.
+    """
+    ticks = (ctypes.c_int64 * len(COMPONENTS))()
+    call.ticks = ctypes.addressof(ticks) if is_listening() else None
+    try:
+        yield
+    finally:
+        call.ticks = None
+    if any(ticks):
+        divide(list(ticks))
+
+
+@part_of("convolution")
 def convolve(
     conv: nn.Conv2d,
     source: Map,

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.models.fused.maps import Map, Maps, as_floats, convolve, run, structure, threads_for, working_dtype
+from harness.models.components import part_of
+from harness.models.fused.maps import (
+    Map,
+    Maps,
+    as_floats,
+    convolve,
+    divided,
+    run,
+    structure,
+    threads_for,
+    working_dtype,
+)
 
 if TYPE_CHECKING:
     from harness.models.swinir import SwinBlock, SwinGroup, SwinIR
@@ -22,7 +33,7 @@ _Layer = structure(
     integers="images height width channels window heads hidden shift threads half",
     pointers=(
         "x workspace norm1_weight norm1_bias qkv_weight qkv_bias score_bias proj_weight proj_bias "
-        "norm2_weight norm2_bias hidden_weight hidden_bias out_weight out_bias"
+        "norm2_weight norm2_bias hidden_weight hidden_bias out_weight out_bias ticks"
     ),
     numbers="eps",
 )
@@ -73,6 +84,7 @@ def restore_swinir(
     return image_BCHW.to(input_BCHW.dtype)
 
 
+@part_of("norms")
 def _normalise(norm: nn.LayerNorm, source: Map, target: Map, maps: Maps) -> None:
     B, H, C, W = source.shape
     weight, bias = as_floats(norm.weight), as_floats(norm.bias)
@@ -115,7 +127,8 @@ def _transform(block: "SwinBlock", network: "SwinIR", maps: _SwinIRMaps, masks_K
         eps=block.norm1.eps,
         **{name: parameter.data_ptr() for name, parameter in held.items()},
     )
-    run("swinir", call, maps)
+    with divided(call):
+        run("swinir", call, maps)
 
 
 def _parameters(block: "SwinBlock") -> Iterator[tuple[str, Tensor]]:

@@ -13,6 +13,7 @@
 // B images, H rows, W columns, C channels, M window side, L = M² tokens, E features of the predictor, X conditions.
 #pragma once
 #include "maps.h"
+#include "stopwatch.h"
 #include "threads.h"
 
 namespace {
@@ -51,6 +52,7 @@ struct CAMixerPass {
   void *workspace;           // camixersr_workspace bytes
   const int32_t *windows;    // all windows (image · N + window), the hard ones first
   int64_t hard;
+  int64_t *ticks;            // of each component, added to what is there; null where nobody asks
 };
 
 // What is derived of a block's parameters, and what the threads work with.
@@ -75,6 +77,7 @@ struct CAMixerWork {
     float *block, *other_block, *window, *spatial, *keys, *rows, *scores, *queries, *attended;
     Element *value_panels, *weights;
     float *dilated, *gated, *gate, *scratch;
+    Stopwatch watch;
   } own[MOST_THREADS];
   // Lines that the rows of a tile have in common, row modulo their number: of each thread or, in a stream, of each tile.
   struct Rings {
@@ -140,6 +143,7 @@ struct CAMixerWork {
     rings = arena.take<float>(ring_size * (is_stream ? tiles : threads));
     progress = arena.take<Progress>(tiles);
     is_hard = arena.take<uint8_t>(p.images * (H / M) * (W / M));
+    reset(own, threads, p.ticks);
     for (long thread = 0; thread < threads; thread++) {
       Own &o = own[thread];
       o.block = arena.take<float>((C + E + 16) * BLOCK);
@@ -185,6 +189,7 @@ struct CAMixerWork {
   }
 
   void predict_row(long image, long row, Own &o) {
+    o.watch.start();
     float *raw = o.block;
     v16 *totals = (v16 *)o.other_block;  // E of them, where E < C + 16
     for (long e = 0; e < E; e++) totals[e] = zeros();
@@ -210,6 +215,7 @@ struct CAMixerWork {
       float *mean = p.mean + (image * H + row) * W + column;
       for (int n = 0; n < VECTORS; n++) store_first(mean + 16 * n, sum[n] * splat(1.0f / (float)E), W - column - 16 * n);
     }
+    o.watch.stop(PREDICTOR);
     for (long e = 0; e < E; e++) p.feature_sums[(image * H + row) * E + e] = sum_of(totals[e]);
   }
 
@@ -389,6 +395,7 @@ struct CAMixerWork {
   // V·(s·x) + s·b = s·(V·x + b) for the spatial attention s of a token.
   void mix_plainly(const Place &at, Own &o) {
     if (w.spatial_weight) attend_space(at, o.spatial);
+    o.watch.stop(PREDICTOR);
     for (long first = 0; first < L; first += BLOCK) {
       v16 weight[VECTORS];
       for (int n = 0; n < VECTORS; n++) weight[n] = w.spatial_weight ? load(o.spatial + first + 16 * n) : splat(1);
@@ -453,6 +460,7 @@ struct CAMixerWork {
         *(i16_unaligned *)(beside + 16 * n) = -(left < last_column);  // 1 where there is one
         *(i16_unaligned *)(beneath + 16 * n) = -(top < last_row);
       }
+      o.watch.stop(PREDICTOR);
       const float *image = p.tokens + at.image * H * W * token_pitch;
       for (long group = 0; group < BLOCK; group += 16) {
         for (long lane = 0; lane < 16; lane++) {
@@ -476,6 +484,7 @@ struct CAMixerWork {
         }
         transpose_rows(o.rows, o.keys + first + group);
       }
+      o.watch.stop(ATTENTION);
     }
     if (sum_of(odd) != 0) __atomic_store_n(&unbounded, 1, __ATOMIC_RELAXED);
   }
@@ -553,12 +562,14 @@ struct CAMixerWork {
 
   void mix_window(long window, Own &o) {
     Place at = place_of(window);
+    o.watch.start();
     if (is_hard[window]) {
       attend(window, at, o);
     } else {
       mix_plainly(at, o);
       prefetch_window(window + 1, 0, 1);
     }
+    o.watch.stop(ATTENTION);
   }
 
   // ---- 3: convolutions, projections, norms ----
@@ -596,6 +607,7 @@ struct CAMixerWork {
     const float *zero = zero_line + MARGIN;
     long last_row = end < H ? end + FFN_REACH : H;
     const float *attention = channel + image * STEP * lines;
+    o.watch.start();
     for (; at.row <= last_row; at.row++) {
       long row = at.row;
       if (row < last_row) {
@@ -630,6 +642,7 @@ struct CAMixerWork {
             });
           });
         }
+        o.watch.stop(CONVOLUTION);
         project_mixer(image, row, expand_from, count, r, o);
       }
       if (row > begin && row <= end) finish_row(image, row - 1, from, to, expand_from, r, o);
@@ -650,6 +663,7 @@ struct CAMixerWork {
       const float *residual = x.line(image, row, 0) + from + column;
       prefetch<false>(x, image, row + 1, from + column);
       add_products(out, o.dilated + column, line_pitch_, residual, x.pitch, out_bias, count - column, o.block);
+      o.watch.stop(ATTENTION);
       float *kept = normed_line(r, row, 0) + column, *expanded = expanded_line(r, row, 0) + column;
       normalise<STEP>(o.block, C, w.norm1_weight, w.norm1_bias, p.eps, TILE(long c, int n, const v16 *normal) {
         long left = count - column - 16 * n;
@@ -657,9 +671,11 @@ struct CAMixerWork {
           return left < 16 ? first_lanes(normal[part], left) : normal[part];
         });
       });
+      o.watch.stop(NORMS);
       multiply_cells<HALF>(expand, kept, line_pitch_, 16, count - column, TILE(long line, int n, const v16 *sums) {
         store_cells<HALF>(expanded + line * line_pitch_ + 16 * n, TILE(int part) { return sums[part]; });
       });
+      o.watch.stop(FFN);
     }
     for (long line = 0; line < 2 * lines; line++) store(expanded_line(r, row, line) + round_up(count, 16), zeros());
   }
@@ -703,10 +719,12 @@ struct CAMixerWork {
       }
       add_products(project, o.gated + column, line_pitch_, normed_line(r, row, 0) + shift + column, line_pitch_, nullptr,
                    columns - column, o.block);
+      o.watch.stop(FFN);
       normalise<STEP>(o.block, C, w.norm2_weight, w.norm2_bias, p.eps, TILE(long c, int n, const v16 *normal) {
         store_cells<HALF>(o.other_block + c / STEP * BLOCK + 16 * n, TILE(int part) { return normal[part]; });
       });
       store_result(image, row, from + column, columns - column, o.other_block);
+      o.watch.stop(NORMS);
     }
   }
 
@@ -743,6 +761,7 @@ struct CAMixerWork {
   void run_prediction() {
     derive_trunk();
     share_out(p.images * H, threads, [this](long task, long thread) { predict_row(task / H, task % H, own[thread]); });
+    collect(own, threads, p.ticks);
   }
 
   // The end of a group: one product, and what the group began with.
@@ -776,6 +795,7 @@ struct CAMixerWork {
       for (long image = 0; image < p.images; image++) stream(image);
     else
       share_rest(windows);
+    collect(own, threads, p.ticks);
     return unbounded;
   }
 

@@ -6,6 +6,7 @@
 // H rows, W columns, C channels, M window side, L = M² tokens, A heads of d = C / A channels, F hidden features.
 #pragma once
 #include "maps.h"
+#include "stopwatch.h"
 #include "threads.h"
 
 namespace {
@@ -19,6 +20,7 @@ struct SwinLayer {
                             // inside, beyond the right edge, beyond the bottom edge, beyond both (inside alone: shift 0)
   const float *proj_weight, *proj_bias, *norm2_weight, *norm2_bias;
   const float *hidden_weight, *hidden_bias, *out_weight, *out_bias;
+  int64_t *ticks;     // of each component, added to what is there; null where nobody asks
   float eps;
 };
 
@@ -34,6 +36,7 @@ struct SwinWork {
     uint32_t *pairs;
     float *features, *block, *queries, *keys, *values, *value_tokens, *scores, *attended, *expanded;
     Element *query_pairs, *key_pairs, *value_pairs, *weights;
+    Stopwatch watch;
   } own[MOST_THREADS];
 
   explicit SwinWork(const SwinLayer &layer) : p(layer) {
@@ -50,6 +53,7 @@ struct SwinWork {
     hidden.data = arena.take<Element>(padded_rows(F) * C);
     out.data = arena.take<Element>(padded_rows(C) * F);
     qkv_bias = arena.take<float>(3 * C);
+    reset(own, threads, p.ticks);
     for (long thread = 0; thread < threads; thread++) {
       Own &o = own[thread];
       o.pairs = arena.take<uint32_t>(((C > F ? C : F) + 2) * BLOCK);
@@ -102,9 +106,11 @@ struct SwinWork {
   void transform(long task, Own &o) {
     long columns = W / M, windows = (H / M) * columns;
     long image = task / windows, window = task % windows, across = window % columns, down = window / columns;
+    o.watch.start();
     long kind = p.shift ? (across == columns - 1) + 2 * (down == H / M - 1) : 0, kinds = p.shift ? 4 : 1;
     if (tokens > L) memset(o.features, 0, C * tokens * sizeof(float));
     move<false>(image, down * M, across * M, o.features);
+    o.watch.stop(REST);
     for (long first = 0; first < tokens; first += BLOCK) project_tokens(first, o);
     if constexpr (HALF) pair_keys_and_values(o);
     for (long first = 0; first < tokens; first += BLOCK) {
@@ -114,9 +120,11 @@ struct SwinWork {
         float *at = features + c * BLOCK + 16 * n;
         store(at, load(at) + sum + splat(p.proj_bias[c]));
       });
+      o.watch.stop(ATTENTION);
       normalise<1>(features, C, p.norm2_weight, p.norm2_bias, p.eps, TILE(long c, int n, const v16 *normal) {
         store(o.block + c * BLOCK + 16 * n, normal[0]);
       });
+      o.watch.stop(NORMS);
       multiply_block<HALF>(hidden, C, o.block, BLOCK, o.pairs, BLOCK, TILE(long f, int n, v16 sum) {
         store(o.expanded + f * BLOCK + 16 * n, sum + splat(p.hidden_bias[f]));
       });
@@ -125,8 +133,10 @@ struct SwinWork {
         float *at = features + c * BLOCK + 16 * n;
         store(at, load(at) + sum + splat(p.out_bias[c]));
       });
+      o.watch.stop(FFN);
     }
     move<true>(image, down * M, across * M, o.features);
+    o.watch.stop(REST);
   }
 
   // Queries, keys and values of a block of tokens.
@@ -134,6 +144,7 @@ struct SwinWork {
     normalise<1>(o.features + first * C, C, p.norm1_weight, p.norm1_bias, p.eps, TILE(long c, int n, const v16 *normal) {
       store(o.block + c * BLOCK + 16 * n, normal[0]);
     });
+    o.watch.stop(NORMS);
     float *queries = o.queries + first * C;
     multiply_block<HALF>(qkv, C, o.block, BLOCK, o.pairs, BLOCK, TILE(long i, int n, v16 sum) {
       v16 value = sum + splat(qkv_bias[i]);
@@ -145,6 +156,7 @@ struct SwinWork {
         store(o.values + (i - 2 * C) * BLOCK + 16 * n, value);
     });
     store_tokens(o.values, C, BLOCK, o.value_tokens + first * value_pitch, value_pitch);
+    o.watch.stop(ATTENTION);
   }
 
   void pair_keys_and_values(Own &o) {
@@ -210,6 +222,7 @@ struct SwinWork {
   void run() {
     derive();
     share_out(p.images * (H / M) * (W / M), threads, [this](long task, long thread) { transform(task, own[thread]); });
+    collect(own, threads, p.ticks);
   }
 };
 
