@@ -1,8 +1,9 @@
 """The CPU kernels: every variant that this processor runs, any number of threads, maps that passes share."""
 
+import copy
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,18 +47,31 @@ def threads() -> Iterator[None]:
 
 
 def networks(window: int) -> list[SRNetwork]:
-    """A CAMixerSR and a SwinIR of odd widths."""
-    camixersr = build(channels=20 + window % 7, window=window, groups=(1, 2), scale=2 + window % 3)
+    """A CAMixerSR, of an odd number of channels in windows of 3, 5 and 16, and a SwinIR of odd widths."""
+    camixersr = build(
+        channels=23 if window == 16 else 20 + window % 7, window=window, groups=(1, 2), scale=2 + window % 3
+    )
     swinir = build_both(SwinIRConfig(depths=(2,), embed_dim=15, num_heads=5, window=min(window, 8), scale=3))[0].eval()
     return [camixersr, swinir]
 
 
 def outputs(network: SRNetwork, input_BCHW: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """What a network and its oracle restore, under each routing."""
-    for routing in ROUTINGS if isinstance(network, CAMixerSR) else (None,):
-        if isinstance(network, CAMixerSR) and routing is not None:
-            network.routing = routing
-        yield network(input_BCHW), word_for_word(network)(input_BCHW)
+    for routing in routings(network):
+        yield restored(network, routing, input_BCHW), word_for_word(network)(input_BCHW)
+
+
+def routings(network: SRNetwork) -> Sequence[RoutingConfig | None]:
+    """Every routing of a CAMixerSR."""
+    return ROUTINGS if isinstance(network, CAMixerSR) else (None,)
+
+
+def restored(network: SRNetwork, routing: RoutingConfig | None, input_BCHW: Tensor) -> Tensor:
+    """What a network restores, which keeps the routing."""
+    if isinstance(network, CAMixerSR) and routing is not None:
+        network.routing = routing
+    output: Tensor = network(input_BCHW)
+    return output
 
 
 @pytest.mark.parametrize("window", SIZES)
@@ -111,18 +125,23 @@ def test_every_variant_stays_close_in_bfloat16(variant: str, window: int) -> Non
             assert error <= 2 * own, (variant, float(error), float(own))
 
 
+@pytest.mark.parametrize("is_half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("window", SIZES)
 @torch.inference_mode()
-def test_threads_change_nothing(window: int, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_change_nothing(window: int, is_half: bool, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once in several times: rows and windows that two threads write would be a matter of luck."""
     monkeypatch.setattr(maps, "_LEAST_VALUES", 1)  # small maps are one thread's otherwise
     for network in networks(window):
         input_BCHW = images(*SIZES[window])
-        torch.set_num_threads(1)
-        alone = [found for found, _ in outputs(network, input_BCHW)]
-        for count in (2, 3, 2, 3):
+
+        def restore(count: int, network: SRNetwork = network, input_BCHW: Tensor = input_BCHW) -> list[Tensor]:
             torch.set_num_threads(count)
-            for found, expected in zip((found for found, _ in outputs(network, input_BCHW)), alone, strict=True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+                return [restored(network, routing, input_BCHW) for routing in routings(network)]
+
+        alone = restore(1)
+        for count in (2, 3, 2, 3):
+            for found, expected in zip(restore(count), alone, strict=True):
                 assert (found - expected).abs().max() <= 1e-5
 
 
@@ -136,18 +155,49 @@ def test_passes_leave_nothing_behind_for_the_next() -> None:
     weight.fill_(torch.nan)
     other = build_both(SwinIRConfig(depths=(2,), embed_dim=12, num_heads=3))[0].eval()
     small, large = images(1, 24, 30), images(1, 61, 50)
-    first = [network(small), network(large), other(small)]
+
+    def rounded(input_BCHW: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output: Tensor = network(input_BCHW)
+        return output
+
+    first, first_rounded = [network(small), network(large), other(small)], rounded(small)
     for _ in range(2):
         with pytest.raises(TrialFailedError):
             broken(small)
         assert torch.equal(network(small), first[0])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            network(small)
+        assert torch.equal(rounded(small), first_rounded)
+        spoil_kept_maps()
+        assert torch.equal(rounded(small), first_rounded)
+        assert torch.equal(network(small), first[0])
+        spoil_kept_maps()
         assert torch.equal(network(small), first[0])
         assert torch.equal(network(large), first[1])
         assert torch.equal(other(small), first[2])
     with torch.inference_mode(False), torch.no_grad():
         assert torch.equal(network(large.clone()), first[1])
+    for parameter in network.parameters():
+        parameter.mul_(1.1)
+    changed = network(large)
+    assert not torch.equal(changed, first[1])
+    assert (changed - word_for_word(network)(large)).abs().max() <= TOLERANCE
+
+
+def spoil_kept_maps() -> None:
+    """Put NaN into all that the last pass left behind, but for the margins of its maps, which stay zeros."""
+    kept = maps.Maps._kept[0]
+    spoilt = 0
+    for name, value in vars(kept).items():
+        if isinstance(value, maps.Map):
+            columns = value.shape[3]
+            value.data[: -maps._SLACK].view(-1, value.pitch)[:, maps._MARGIN : maps._MARGIN + columns] = torch.nan
+            spoilt += 1
+        elif isinstance(value, Tensor):
+            value.view(torch.uint8).fill_(255)
+            spoilt += 1
+        else:
+            assert name == "key"
+    assert spoilt > 5
 
 
 def test_threads_of_python_may_restore_at_once() -> None:
@@ -173,9 +223,21 @@ def test_structures_are_as_long_here_as_there() -> None:
     assert list(sizes) == [ctypes.sizeof(structure) for structure in ours]
 
 
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000], ids=hex)
+@torch.inference_mode()
+def test_every_nan_is_one_in_bfloat16(variant: str, bits: int) -> None:
+    """Of whatever payload, where rounding could carry it into infinity or zero."""
+    network = build(channels=23, window=8, groups=(1,), routing=RoutingConfig(gamma=0))
+    expand: Tensor = network.groups[0].blocks[0].ffn.expand.weight  # type: ignore[union-attr, index]
+    expand.view(torch.int32)[0] = bits if bits < 2**31 else bits - 2**32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network(images(1, 16, 16)).isnan().all(), variant
+
+
+@pytest.mark.parametrize("is_half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("channels", "window"), [(4, 2), (7, 8), (61, 3), (200, 4), (400, 2)])
 @torch.inference_mode()
-def test_channels_may_be_many_more_or_fewer_than_tokens(channels: int, window: int) -> None:
+def test_channels_may_be_many_more_or_fewer_than_tokens(channels: int, window: int, is_half: bool) -> None:
     """Seven channels without conditions leave no hidden offsets: the bias alone moves the keys."""
     conditions = channels != 7
     network = build(
@@ -190,9 +252,15 @@ def test_channels_may_be_many_more_or_fewer_than_tokens(channels: int, window: i
         if "offsets_out.bias" in name:
             parameter.fill_(0.3)
     input_BCHW = images(1, 3 * window, 3 * window)
-    found = network(input_BCHW)
-    network.is_literal = True
-    assert (found - network(input_BCHW)).abs().max() <= TOLERANCE
+    oracle = word_for_word(network) if conditions else copy.copy(network)
+    oracle.is_literal = True
+    exact = oracle(input_BCHW)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+        error, own = ((one(input_BCHW) - exact).float() for one in (network, oracle))
+    if is_half:
+        assert error.square().mean() <= 4 * own.square().mean()
+    else:
+        assert error.abs().max() <= TOLERANCE
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -1,6 +1,6 @@
 """CAMixerSR by fused kernels (camixersr.h).
 
-Shape suffixes: those of models/camixersr.py, and T the channels of a token, padded.
+Shape suffixes: those of models/camixersr.py.
 """
 
 import ctypes

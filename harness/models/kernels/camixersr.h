@@ -1,7 +1,7 @@
 // One block of CAMixerSR (algorithm 1 of the supplementary) without gradients, in three sweeps:
 //
 // 1. `predict_row`: the predictor's features T of every pixel.
-// 2. `mix_window`: attention for hard windows, spatial attention for the others, and the value projection of both.
+// 2. `mix_window`: attention for hard windows and its value projection, spatial attention for the others' values.
 //    q·k = (W_kᵀ(W_q x + b_q))·(x + X̃) plus what is the same for all keys of a query, which softmax drops. The value
 //    projection is linear and softmax sums to one, so that attention may work on x and one product with W_v come after.
 // 3. `finish_rows`: convolutions, projection, norm, FFN and norm, over bands of rows and tiles of columns whose
@@ -62,7 +62,7 @@ struct CAMixerWork {
   enum { STEP = HALF ? 2 : 1 };  // channels of a line
   const CAMixerPass &p;
   const CAMixerBlock &w;
-  long H, W, C, M, L, E, lines, token_pitch, tokens, key_pitch, threads;
+  long H, W, C, M, L, E, lines, channels, token_pitch, tokens, key_pitch, threads;  // `channels`: of all lines
   Map x, next, mixed, predicted, condition;
   // Derived.
   Weights<HALF> trunk, value, query, out, expand, project;
@@ -74,7 +74,7 @@ struct CAMixerWork {
   float *zero_line, *token_columns, *token_rows;  // and where in its window each token lies
   // Of each thread.
   struct Own {
-    float *block, *other_block, *window, *spatial, *keys, *rows, *scores, *queries, *attended;
+    float *block, *other_block, *cells, *spatial, *keys, *rows, *scores, *queries, *attended;
     Element *value_panels, *weights;
     float *dilated, *gated, *gate, *scratch;
     Stopwatch watch;
@@ -98,7 +98,7 @@ struct CAMixerWork {
 
   CAMixerWork(const CAMixerPass &pass, const CAMixerBlock &block) : p(pass), w(block), unbounded(0) {
     H = p.height, W = p.width, C = p.channels, M = p.window, L = M * M, E = p.features;
-    lines = (C + STEP - 1) / STEP;
+    lines = (C + STEP - 1) / STEP, channels = STEP * lines;
     x = map_of(p.x, H, lines, W), next = map_of(p.next, H, lines, W), mixed = map_of(p.mixed, H, lines, W);
     predicted = map_of(p.predicted, H, E, W);
     condition = map_of((float *)p.condition, H, p.conditions, W);
@@ -129,11 +129,10 @@ struct CAMixerWork {
     value.data = arena.take<Element>(padded_rows(C) * C);
     query.data = arena.take<Element>(padded_rows(C) * C);
     out.data = arena.take<Element>(padded_rows(C) * C);
-    expand.data = arena.take<Element>(padded_rows(2 * STEP * lines) * C);
+    expand.data = arena.take<Element>(padded_rows(2 * channels) * C);
     project.data = arena.take<Element>(padded_rows(C) * C);
     composed = arena.take<float>((C > E ? C : E) * C);
     trunk_bias = arena.take<float>(E);
-    long channels = STEP * lines;
     query_bias = arena.take<float>(channels);
     channel = arena.take<float>(p.images * channels);
     value_bias = arena.take<float>(channels), out_bias = arena.take<float>(channels);
@@ -148,7 +147,7 @@ struct CAMixerWork {
       Own &o = own[thread];
       o.block = arena.take<float>((C + E + 16) * BLOCK);
       o.other_block = arena.take<float>((C + 16) * BLOCK);
-      o.window = arena.take<float>(lines * tokens);
+      o.cells = arena.take<float>(lines * BLOCK);
       o.spatial = arena.take<float>(tokens + 16);
       o.keys = arena.take<float>(lines * key_pitch + 16);
       o.rows = arena.take<float>(16 * token_pitch);
@@ -224,17 +223,17 @@ struct CAMixerWork {
   void derive() {
     value = lay_out<HALF>(C, C, (Element *)value.data, [&](long i, long k) { return w.value_weight[i * C + k]; });
     out = lay_out<HALF>(C, C, (Element *)out.data, [&](long i, long k) { return w.out_weight[i * C + k]; });
-    long half = STEP * lines;  // where the second half of the expanded channels begins
-    expand = lay_out<HALF>(2 * half, C, (Element *)expand.data, [&](long i, long k) {
-      long row = i < half ? i : i - half;
-      return row < C ? w.expand_weight[((i < half ? 0 : C) + row) * C + k] : 0;
+    expand = lay_out<HALF>(2 * channels, C, (Element *)expand.data, [&](long i, long k) {
+      bool is_second = i >= channels;  // half of the expanded channels, which begins with a line
+      long row = is_second ? i - channels : i;
+      return row < C ? w.expand_weight[((is_second ? C : 0) + row) * C + k] : 0;
     });
     project = lay_out<HALF>(C, C, (Element *)project.data, [&](long i, long k) { return w.project_weight[i * C + k]; });
     copy_channels(value_bias, w.value_bias, 1), copy_channels(out_bias, w.out_bias, 1);
     copy_channels(depthwise_weight, w.depthwise_weight, 9), copy_channels(depthwise_bias, w.depthwise_bias, 1);
     copy_channels(dilated_weight, w.dilated_weight, 9), copy_channels(dilated_bias, w.dilated_bias, 1);
     copy_channels(gate_weight, w.ffn_depthwise_weight, 9);
-    copy_channels(gate_weight + 9 * half, w.ffn_depthwise_weight + 9 * C, 9);
+    copy_channels(gate_weight + 9 * channels, w.ffn_depthwise_weight + 9 * C, 9);
     memset(zero_line, 0, inner_pitch * sizeof(float));
     for (long token = 0; token < tokens; token++) {
       token_columns[token] = token < L ? (float)(token % M) : 0;
@@ -245,7 +244,7 @@ struct CAMixerWork {
   }
 
   void copy_channels(float *to, const float *from, long each) const {
-    for (long i = 0; i < STEP * lines * each; i++) to[i] = i < C * each ? from[i] : 0;
+    for (long i = 0; i < channels * each; i++) to[i] = i < C * each ? from[i] : 0;
   }
 
   void derive_query() {
@@ -262,14 +261,14 @@ struct CAMixerWork {
       }
       query_bias[i] = bias;
     }
-    for (long i = C; i < STEP * lines; i++) query_bias[i] = 0;
+    for (long i = C; i < channels; i++) query_bias[i] = 0;
     query = lay_out<HALF>(C, C, (Element *)query.data, [&](long i, long k) { return rows[i * C + k]; });
   }
 
   void attend_channels() {
     for (long image = 0; image < p.images; image++) {
-      float *attention = channel + image * STEP * lines;
-      for (long c = 0; c < STEP * lines; c++) {
+      float *attention = channel + image * channels;
+      for (long c = 0; c < channels; c++) {
         if (!w.channel_weight || c >= C) {
           attention[c] = 1;
           continue;
@@ -315,7 +314,7 @@ struct CAMixerWork {
     }
   }
 
-  // Copy tokens of a window, `first` to `last`, to channels × pitch; zeros behind the last of the window.
+  // Copy tokens of a window, `first` to `last`, to lines × pitch; zeros behind the last of the window.
   void gather(const Map &map, const Place &at, long first, long last, float *to, long pitch) const {
     const float *image = map.line(at.image, 0, 0);
     for_runs(map, at, first, last < L ? last : L, TILE(long token, long offset, long count) {
@@ -342,10 +341,10 @@ struct CAMixerWork {
     });
   }
 
-  // Project a block of cells, `value(channel, vector, product)` of which are the mixed values, and write them.
-  template <typename Value>
+  // Project a block of cells, and write what `mix(channel, vector, product)` makes of it as mixed values.
+  template <typename Mix>
   INLINE void project_values(const Place &at, long first, const float *cells, long pitch, long next_vector, Own &o,
-                             Value value_) const {
+                             Mix mix) const {
     float *to[VECTORS];
     bool there = is_whole();
     long to_pitch = there ? mixed.pitch : BLOCK;
@@ -353,9 +352,17 @@ struct CAMixerWork {
     for (int n = 0; n < VECTORS; n++)
       to[n] = there ? mixed.line(place.image, 0, 0) + offset_of(mixed, place, first + 16 * n) : o.other_block + 16 * n;
     multiply_cells<HALF>(value, cells, pitch, next_vector, BLOCK, TILE(long line, int n, const v16 *sums) {
-      store_cells<HALF>(to[n] + line * to_pitch, TILE(int part) { return value_(STEP * line + part, n, sums[part]); });
+      store_cells<HALF>(to[n] + line * to_pitch, TILE(int part) { return mix(STEP * line + part, n, sums[part]); });
     });
     if (!there) scatter(at, first, o.other_block);
+  }
+
+  // The cells of a pixel, and of a token of a window.
+  INLINE const float *token_at(long image, long row, long column) const {
+    return p.tokens + ((image * H + row) * W + column) * token_pitch;
+  }
+  INLINE const float *token_of(const Place &at, long token) const {
+    return token_at(at.image, at.row + token / M, at.column + token % M);
   }
 
   // Ask for the lines and tokens of a window that comes next, a share of its rows at a time.
@@ -366,7 +373,7 @@ struct CAMixerWork {
       const float *line = x.line(at.image, at.row + m, 0) + at.column;
       for (long c = 0; c < lines; c++, line += x.pitch) __builtin_prefetch(line, 0, 2);
       if (!is_hard[window]) continue;
-      const float *token = p.tokens + ((at.image * H + at.row + m) * W + at.column) * token_pitch;
+      const float *token = token_at(at.image, at.row + m, at.column);
       for (long part = 0; part < M * token_pitch; part += 16) __builtin_prefetch(token + part, 0, 2);
     }
   }
@@ -399,7 +406,7 @@ struct CAMixerWork {
     for (long first = 0; first < L; first += BLOCK) {
       v16 weight[VECTORS];
       for (int n = 0; n < VECTORS; n++) weight[n] = w.spatial_weight ? load(o.spatial + first + 16 * n) : splat(1);
-      const Cells cells = cells_of(at, first, o.block);
+      const Cells cells = cells_of(at, first, o.cells);
       project_values(at, first, cells.data, cells.pitch, cells.next_vector, o, TILE(long c, int n, v16 sum) {
         return (sum + splat(value_bias[c])) * weight[n];
       });
@@ -461,7 +468,7 @@ struct CAMixerWork {
         *(i16_unaligned *)(beneath + 16 * n) = -(top < last_row);
       }
       o.watch.stop(PREDICTOR);
-      const float *image = p.tokens + at.image * H * W * token_pitch;
+      const float *image = token_at(at.image, 0, 0);
       for (long group = 0; group < BLOCK; group += 16) {
         for (long lane = 0; lane < 16; lane++) {
           long index = group + lane, token = first + index;
@@ -470,7 +477,7 @@ struct CAMixerWork {
             for (long c = 0; c < token_pitch; c += 16) store(key + c, zeros());
             continue;
           }
-          const float *self = image + ((at.row + token / M) * W + at.column + token % M) * token_pitch;
+          const float *self = token_of(at, token);
           const float *here = image + corners[index] * token_pitch;
           long across = beside[index] * token_pitch, down = beneath[index] * W * token_pitch;
           v16 w_0 = splat(weights[0][index]), w_1 = splat(weights[1][index]);
@@ -511,7 +518,7 @@ struct CAMixerWork {
     lay_out_values(at, o);
     long depth = depth_of<HALF>(C), steps = depth_of<HALF>(L);
     for (long first = 0; first < L; first += BLOCK) {
-      const Cells cells = cells_of(at, first, o.window);
+      const Cells cells = cells_of(at, first, o.cells);
       multiply_cells<HALF>(query, cells.data, cells.pitch, cells.next_vector, BLOCK,
                            TILE(long line, int n, const v16 *sums) {
         store_cells<HALF>(o.queries + line * BLOCK + 16 * n,
@@ -542,13 +549,10 @@ struct CAMixerWork {
 
   // x of the window's tokens in panels of 12 channels: token by token, or two of them in a word.
   void lay_out_values(const Place &at, Own &o) {
-    const float *image = p.tokens + at.image * H * W * token_pitch;
     long steps = depth_of<HALF>(L);
     for (long panel = 0; panel < C; panel += PANEL) {
       Element *to = o.value_panels + panel * steps;
-      auto cells = TILE(long token) {
-        return image + ((at.row + token / M) * W + at.column + token % M) * token_pitch + panel / STEP;
-      };
+      auto cells = TILE(long token) { return token_of(at, token) + panel / STEP; };
       for (long token = 0; token < L; token += STEP, to += PANEL) {
         if constexpr (HALF) {
           u16 low = load_halves(cells(token)), high = token + 1 < L ? load_halves(cells(token + 1)) : (u16)(0);
@@ -606,7 +610,7 @@ struct CAMixerWork {
     long inner_vectors = (inner_count + 15) / 16, vectors = (count + 15) / 16;
     const float *zero = zero_line + MARGIN;
     long last_row = end < H ? end + FFN_REACH : H;
-    const float *attention = channel + image * STEP * lines;
+    const float *attention = channel + image * channels;
     o.watch.start();
     for (; at.row <= last_row; at.row++) {
       long row = at.row;

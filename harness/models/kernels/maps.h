@@ -83,7 +83,7 @@ INLINE void convolve_part(const float *top, const float *middle, const float *bo
 }
 
 // The same of a whole line: `weights` of its channels one after the other, finish(vector, values) with those of each
-// part. `scratch` has room for the line in bfloat16.
+// part. With HALF, `scratch` has room for the sums of the first part.
 template <int DILATION, bool HALF, typename Finish>
 INLINE void convolve_line(const float *top, const float *middle, const float *bottom, const float *weights,
                           long vectors, float *scratch, Finish finish) {
