@@ -2,8 +2,12 @@
 
 count MACs and parameters → hard constraints (reject before training) → latency, where a constraint asks for it →
 score untrained → train → calibrate, where asked for → evaluate and measure at every routing → TrialRecord.
+
+Whatever computes lets measurements of other processes go before it: between the steps of training, the images of an
+evaluation and the scores of a calibration.
 """
 
+import functools
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,6 +31,7 @@ from harness.core.configs import (
     TrainingConfig,
 )
 from harness.core.constraints import Constraint
+from harness.core.device_lock import computing
 from harness.core.environment import now, observe_environment
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.files import atomic_path, write_text
@@ -47,7 +52,14 @@ from harness.core.study_folder import StudyFolder
 from harness.data import CropSampler, PairedDataset, to_tensor
 from harness.metrics import Protocol as ScoreProtocol
 from harness.models import CAMixerSR, SRNetwork, build_model, describe_kernels
-from harness.profiling import canonical_macs, chosen_threads, count_macs, measure_latencies, measure_peak_memory
+from harness.profiling import (
+    canonical_macs,
+    chosen_threads,
+    count_macs,
+    measure_latencies,
+    measure_peak_memory,
+    parse_device,
+)
 from harness.training import TrainingInterruptedError, TrainingProgress, train
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
 from harness.trial.evaluation import evaluate, routed
@@ -341,6 +353,7 @@ def _train_and_measure(
                 identity=identity,
                 progress=progress.training,
                 should_stop=should_stop,
+                turn=functools.partial(computing, parse_device(setup.train_device).lock),
             )
         with atomic_path(setup.folder.weights_file(identity)) as temporary:
             save_file(network.state_dict(), temporary)
@@ -432,10 +445,11 @@ def _find_gains(setup: TrialSetup, network: CAMixerSR, config: CalibrationConfig
 def _check_macs(network: SRNetwork, input_BCHW: Tensor) -> MacsRecord:
     """Count one forward pass with every counter, beside the closed form at the share that this pass realises."""
     network.eval()
-    with torch.inference_mode():
+    with computing(), torch.inference_mode():
         share_S = network.restore(input_BCHW).hard_share_SB.mean(dim=1)
     share = share_S.tolist() if len(share_S) else None
-    return count_macs(network, input_BCHW, config=network.config, attention_share=share)
+    with computing():
+        return count_macs(network, input_BCHW, config=network.config, attention_share=share)
 
 
 def _measure(setup: TrialSetup, variants: dict[str, SRNetwork]) -> dict[str, tuple[LatencyRecord, ...]]:
