@@ -25,6 +25,7 @@ from harness.core.configs import (
     TrainingConfig,
 )
 from harness.core.environment import DeviceFingerprint, EnvironmentRecord
+from harness.core.errors import UserError
 
 Direction = Literal["minimize", "maximize"]
 TrialState = Literal["complete", "rejected", "stopped", "failed", "answered"]
@@ -189,11 +190,44 @@ class LatencyRecord(FrozenConfig):
         return self.protocol.partition(":")[0]
 
     @property
+    def setting(self) -> str:
+        """All that two latencies must share to stand in one column: protocol, process, device, conditions, kernels."""
+        kernels = self.fingerprint.kernels if self.fingerprint and self.runtime == "eager" else None
+        process = f" in {self.process} processes" if self.process else ""
+        by = f", kernels {kernels}" if kernels else ""
+        return f"{self.protocol_name}{process}, {self.device_name}, {self.conditions}{by}"
+
+    @property
+    def short_conditions(self) -> str:
+        """The device, and runtime and precision where they are not the default ones, such as 'cpu:1/bf16'."""
+        runtime = [] if self.runtime == "eager" else [self.runtime]
+        precision = [] if self.precision == "fp32" else [self.precision]
+        return "/".join([self.device, *runtime, *precision])
+
+    @property
     def conditions(self) -> str:
         """Where and how it ran, such as 'cpu:1/eager/fp32/64x64', with the batch where it is not 1."""
         height, width = self.input_size
         batch = "" if self.batch_size == 1 else f"/batch {self.batch_size}"
         return f"{self.device}/{self.runtime}/{self.precision}/{height}x{width}{batch}"
+
+
+class ProfileRecord(FrozenConfig):
+    """One run of `harness profile`: a network's counts, and its latencies, one for each size and batch.
+
+    `target` is what the user called it, `model` its config. `macs` are canonical, of the first row's size, one image.
+    """
+
+    schema_version: Literal[1] = 1
+    target: str
+    label: str
+    model: dict[str, Any]
+    weights: str
+    params: int
+    macs: int | None
+    rows: tuple[LatencyRecord, ...]
+    environment: EnvironmentRecord
+    measured_at: str
 
 
 class TrainingRecord(FrozenConfig):
@@ -217,10 +251,16 @@ class TrainingRecord(FrozenConfig):
 
 
 def find_latency(records: Sequence[LatencyRecord], conditions: str | None) -> LatencyRecord | None:
-    """Return the first record that meets `conditions` (None or '': any), see `parse_conditions`."""
+    """Return the first record that meets `conditions` (None or '': any), see `parse_conditions`.
+
+    None where none does, also for conditions that are not known here.
+    """
     if not conditions:
         return records[0] if records else None
-    wanted = parse_conditions(conditions)
+    try:
+        wanted = parse_conditions(conditions)
+    except UserError:
+        return None
     return next(
         (
             record
