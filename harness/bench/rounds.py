@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.core.configs import FrozenConfig
+from harness.core.device_lock import measuring
 from harness.core.environment import observe_environment
 from harness.models import describe_kernels
 from harness.profiling import Device, describe_device
@@ -113,7 +114,17 @@ def measure_rounds(
     effort: Effort,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rounds:
-    """Measure all contestants; `progress(done, total)` is told of every round, the warm-up being the first."""
+    """Measure all contestants; `progress(done, total)` is told of every round, the warm-up being the first.
+
+    Meanwhile nobody else of this package measures or trains on the device.
+    """
+    with measuring(device.lock):
+        return _measure_rounds(contestants, device, effort, progress)
+
+
+def _measure_rounds(
+    contestants: Sequence[Contestant], device: Device, effort: Effort, progress: Callable[[int, int], None]
+) -> Rounds:
     assert all(contestant.first < min(contestant.every, effort.rounds) for contestant in contestants)
     time_once = _time_on_cuda if device.torch_device.type == "cuda" else _time_on_cpu
     start, start_cpu = time.perf_counter(), time.process_time()

@@ -1,4 +1,4 @@
-"""`harness compare`: the front against SwinIR-light and the published tables."""
+"""`harness compare`: the front against SwinIR-light and the published tables; or what was profiled."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli import options
-from harness.cli.output import console, describe_effort, describe_routing, format_number, print_json, print_table
+from harness.cli.output import (
+    console,
+    describe_effort,
+    describe_routing,
+    format_interval,
+    format_number,
+    print_json,
+    print_table,
+)
 from harness.core.errors import UserError
 from harness.core.units import format_count
 
@@ -17,6 +25,15 @@ def compare(
         bool, typer.Option("--paper", help="The paper's cost columns beside ours; needs no study.")
     ] = False,
     published: Annotated[bool, typer.Option("--published", help="Lay the published tables beside.")] = False,
+    profiles: Annotated[
+        bool, typer.Option("--profiles", help="What `harness profile` has measured, in one table; needs no study.")
+    ] = False,
+    at: Annotated[
+        str | None, typer.Option(help="With --profiles: conditions, such as cpu:1 or cpu:1/bf16/64x64, alone.")
+    ] = None,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Let latencies of several protocols, devices or conditions share a column.")
+    ] = False,
     results: options.Results = Path("results"),
     json: options.Json = False,
 ) -> None:
@@ -25,12 +42,18 @@ def compare(
     from harness.reporting import compare as make_comparison
     from harness.reporting import load_study
 
-    if paper == (study is not None):
-        raise UserError("say either a STUDY to compare, or --paper")
-    if study is None:
+    if (study is not None) + paper + profiles != 1:
+        raise UserError("say either a STUDY to compare, or --paper, or --profiles")
+    if at is not None and not profiles:
+        raise UserError(f"--at {at} goes with --profiles")
+    if paper:
         _compare_paper(json)
         return
-    document = make_comparison(load_study(options.study_path(study, results)), published=published)
+    if profiles:
+        _compare_profiles(results / "profiles", at, mix, json)
+        return
+    assert study is not None
+    document = make_comparison(load_study(options.study_path(study, results)), published=published, mix=mix)
     if json:
         print_json(document)
         return
@@ -55,6 +78,36 @@ def compare(
         console.print(f"[dim]{document['note']}[/dim]")
     if document["seam_note"]:
         console.print(f"[dim]{document['seam_note']}[/dim]")
+    for setting in document["latency_settings"]:
+        console.print(f"[dim]latency: {setting}[/dim]")
+
+
+def _compare_profiles(folder: Path, at: str | None, mix: bool, json: bool) -> None:
+    """Print the latencies that `harness profile` has measured."""
+    from harness.reporting import compare_profiles, load_profiles
+
+    document = compare_profiles(load_profiles(folder), conditions=at, mix=mix)
+    if json:
+        print_json(document)
+        return
+    table = [
+        [
+            row["label"],
+            row["conditions"],
+            format_number(row["latency_ms_median"]) + (" (noisy)" if row["is_noisy"] else ""),
+            format_interval(row["latency_ms_interval"], 2),
+            format_number(row["latency_ratio"], 3),
+            format_interval(row["latency_ratio_interval"], 3),
+            str(row["reference"] or "–"),
+            format_count(row["params"]),
+            row["measured_at"].partition("+")[0],
+        ]
+        for row in document["rows"]
+    ]
+    columns = ["", "conditions", "latency (ms)", "95 %", "ratio", "95 %", "reference", "params", "measured (UTC)"]
+    print_table(f"profiles in {folder}", columns, table, text_columns=2)
+    for setting in document["latency_settings"]:
+        console.print(f"[dim]latency: {setting}[/dim]")
 
 
 def _compare_paper(json: bool) -> None:

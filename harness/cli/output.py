@@ -68,6 +68,11 @@ def format_number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def format_interval(interval: tuple[float, float] | None, digits: int) -> str:
+    """Write an interval's ends with so many digits, or a dash."""
+    return "–" if interval is None else f"{interval[0]:.{digits}f}–{interval[1]:.{digits}f}"
+
+
 def describe_point(point: PointRecord) -> str:
     """Describe a point's measurements on one line."""
     latency, ratio = point.value("latency_ms"), point.value("latency_ratio")

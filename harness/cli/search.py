@@ -147,16 +147,18 @@ def _make_setup(
     name: str, space: "SearchSpace", results: Path, device: str, threads: int, download: bool
 ) -> "TrialSetup":
     """Open the images and put together what all trials share."""
+    from harness.core.conditions import parse_conditions
     from harness.core.study_folder import StudyFolder
     from harness.data import open_dataset, refuse_overlap
     from harness.metrics import get_protocol
-    from harness.profiling import parse_device
+    from harness.profiling import check_runtime, parse_device
     from harness.search import baseline_config
     from harness.trial import TrialSetup, build_seeded
     from harness.trial.calibration import check_calibration
 
     place = options.check_train_device(device)
-    devices = tuple(parse_device(measured).text for measured in space.profile.devices)
+    for measured in map(parse_conditions, space.profile.devices):
+        check_runtime(measured.runtime, parse_device(measured.device), measured.precision)
     protocol = get_protocol(space.data.protocol)
     data_dir = Path(space.data.data_dir) if space.data.data_dir else None
 
@@ -190,7 +192,7 @@ def _make_setup(
         validation=validation,
         protocol=protocol,
         constraints=space.parsed_constraints(),
-        devices=devices,
+        devices=space.profile.devices,
         latency_input_size=space.profile.latency_input_size,
         macs_input_size=space.macs_input_size,
         reference=build_seeded(baseline_config(space, "swinir-light"), seed=0).eval(),
@@ -199,6 +201,7 @@ def _make_setup(
         threads=threads,
         latency_repeats=space.profile.min_repeats,
         latency_seconds=space.profile.min_seconds,
+        latency_process=space.profile.process,
         measure_memory="peak_memory_bytes" in wanted,
         calibration=space.calibrate,
     )

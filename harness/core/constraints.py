@@ -39,7 +39,7 @@ class Constraint:
 
 
 def parse_metric(text: str) -> str:
-    """Check the name of a metric, with its device if it has one; `UserError` lists the known names."""
+    """Check the name of a metric, with its device and conditions if it has them; `UserError` lists the known names."""
     name, slash, device = text.partition("/")
     if name not in METRIC_DIRECTIONS:
         raise unknown_name("metric", text, METRIC_DIRECTIONS)

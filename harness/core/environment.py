@@ -26,6 +26,36 @@ class EnvironmentRecord(FrozenConfig):
     kernels: str | None = None
 
 
+class DeviceFingerprint(FrozenConfig):
+    """What decides how fast a device runs a network; measurements of equal `digest` ran under equal conditions.
+
+    `usable_cores` is how many the process may run on. `instruction_set` is what torch's operators use of the CPU's,
+    `kernels` what ours do. `governor` is that of the first CPU, where the system says. `gpu`, `driver`: None on a CPU.
+    `runtime_version`: of onnxruntime or openvino. Thread settings are those inside the measured process.
+    """
+
+    device: str
+    cpu_model: str
+    cpu_count: int
+    usable_cores: int
+    instruction_set: str
+    kernels: str | None
+    governor: str | None
+    gpu: str | None
+    driver: str | None
+    platform: str
+    torch_version: str
+    runtime_version: str | None
+    threads: int
+    interop_threads: int
+    omp_num_threads: str | None
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits over all of it."""
+        return self.config_hash()
+
+
 def now() -> str:
     """Return the time as ISO 8601 in UTC with seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -44,6 +74,20 @@ def observe_environment(kernels: str | None = None) -> EnvironmentRecord:
         packages={name: version for name in _PACKAGES if (version := _version(name))},
         kernels=kernels,
     )
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def cpu_governor() -> str | None:
+    """Return the frequency governor of the first CPU where Linux tells, such as 'performance'."""
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip() or None
+    except OSError:
+        return None
 
 
 def _version(package: str) -> str | None:

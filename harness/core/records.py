@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
+from harness.core.conditions import parse_conditions
 from harness.core.configs import (
     BicubicConfig,
     CAMixerSRConfig,
@@ -23,13 +24,15 @@ from harness.core.configs import (
     Task,
     TrainingConfig,
 )
-from harness.core.environment import EnvironmentRecord
+from harness.core.environment import DeviceFingerprint, EnvironmentRecord
+from harness.core.errors import UserError
 
 Direction = Literal["minimize", "maximize"]
 TrialState = Literal["complete", "rejected", "stopped", "failed", "answered"]
 
 # Every metric that an objective or a constraint may name, with the direction that is better.
-# `latency_ms` and `latency_ratio` may carry a device of the space: `latency_ms/cpu:2`; alone they mean the first one.
+# `latency_ms` and `latency_ratio` may carry conditions of the space: `latency_ms/cpu:2`, `latency_ms/cpu:1/bf16/64x64`;
+# alone they mean the first ones.
 METRIC_DIRECTIONS: dict[str, Direction] = {
     "psnr_db": "maximize",
     "ssim": "maximize",
@@ -114,9 +117,21 @@ class MacsRecord(FrozenConfig):
 
 
 class LatencyRecord(FrozenConfig):
-    """Latency of one network on one device, interleaved with a reference in the same run.
+    """Latency of one network on one device, interleaved with a reference in the same run. Times in milliseconds.
 
-    `ratio` is median / reference median of the same run; None without a reference. Times in milliseconds.
+    `protocol` is its name and version, a colon, and the limits that held. `ratio` is median / reference median of the
+    same run. `interval` and `ratio_interval` are 95 % bootstrap intervals; the latter resamples rounds.
+    `reference_drift` is how far the reference's median moved from the first half of its samples to the second, as a
+    fraction (without a reference: the network's own); beyond 5 % the run `is_noisy` and is repeated: `attempts` counts
+    the runs, of which this is the quietest. `is_capped`: the cap of `max_seconds` ended it before the least repeats or
+    seconds were reached; `is_warm`: its warm-up was stable before it had to end.
+
+    `process`: `fresh`, of its own, or `shared` with others. `images` are the names of what was restored, none for
+    random input; `attention_share` is the share realised on it. `peak_memory_bytes`: of one pass, above what the
+    process held before. `output_error`: largest difference to the eager float32 network under other runtimes.
+    `lock_wait_seconds` is how long it waited for others to stop computing on the device, `sensors` what clock and
+    temperature were before and after, `model_hash` the hash of the network's config. What older protocols did not say
+    is None, or the default.
     """
 
     protocol: str
@@ -136,6 +151,82 @@ class LatencyRecord(FrozenConfig):
     reference_samples: tuple[float, ...] = ()
     ratio: float | None = None
     torch_version: str
+    measured_at: str
+    runtime: str = "eager"
+    interval: tuple[float, float] | None = None
+    ratio_interval: tuple[float, float] | None = None
+    reference_drift: float | None = None
+    is_noisy: bool = False
+    attempts: int = 1
+    max_seconds: float | None = None
+    is_capped: bool = False
+    is_warm: bool | None = None
+    process: Literal["fresh", "shared"] | None = None
+    images: tuple[str, ...] = ()
+    attention_share: float | None = None
+    peak_memory_bytes: int | None = None
+    output_error: float | None = None
+    lock_wait_seconds: float | None = None
+    fingerprint: DeviceFingerprint | None = None
+    sensors: dict[str, tuple[float, float]] = {}
+    git_revision: str | None = None
+    model_hash: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_older_protocols_did_not_say(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write later fields only where they say something, so that older records keep their hash."""
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        later = list(fields)[list(fields).index("runtime") :]
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in later or getattr(self, name) != fields[name].default
+        }
+
+    @property
+    def protocol_name(self) -> str:
+        """The protocol's name and version, without the limits that held."""
+        return self.protocol.partition(":")[0]
+
+    @property
+    def setting(self) -> str:
+        """All that two latencies must share to stand in one column: protocol, process, device, conditions, kernels."""
+        kernels = self.fingerprint.kernels if self.fingerprint and self.runtime == "eager" else None
+        process = f" in {self.process} processes" if self.process else ""
+        by = f", kernels {kernels}" if kernels else ""
+        return f"{self.protocol_name}{process}, {self.device_name}, {self.conditions}{by}"
+
+    @property
+    def short_conditions(self) -> str:
+        """The device, and runtime and precision where they are not the default ones, such as 'cpu:1/bf16'."""
+        runtime = [] if self.runtime == "eager" else [self.runtime]
+        precision = [] if self.precision == "fp32" else [self.precision]
+        return "/".join([self.device, *runtime, *precision])
+
+    @property
+    def conditions(self) -> str:
+        """Where and how it ran, such as 'cpu:1/eager/fp32/64x64', with the batch where it is not 1."""
+        height, width = self.input_size
+        batch = "" if self.batch_size == 1 else f"/batch {self.batch_size}"
+        return f"{self.device}/{self.runtime}/{self.precision}/{height}x{width}{batch}"
+
+
+class ProfileRecord(FrozenConfig):
+    """One run of `harness profile`: a network's counts, and its latencies, one for each size and batch.
+
+    `target` is what the user called it, `model` its config. `macs` are canonical, of the first row's size, one image.
+    """
+
+    schema_version: Literal[1] = 1
+    target: str
+    label: str
+    model: dict[str, Any]
+    weights: str
+    params: int
+    macs: int | None
+    rows: tuple[LatencyRecord, ...]
+    environment: EnvironmentRecord
     measured_at: str
 
 
@@ -159,10 +250,32 @@ class TrainingRecord(FrozenConfig):
     resumed_from: tuple[int, ...] = ()
 
 
+def find_latency(records: Sequence[LatencyRecord], conditions: str | None) -> LatencyRecord | None:
+    """Return the first record that meets `conditions` (None or '': any), see `parse_conditions`.
+
+    None where none does, also for conditions that are not known here.
+    """
+    if not conditions:
+        return records[0] if records else None
+    try:
+        wanted = parse_conditions(conditions)
+    except UserError:
+        return None
+    return next(
+        (
+            record
+            for record in records
+            if (record.device, record.runtime, record.precision) == (wanted.device, wanted.runtime, wanted.precision)
+            and wanted.input_size in (None, record.input_size)
+        ),
+        None,
+    )
+
+
 def latency_value(records: Sequence[LatencyRecord], metric: str) -> float | None:
-    """Return `latency_ms` or `latency_ratio` of the device that the metric names after `/`, else of the first one."""
-    name, _, device = metric.partition("/")
-    found = next((record for record in records if device in ("", record.device)), None)
+    """Return `latency_ms` or `latency_ratio` under the conditions that the metric names after `/`, else the first."""
+    name, _, conditions = metric.partition("/")
+    found = find_latency(records, conditions)
     if found is None:
         return None
     return found.median if name == "latency_ms" else found.ratio

@@ -50,7 +50,8 @@ class Windows(NamedTuple):
 
 def mask_kinds(window: int, like: Tensor) -> Tensor:
     """Return the masks of shifted windows (1×4×L×L): inside, beyond the right edge, the bottom edge, both."""
-    wrapped = torch.arange(window, device=like.device) >= window - window // 2
+    # Whole numbers, because torch.compile does not compare truth values.
+    wrapped = (torch.arange(window, device=like.device) >= window - window // 2).long()
     columns_L, rows_L = wrapped.repeat(window), wrapped.repeat_interleave(window)
     columns_LL, rows_LL = columns_L[:, None] != columns_L, rows_L[:, None] != rows_L
     apart_KLL = torch.stack((torch.zeros_like(rows_LL), columns_LL, rows_LL, columns_LL | rows_LL))

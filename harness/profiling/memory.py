@@ -13,15 +13,17 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
 
 from harness.core.configs import MODEL_CONFIG, BicubicConfig, CAMixerSRConfig, SwinIRConfig
+from harness.core.device_lock import computing
 from harness.core.errors import UserError
 from harness.models import build_model
-from harness.profiling.device import chosen_threads, parse_device
+from harness.profiling.device import Device, chosen_threads, parse_device
 
 _TINY = 16  # pixels a side
 
@@ -41,16 +43,18 @@ def measure_peak_memory(
     """
     if min(*input_size, batch_size) < 1:
         raise UserError(f"input size and batch must be at least 1: got {input_size}, batch {batch_size}")
+    place = parse_device(device)
     request = {
         "config": config.model_dump(mode="json"),
         "shape": [batch_size, 3, *input_size],
-        "device": parse_device(device).text,
+        "device": place.text,
     }
     command = [sys.executable, "-c", "from harness.profiling.memory import answer_request; answer_request()"]
     try:
-        process = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, timeout=timeout_seconds
-        )
+        with computing(place.lock):
+            process = subprocess.run(
+                command, input=json.dumps(request), capture_output=True, text=True, timeout=timeout_seconds
+            )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"measuring memory took longer than {timeout_seconds:g} s") from None
     if process.returncode != 0:
@@ -73,18 +77,33 @@ def _measure_here(config: CAMixerSRConfig | SwinIRConfig | BicubicConfig, shape:
     with chosen_threads(place.threads), torch.inference_mode():
         network(torch.rand(1, 3, _TINY, _TINY, device=place.torch_device))
         input_BCHW = torch.rand(shape, device=place.torch_device)
-        gc.collect()
-        if place.torch_device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(place.torch_device)
-            held = torch.cuda.memory_allocated(place.torch_device)
-            network(input_BCHW)
-            torch.cuda.synchronize(place.torch_device)
-            return int(torch.cuda.max_memory_allocated(place.torch_device)) - held
-        _return_free_memory()
-        _reset_peak_resident()
-        held = psutil.Process().memory_info().rss
-        network(input_BCHW)
-        return max(0, _peak_resident_bytes() - held)
+        peak = measure_pass_memory(lambda: network(input_BCHW), place)
+    if peak is None:
+        raise UserError(f"peak memory is not known on {place.text!r}; expected cpu:THREADS or cuda:INDEX")
+    return peak
+
+
+def measure_pass_memory(run: Callable[[], object], device: Device) -> int | None:
+    """Run a pass in this process, which should be fresh; return the bytes that it needs above what is held before.
+
+    None where the device does not tell (MPS).
+    """
+    gc.collect()
+    if device.kind == "mps":
+        run()
+        return None
+    if device.kind == "cuda":
+        torch.cuda.synchronize(device.torch_device)
+        torch.cuda.reset_peak_memory_stats(device.torch_device)
+        held = torch.cuda.memory_allocated(device.torch_device)
+        run()
+        torch.cuda.synchronize(device.torch_device)
+        return int(torch.cuda.max_memory_allocated(device.torch_device)) - held
+    _return_free_memory()
+    _reset_peak_resident()
+    held = psutil.Process().memory_info().rss
+    run()
+    return max(0, _peak_resident_bytes() - held)
 
 
 def _return_free_memory() -> None:

@@ -5,6 +5,7 @@ from harness.reporting.front import pick, study_front
 from harness.reporting.html import ReportFiles, write_report
 from harness.reporting.paper import compare_with_paper
 from harness.reporting.plots import draw_front_html, draw_front_png
+from harness.reporting.profiles import compare_profiles, load_profiles
 from harness.reporting.published import load_published, published_dir
 from harness.reporting.study import Point, Study, load_study
 from harness.reporting.summary import summarise
@@ -15,10 +16,12 @@ __all__ = [
     "ReportFiles",
     "Study",
     "compare",
+    "compare_profiles",
     "compare_with_paper",
     "draw_front_html",
     "draw_front_png",
     "front_table",
+    "load_profiles",
     "load_published",
     "load_study",
     "pick",

@@ -1,7 +1,11 @@
 """The front against SwinIR-light: x % fewer MACs, y times faster, z dB; in numbers and in words."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+from harness.core.errors import UserError
+from harness.core.records import LatencyRecord, find_latency
 from harness.metrics import metric_label
 from harness.reporting.front import Front, study_front
 from harness.reporting.published import load_published
@@ -11,7 +15,7 @@ from harness.reporting.table import POINT_FIELDS, point_row
 _SHOWN = (*POINT_FIELDS, "dataset", "steps", "training_seconds")
 
 
-def compare(study: Study, published: bool = False) -> dict[str, Any]:
+def compare(study: Study, published: bool = False, *, mix: bool = False) -> dict[str, Any]:
     """Return the front, the baselines and, if asked, the published tables as rows of one JSON-able table.
 
     `rows` have `role` (`front`, `baseline`, `published`), the point's fields, and against SwinIR-light:
@@ -19,8 +23,12 @@ def compare(study: Study, published: bool = False) -> dict[str, Any]:
     there are any), `psnr_difference_db`, and the `sentence` that says them. `psnr_above_bicubic_db` is against bicubic.
     Differences are null without that baseline. `source` and `trained_on` say where a row comes from; published rows
     are of the study's scale and, where the tables have it, of its validation set. `headline` answers the question.
+    `latency_settings` says what the latencies were measured under; unless `mix`, `UserError` where they are several.
     """
     front = study_front(study)
+    baselines = [found for name in BASELINE_IDS if (found := study.baseline(name)) is not None]
+    latencies = [point.latency() for point in (*front.points, *baselines)]
+    settings = latency_settings([found for found in latencies if found is not None], mix=mix)
     rows = [_row(study, point, "front", front) for point in front.points]
     for name in BASELINE_IDS:
         baseline = study.baseline(name)
@@ -35,8 +43,24 @@ def compare(study: Study, published: bool = False) -> dict[str, Any]:
         "note": study.convergence_note,
         "seam_note": study.seam_note,
         "protocol": study.record.protocol,
+        "latency_settings": settings,
         "rows": rows,
     }
+
+
+def latency_settings(latencies: Sequence[LatencyRecord], *, mix: bool = False) -> list[str]:
+    """Return the settings (protocol, device, conditions) that latencies of one column were measured under, each once.
+
+    Raises `UserError` for more than one, because such numbers do not compare, unless told to `mix` them.
+    """
+    counts = Counter(latency.setting for latency in latencies)
+    if len(counts) > 1 and not mix:
+        found = "; ".join(f"{count} of {setting}" for setting, count in counts.items())
+        raise UserError(
+            f"latencies of one column were measured under different protocols, devices or conditions: {found}; measure "
+            "them alike, or give --mix to see them side by side"
+        )
+    return list(counts)
 
 
 def headline(study: Study, front: Front | None = None) -> str:
@@ -104,7 +128,7 @@ def _times_faster(point: Point, reference: Point) -> float | None:
         return None
     if latency.ratio and (latency.reference or "").lower() == reference.record.label.lower():
         return 1 / latency.ratio
-    other = reference.latency(latency.device)
+    other = find_latency(reference.measured.latency, latency.conditions)
     return other.median / latency.median if other else None
 
 

@@ -224,12 +224,20 @@ def _protocol(study: Study) -> str:
     if study.seam_note:
         lines.append(("seam", study.seam_note))
     latencies = [latency for point in study.points for latency in point.measured.latency]
-    for device in dict.fromkeys(latency.device for latency in latencies):
-        one = next(latency for latency in latencies if latency.device == device)
+    for conditions in dict.fromkeys(latency.conditions for latency in latencies):
+        one = next(latency for latency in latencies if latency.conditions == conditions)
         threads = f", {one.threads} thread{'' if one.threads == 1 else 's'}" if one.threads else ""
         against = f", interleaved with {one.reference}" if one.reference else ""
         runs = f"median of {len(one.samples)} runs after {one.warmup_runs} warm-up runs"
-        lines.append((f"device {device}", f"{one.device_name}{threads}, {one.precision}, {runs}{against}"))
+        runtime = "" if one.runtime == "eager" else f", {one.runtime}"
+        noisy = sum(latency.is_noisy for latency in latencies if latency.conditions == conditions)
+        doubt = f"; {noisy} noisy" if noisy else ""
+        lines.append(
+            (
+                f"device {one.short_conditions}",
+                f"{one.device_name}{threads}{runtime}, {one.precision}, {runs}{against}, {one.protocol_name}{doubt}",
+            )
+        )
     if result:
         lines.append(
             ("trained with", f"{result.device}, {result.threads} threads, {result.images_per_second:.0f} images/s")

@@ -422,7 +422,9 @@ def describe_point(study: Study, point: Point) -> str:
     lines.append(f"{format_count(measured.macs)}MACs · {format_count(measured.params)} parameters")
     for latency in measured.latency:
         ratio = f" · {latency.ratio:.2f} × SwinIR-light's" if latency.ratio is not None else ""
-        lines.append(f"{latency.median:.2f} ms (IQR {latency.iqr:.2f}) on {html.escape(latency.device)}{ratio}")
+        lines.append(
+            f"{latency.median:.2f} ms (IQR {latency.iqr:.2f}) on {html.escape(latency.short_conditions)}{ratio}"
+        )
     if evaluation.attention_share is not None:
         lines.append(f"attention share {evaluation.attention_share:.3f}")
     if measured.peak_memory_bytes is not None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from harness.core.configs import TrainingConfig
 from harness.core.errors import UserError
-from harness.core.records import LatencyRecord, PointRecord, StudyRecord, TrialRecord, point_id
+from harness.core.records import LatencyRecord, PointRecord, StudyRecord, TrialRecord, find_latency, point_id
 from harness.core.study_folder import StudyFolder
 
 BaselineName = Literal["bicubic", "swinir-light"]
@@ -47,9 +47,9 @@ class Point:
         routing = self.measured.routing
         return f"{self.record.label}, {routing.label()}" if routing else self.record.label
 
-    def latency(self, device: str | None = None) -> LatencyRecord | None:
-        """Return the latency on `device` (None: the first one measured); None where it was not measured."""
-        return next((found for found in self.measured.latency if device in (None, found.device)), None)
+    def latency(self, conditions: str | None = None) -> LatencyRecord | None:
+        """Return the latency under `conditions` such as `cpu:1` or `cpu:1/bf16` (None: the first); None without one."""
+        return find_latency(self.measured.latency, conditions)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from harness.core.conditions import parse_conditions
 from harness.core.configs import (
     PAPER_RECIPE,
     BicubicConfig,
@@ -48,7 +49,6 @@ from harness.search.yaml_lines import KeyPath, LocatedYaml, read_yaml
 
 Scalar = bool | int | float | str | None
 Values = dict[str, Any]
-_DEVICE = re.compile(r"cpu(:[1-9]\d*)?|cuda(:\d+)?")
 ROUTING_DIMENSIONS = ("routing.gamma", "routing.policy")
 _SIZE = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], "height, width"]
 
@@ -155,21 +155,33 @@ class SpaceData(FrozenConfig):
 
 
 class ProfileConfig(FrozenConfig):
-    """How points are measured. Sizes are low-resolution (height, width); MACs default to a 1280×720 output."""
+    """How points are measured. Sizes are low-resolution (height, width); MACs default to a 1280×720 output.
+
+    `devices` are conditions: `cpu:1`, `cpu:1/bf16`, `cuda:0/compile/fp16/180x320`; the size is `latency_input_size`
+    where none is given. `process`: `fresh` measures a network in a process of its own, as `harness profile` does;
+    `shared` in that of the search, which saves seconds for each network.
+    """
 
     devices: Annotated[tuple[str, ...], Field(min_length=1)] = ("cpu:1",)
     latency_input_size: _SIZE = (64, 64)
     macs_input_size: _SIZE | None = None
     min_repeats: Annotated[int, Field(ge=3)] = 10
     min_seconds: Annotated[float, Field(ge=0)] = 1.0
+    process: Literal["fresh", "shared"] = "fresh"
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_default_process(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `process` only where it is not `fresh`: identities are kept."""
+        values: dict[str, Any] = handler(self)
+        if self.process == "fresh":
+            values.pop("process", None)
+        return values
 
     @field_validator("devices")
     @classmethod
     def _complete_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
-        for device in devices:  # whether it is there shows when it is used: a space is read on other machines too
-            if not _DEVICE.fullmatch(device):
-                raise ValueError(f"unknown device {device!r}; expected cpu:THREADS or cuda:INDEX, for example cpu:1")
-        completed = tuple({"cpu": "cpu:1", "cuda": "cuda:0"}.get(device, device) for device in devices)
+        # Whether they are there shows when they are used: a space is read on other machines too.
+        completed = tuple(parse_conditions(device).text for device in devices)
         if len(set(completed)) != len(completed):
             raise ValueError("the same device stands twice")
         return completed
@@ -349,7 +361,7 @@ def load_space(located: LocatedYaml) -> SearchSpace:
     named += [("constraints", index, constraint.metric) for index, constraint in enumerate(space.parsed_constraints())]
     for section, index, metric in named:
         device = metric.partition("/")[2]
-        if device and device not in space.profile.devices:
+        if device and _canonical(device) not in space.profile.devices:
             raise located.error(
                 (section, index),
                 f"{metric!r} names a device that is not in profile.devices: {_list(space.profile.devices)}",
@@ -359,6 +371,13 @@ def load_space(located: LocatedYaml) -> SearchSpace:
         if endless:
             raise located.error(("dimensions", endless[0]), "the grid sampler needs `choices` or a `step`")
     return space
+
+
+def _canonical(conditions: str) -> str:
+    try:
+        return parse_conditions(conditions).text
+    except UserError:  # which none of the space's devices is, either
+        return conditions
 
 
 def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:

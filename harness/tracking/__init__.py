@@ -1,5 +1,5 @@
 """Records to MLflow. A tracking failure never fails a trial."""
 
-from harness.tracking.tracker import MlflowTracker, initialise_store
+from harness.tracking.tracker import MlflowTracker, initialise_store, log_profile
 
-__all__ = ["MlflowTracker", "initialise_store"]
+__all__ = ["MlflowTracker", "initialise_store", "log_profile"]

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from harness.core.configs import RoutingConfig
-from harness.core.records import PointRecord, StudyRecord, TrialRecord, TrialState
+from harness.core.records import LatencyRecord, PointRecord, ProfileRecord, StudyRecord, TrialRecord, TrialState
 from harness.metrics import metric_label
 
 LONGEST_PARAMETER = 6000
@@ -126,6 +126,30 @@ def record_metrics(record: TrialRecord) -> list[MetricEntry]:
     return [MetricEntry(name, value, step) for (name, step), value in latest.items() if math.isfinite(value)]
 
 
+def profile_params(record: ProfileRecord) -> dict[str, str]:
+    """Return a profile's network, weights, protocol and device, flattened."""
+    first = record.rows[0]
+    return _flatten(
+        {
+            "target": record.target,
+            "weights": record.weights,
+            "model": record.model,
+            "protocol": first.protocol,
+            "reference": first.reference,
+            "device": first.fingerprint.model_dump(mode="json") if first.fingerprint else {"device": first.device},
+        }
+    )
+
+
+def profile_metrics(record: ProfileRecord) -> list[MetricEntry]:
+    """Return a profile's counts, and what was measured under each row's conditions: `latency_ms/cpu:1/eager/…`."""
+    values: list[tuple[str, float | None]] = [("params", record.params), ("macs", record.macs)]
+    for row in record.rows:
+        values += [(f"{name}/{row.conditions}", value) for name, value in _latency_values(row)]
+        values.append((f"peak_memory_bytes/{row.conditions}", row.peak_memory_bytes))
+    return [MetricEntry(_clean(name), float(value), 0) for name, value in values if value is not None]
+
+
 def milliseconds(time: str) -> int:
     """Return an ISO 8601 time as milliseconds since 1970."""
     return round(datetime.fromisoformat(time).timestamp() * 1000)
@@ -141,14 +165,22 @@ def _point_values(point: PointRecord) -> Iterator[tuple[str, float | None]]:
     yield "params", point.params
     yield "peak_memory_bytes", point.peak_memory_bytes
     yield "feasible", float(point.feasible)
+    named: set[str] = set()
     for latency in point.latency:
-        yield f"latency_ms/{latency.device}", latency.median
-        yield f"latency_iqr_ms/{latency.device}", latency.iqr
-        yield f"latency_p90_ms/{latency.device}", latency.p90
-        yield f"latency_ratio/{latency.device}", latency.ratio
-        yield f"latency_reference_ms/{latency.device}", latency.reference_median
+        conditions = latency.short_conditions if latency.short_conditions not in named else latency.conditions
+        named.add(conditions)
+        for name, value in _latency_values(latency):
+            yield f"{name}/{conditions}", value
     for text, violation in point.constraints.items():
         yield f"violation/{text}", violation
+
+
+def _latency_values(latency: LatencyRecord) -> Iterator[tuple[str, float | None]]:
+    yield "latency_ms", latency.median
+    yield "latency_iqr_ms", latency.iqr
+    yield "latency_p90_ms", latency.p90
+    yield "latency_ratio", latency.ratio
+    yield "latency_reference_ms", latency.reference_median
 
 
 def _routing_name(routing: RoutingConfig) -> str:

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UserError
-from harness.core.records import StudyRecord, TrialRecord
+from harness.core.records import ProfileRecord, StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.tracking.entries import (
     RUN_STATUS,
     MetricEntry,
     milliseconds,
+    profile_metrics,
+    profile_params,
     record_metrics,
     record_name,
     record_params,
@@ -42,6 +44,11 @@ Warn = Callable[[str], None]
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks")
+_GOES_ON = (
+    "the study goes on without it, its records are complete in its folder, and what is missing is logged when the "
+    "store is back"
+)
+PROFILES = "profiles"  # the experiment of `harness profile`
 _RETRY_DELAYS_S = (0.5, 2.0)
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
@@ -127,7 +134,7 @@ class MlflowTracker:
             _probe(self._uri)
             return self._opened
         client = _connect(self._uri)
-        experiment = self._find_experiment(client)
+        experiment = _find_experiment(client, self._study.name, self._artifact_root)
         created = milliseconds(self._study.created_at)
         parent = _find_or_create_run(client, experiment, study_tags(self._study), self._study.name, created)
         run_id = str(parent.info.run_id)
@@ -139,26 +146,6 @@ class MlflowTracker:
             client.set_tag(run_id, "harness.complete", self._study.config_hash())
         self._opened = client, experiment, run_id
         return self._opened
-
-    def _find_experiment(self, client: "MlflowClient") -> str:
-        from mlflow.exceptions import MlflowException
-
-        name = self._study.name
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            location = None
-            if self._artifact_root is not None:
-                self._artifact_root.mkdir(parents=True, exist_ok=True)
-                location = self._artifact_root.absolute().as_uri()
-            try:
-                return str(client.create_experiment(name, artifact_location=location))
-            except MlflowException:  # another process was first
-                found = client.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
 
     def _log_record(self, record: TrialRecord) -> None:
         from mlflow.entities import RunTag
@@ -215,13 +202,36 @@ class MlflowTracker:
                 return found
 
 
+def log_profile(record: ProfileRecord, tracking_uri: str, *, artifact_root: Path | None, warn: Warn) -> bool:
+    """Log a profile as a run of the experiment `profiles`; False, after one warning, where the store fails.
+
+    `artifact_root` is the folder for artifacts of a database store; None leaves the place to the server. `UserError`
+    for an address that cannot be a store.
+    """
+
+    def log() -> None:
+        client = _connect(tracking_uri)
+        experiment = _find_experiment(client, PROFILES, artifact_root)
+        measured = milliseconds(record.measured_at)
+        content = record.config_hash()
+        run = _find_or_create_run(client, experiment, {"harness.content": content}, record.label, measured)
+        run_id = str(run.info.run_id)
+        _log_params(client, run_id, profile_params(record))
+        _log_metrics(client, run_id, profile_metrics(record), measured)
+        client.log_text(run_id, record.model_dump_json(indent=1), "record.json")
+        client.set_terminated(run_id, status="FINISHED", end_time=measured)
+
+    return _Attempts(tracking_uri, warn, "its record is complete in its folder").make(log)
+
+
 class _Attempts:
     """Makes calls to a store: a few tries each while it works, one each while it fails, and one warning in all."""
 
-    def __init__(self, tracking_uri: str, warn: Warn):
+    def __init__(self, tracking_uri: str, warn: Warn, consequence: str = _GOES_ON):
         _check(tracking_uri)
         self._uri = tracking_uri
         self._warn = warn
+        self._consequence = consequence
         self._failing = False
         self._warned = False
 
@@ -241,11 +251,28 @@ class _Attempts:
         if not self._warned:
             self._warned = True
             where, why = _without_password(self._uri), _without_password(" ".join(reason.split()))[:300]
-            self._warn(
-                f"MLflow tracking to {where} failed ({why}); the study goes on without it, its records are complete in "
-                "its folder, and what is missing is logged when the store is back"
-            )
+            self._warn(f"MLflow tracking to {where} failed ({why}); {self._consequence}")
         return False
+
+
+def _find_experiment(client: "MlflowClient", name: str, artifact_root: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None
+        if artifact_root is not None:
+            artifact_root.mkdir(parents=True, exist_ok=True)
+            location = artifact_root.absolute().as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another process was first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
 
 
 def _check(tracking_uri: str) -> None:

@@ -1,5 +1,6 @@
 """One training run, which can be killed at any moment and goes on from its last checkpoint with the same numbers."""
 
+import contextlib
 import json
 import math
 import time
@@ -23,6 +24,9 @@ from harness.training.schedule import learning_rate_at
 
 _CURVE_POINTS = 200
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+Turn = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 class BatchSource(Protocol):
@@ -71,20 +75,24 @@ def train(
     identity: str = "",
     progress: Callable[[TrainingProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    turn: Turn = contextlib.nullcontext,
 ) -> TrainingRecord:
     """Train `network` in place; at the end it holds the averaged weights, is in eval mode and back on the CPU.
 
     With a `checkpoint` path the run is saved every `config.checkpoint_interval` steps and at the end, and goes on from
     a checkpoint of the same `identity`: the weights are those of a run never interrupted (bit-identical on a CPU with
     the same number of threads). `threads` holds for this run only. `should_stop` is asked after every step: on True
-    the run is saved and `TrainingInterruptedError` raised. A loss or gradient norm that is not finite raises
-    `TrialFailedError` before it can reach the weights.
+    the run is saved and `TrainingInterruptedError` raised. Each step is taken inside a `turn()`, which may wait before
+    it begins; that time is none of training's. A loss or gradient norm that is not finite raises `TrialFailedError`
+    before it can reach the weights.
     """
     previous_threads = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        return _Run(network, batches, config, torch.device(device), checkpoint, identity).finish(progress, should_stop)
+        return _Run(network, batches, config, torch.device(device), checkpoint, identity).finish(
+            progress, should_stop, turn
+        )
     finally:
         network.eval()
         network.to("cpu")
@@ -131,14 +139,15 @@ class _Run:
         self._resume()
 
     def finish(
-        self, progress: Callable[[TrainingProgress], None] | None, should_stop: Callable[[], bool]
+        self, progress: Callable[[TrainingProgress], None] | None, should_stop: Callable[[], bool], turn: Turn
     ) -> TrainingRecord:
         """Run all steps that are left."""
         steps = self.config.steps
         while self.step < steps:
-            started = time.perf_counter()
-            loss = self._advance()
-            self.clock.steps += time.perf_counter() - started
+            with turn():
+                started = time.perf_counter()
+                loss = self._advance()
+                self.clock.steps += time.perf_counter() - started
             self.step += 1
             if progress is not None:
                 rate = self.step / self.clock.steps

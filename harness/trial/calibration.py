@@ -18,12 +18,14 @@ import numpy as np
 import torch
 
 from harness.core.configs import CalibratedPolicy, CalibrationConfig, RoutingConfig
+from harness.core.device_lock import computing
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import CalibrationRecord, GainsRecord
 from harness.data import PairedDataset, to_tensor
 from harness.metrics.colour import FloatArray, luma_bt601
 from harness.metrics.fidelity import psnr_db
 from harness.models import CAMixerSR, SRNetwork
+from harness.profiling import parse_device
 from harness.trial.evaluation import routed
 
 DEFAULT_IMAGES: int = CalibrationConfig().images
@@ -89,7 +91,7 @@ class TuningCrops:
         network = routed(self.network, routing)
         device = next(network.parameters()).device
         values: list[float] = []
-        with torch.inference_mode():
+        with computing(parse_device(str(device)).lock), torch.inference_mode():
             for start in range(0, len(self._inputs), _BATCH):
                 input_BCHW = torch.cat(self._inputs[start : start + _BATCH]).to(device)
                 output_BHWC = network(input_BCHW).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
@@ -110,7 +112,7 @@ class TuningCrops:
         """Return each block's mean share of attention on the crops."""
         network = routed(self.network, routing)
         device = next(network.parameters()).device
-        with torch.inference_mode():
+        with computing(parse_device(str(device)).lock), torch.inference_mode():
             shares_SB = torch.cat(
                 [network.restore(input_BCHW.to(device)).hard_share_SB for input_BCHW in self._inputs], 1
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
+from harness.core.device_lock import computing
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import EvaluationRecord, ImageScore
 from harness.data import PairedDataset, to_tensor
@@ -19,6 +20,7 @@ from harness.metrics import Protocol, score, to_uint8
 from harness.models import CAMixerSR, SRNetwork, restore_image
 from harness.models.panorama import wrap_width
 from harness.models.tiling import tile_starts
+from harness.profiling import parse_device
 
 
 def to_image(image_BCHW: Tensor) -> npt.NDArray[np.uint8]:
@@ -63,6 +65,7 @@ def evaluate(
     tiles = [_count_tiles(size, tile, overlap) for size in sizes]
     started = time.perf_counter()
     was_training = network.training
+    lock = parse_device(device).lock
     home = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     network.eval().to(device)
     scores: list[ImageScore] = []
@@ -77,7 +80,7 @@ def evaluate(
         for index in range(len(dataset)):
             pair = dataset[index]
             input_BCHW = to_tensor(pair.lr_HWC).to(device)
-            with torch.inference_mode():
+            with computing(lock), torch.inference_mode():
                 try:
                     restored = restore_image(network, input_BCHW, tile=tile, overlap=overlap, wrap=wrap, progress=tell)
                 except TrialFailedError as error:  # found on the way

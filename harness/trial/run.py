@@ -2,8 +2,12 @@
 
 count MACs and parameters → hard constraints (reject before training) → latency, where a constraint asks for it →
 score untrained → train → calibrate, where asked for → evaluate and measure at every routing → TrialRecord.
+
+Whatever computes lets measurements of other processes go before it: between the steps of training, the images of an
+evaluation and the scores of a calibration.
 """
 
+import functools
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.core.conditions import Conditions, parse_conditions
 from harness.core.configs import (
     BicubicConfig,
     CalibrationConfig,
@@ -27,6 +33,7 @@ from harness.core.configs import (
     TrainingConfig,
 )
 from harness.core.constraints import Constraint
+from harness.core.device_lock import computing
 from harness.core.environment import now, observe_environment
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.files import atomic_path, write_text
@@ -47,7 +54,16 @@ from harness.core.study_folder import StudyFolder
 from harness.data import CropSampler, PairedDataset, to_tensor
 from harness.metrics import Protocol as ScoreProtocol
 from harness.models import CAMixerSR, SRNetwork, build_model, describe_kernels
-from harness.profiling import canonical_macs, chosen_threads, count_macs, measure_latencies, measure_peak_memory
+from harness.profiling import (
+    Effort,
+    canonical_macs,
+    chosen_threads,
+    count_macs,
+    measure_in_processes,
+    measure_latencies,
+    measure_peak_memory,
+    parse_device,
+)
 from harness.training import TrainingInterruptedError, TrainingProgress, train
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
 from harness.trial.evaluation import evaluate, routed
@@ -79,8 +95,10 @@ class Silent:
 class TrialSetup:
     """What all trials of a study share.
 
-    `devices` are measured for latency (`cpu:1`, `cuda:0`), interleaved with `reference`. `latency_input_size` and
-    `macs_input_size` are low-resolution (height, width). `train_device` and `threads` serve training and evaluation.
+    `devices` are the conditions that latency is measured under (`cpu:1`, `cuda:0/fp16`), interleaved with `reference`:
+    in `fresh` processes, or in this one (`shared`, eager alone). `latency_input_size` (for conditions that name none)
+    and `macs_input_size` are low-resolution (height, width). `train_device` and `threads` serve training and
+    evaluation.
     `calibration`: the routing of each trained network is calibrated on images of `train`, for points beside those that
     are proposed.
     """
@@ -101,6 +119,7 @@ class TrialSetup:
     threads: int = 1
     latency_repeats: int = 10
     latency_seconds: float = 1.0
+    latency_process: Literal["fresh", "shared"] = "fresh"
     measure_memory: bool = False
     calibration: CalibrationConfig | None = None
 
@@ -162,7 +181,11 @@ def representative_input(dataset: PairedDataset, size: tuple[int, int]) -> Tenso
 
     Routing depends on content, so latencies are measured on a photograph.
     """
-    image_HWC = np.asarray(dataset[0].lr_HWC)
+    return to_tensor(crop_centre(np.asarray(dataset[0].lr_HWC), size))
+
+
+def crop_centre(image_HWC: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return the centre of an image as h×w×3, mirrored where it is smaller."""
     for axis, side in enumerate(size):
         missing = max(side - image_HWC.shape[axis], 0)
         pads = [(0, 0), (0, 0), (0, 0)]
@@ -170,7 +193,7 @@ def representative_input(dataset: PairedDataset, size: tuple[int, int]) -> Tenso
         image_HWC = np.pad(image_HWC, pads, mode="symmetric")
         start = (image_HWC.shape[axis] - side) // 2
         image_HWC = image_HWC.take(range(start, start + side), axis=axis)
-    return to_tensor(image_HWC)
+    return image_HWC
 
 
 def run_trial(
@@ -274,6 +297,7 @@ def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, 
         if constraint.metric in values and constraint.violation(values[constraint.metric]) > 0:
             observed.violations[constraint.name] = constraint.violation(values[constraint.metric])
             return f"{constraint.metric} is {values[constraint.metric]:g}, but the space demands {constraint.name}"
+    memory_device = parse_conditions(setup.devices[0]).device
     costly = [constraint for constraint in early if constraint.metric not in ("params", "macs")]
     if not costly:
         return None
@@ -285,7 +309,7 @@ def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, 
             latency = _measure(setup, {"suggested": routed(network, proposal.suggested)})["suggested"]
     if any(constraint.metric == "peak_memory_bytes" for constraint in costly):
         with observed.timed("memory"):
-            memory = measure_peak_memory(model, setup.latency_input_size, setup.devices[0])
+            memory = measure_peak_memory(model, setup.latency_input_size, memory_device)
     for constraint in costly:
         is_memory = constraint.metric == "peak_memory_bytes"
         value = memory if is_memory else latency_value(latency, constraint.metric)
@@ -341,6 +365,7 @@ def _train_and_measure(
                 identity=identity,
                 progress=progress.training,
                 should_stop=should_stop,
+                turn=functools.partial(computing, parse_device(setup.train_device).lock),
             )
         with atomic_path(setup.folder.weights_file(identity)) as temporary:
             save_file(network.state_dict(), temporary)
@@ -365,9 +390,10 @@ def _train_and_measure(
     tell("measuring latency")
     with observed.timed("latency"):
         latencies = _measure(setup, variants)
+    memory_device = parse_conditions(setup.devices[0]).device
     with observed.timed("memory"):
         memory = {
-            name: measure_peak_memory(variant.config, setup.latency_input_size, setup.devices[0])
+            name: measure_peak_memory(variant.config, setup.latency_input_size, memory_device)
             for name, variant in variants.items()
             if setup.measure_memory
         }
@@ -432,28 +458,43 @@ def _find_gains(setup: TrialSetup, network: CAMixerSR, config: CalibrationConfig
 def _check_macs(network: SRNetwork, input_BCHW: Tensor) -> MacsRecord:
     """Count one forward pass with every counter, beside the closed form at the share that this pass realises."""
     network.eval()
-    with torch.inference_mode():
+    with computing(), torch.inference_mode():
         share_S = network.restore(input_BCHW).hard_share_SB.mean(dim=1)
     share = share_S.tolist() if len(share_S) else None
-    return count_macs(network, input_BCHW, config=network.config, attention_share=share)
+    with computing():
+        return count_macs(network, input_BCHW, config=network.config, attention_share=share)
 
 
 def _measure(setup: TrialSetup, variants: dict[str, SRNetwork]) -> dict[str, tuple[LatencyRecord, ...]]:
-    """Measure all variants on all devices, interleaved with the reference."""
-    input_BCHW = representative_input(setup.validation, setup.latency_input_size)
-    per_device = [
-        measure_latencies(
+    """Measure all variants of a network under all conditions, interleaved with the reference."""
+    measured = [_measure_under(setup, variants, parse_conditions(text)) for text in setup.devices]
+    return {name: tuple(records[name] for records in measured) for name in variants}
+
+
+def _measure_under(
+    setup: TrialSetup, variants: dict[str, SRNetwork], conditions: Conditions
+) -> dict[str, LatencyRecord]:
+    input_BCHW = representative_input(setup.validation, conditions.input_size or setup.latency_input_size)
+    if setup.latency_process == "shared" and conditions.runtime == "eager":
+        return measure_latencies(
             variants,
             input_BCHW,
-            device=device,
+            device=conditions.device,
+            precision=conditions.precision,
             reference=setup.reference,
             reference_name=setup.reference_name,
             min_repeats=setup.latency_repeats,
             min_seconds=setup.latency_seconds,
         )
-        for device in setup.devices
-    ]
-    return {name: tuple(records[name] for records in per_device) for name in variants}
+    return measure_in_processes(
+        variants,
+        input_BCHW[None],
+        conditions,
+        Effort(setup.latency_repeats, setup.latency_seconds),
+        reference=setup.reference,
+        reference_name=setup.reference_name,
+        images=(setup.validation[0].name,),
+    )
 
 
 def _point_macs(model: AnyModelConfig, size: tuple[int, int], evaluation: EvaluationRecord) -> int:

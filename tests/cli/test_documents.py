@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.core.configs import CAMixerSRConfig
+from harness.core.records import ProfileRecord
 from tests.cli.conftest import Call, FinishedStudy, run_harness
 from tests.photographs import Photographs
 
@@ -24,7 +25,7 @@ POINT_FIELDS = {
     "latency_ms_median",
     "latency_ratio",
 }
-QUICK = ("--repeats", "3", "--seconds", "0")
+QUICK = ("--repeats", "3", "--seconds", "0", "--no-tracking")
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ class TestProfile:
         arguments = ("--input-size", "12", "16", "--gamma", "0.5", "--routing", "fixed", "--device", "cpu")
         outcome = call("profile", model_file, *arguments, "--threads", "1", "--json", *QUICK)
         document = outcome.document
-        assert outcome.err == ""
+        assert all(line.startswith("warning: cpu:1/eager/fp32/12x16: ") for line in outcome.err.splitlines())
         assert_no_nan(document)
         assert document["scale"] == 4
         assert document["input_size"] == [12, 16]
@@ -62,6 +63,60 @@ class TestProfile:
         assert document["weights"] == "untrained"
         assert document["config"]["groups"] == [1, 2]
         assert document["environment"]["packages"]["torch"]
+        assert (record["process"], record["protocol"][:13]) == ("fresh", "interleaved-3")
+        assert record["peak_memory_bytes"] == document["peak_memory_bytes"] >= 48 * 64 * 3 * 4
+        assert record["interval"][0] <= record["median"] <= record["interval"][1]
+        low, high = record["ratio_interval"]
+        assert low <= record["ratio"] <= high
+
+    def test_rows_on_real_images_are_kept(self, call: Call, model_file: Path, photographs: Photographs) -> None:
+        sizes = ("--input-sizes", "8x12,16x16", "--batch-sizes", "2", "--images", photographs.train)
+        arguments = (*sizes, "--routing", "probability", "--gamma", "1", "--reference", "bicubic", "--json")
+        document = call("profile", model_file, *arguments, *QUICK).document
+        rows = [(row["input_size"], row["batch_size"]) for row in document["rows"]]
+        assert rows == [([8, 12], 2), ([16, 16], 2)]
+        kept = ProfileRecord.model_validate_json(Path(document["record_file"]).read_bytes())
+        assert Path(document["record_file"]).parent == Path("results/profiles")
+        assert [(row.input_size, row.batch_size) for row in kept.rows] == [((8, 12), 2), ((16, 16), 2)]
+        for row in kept.rows:
+            assert row.reference == "bicubic"
+            assert row.attention_share == 1.0
+            assert row.images
+            assert set(row.images) <= {path.name for path in photographs.train.rglob("*.png")}
+        call("profile", "bicubic", "--input-sizes", "8x12", "--no-reference", "--no-memory", "--json", *QUICK)
+        assert len(list(Path("results/profiles").iterdir())) == 2
+        assert "conditions" in call("compare", "--profiles").mistake
+        listed = call("compare", "--profiles", "--at", "cpu:1/16x16", "--json").document["rows"]
+        assert [row["latency_ms_median"] for row in listed] == [document["rows"][1]["latency_ms"]["median"]]
+        assert len(call("compare", "--profiles", "--mix", "--json").document["rows"]) == 3
+
+    @pytest.mark.slow
+    def test_profiles_accumulate_in_mlflow(self, call: Call) -> None:
+        from mlflow import MlflowClient
+
+        for _ in range(2):
+            arguments = ("--input-size", "8", "8", "--no-reference", "--json", *QUICK[:-1])
+            document = call("profile", "bicubic", *arguments).document
+        client = MlflowClient(f"sqlite:///{Path('results/mlflow.db').resolve()}")
+        experiment = client.get_experiment_by_name("profiles")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        assert len(runs) == 2
+        (run,) = [
+            run
+            for run in runs
+            if run.data.metrics["latency_ms/cpu:1/eager/fp32/8x8"] == document["latency_ms"]["median"]
+        ]
+        assert run.data.params["reference"] == "null"
+        assert run.data.params["device.threads"] == "1"
+
+    @pytest.mark.slow
+    def test_runtimes(self, call: Call, model_file: Path) -> None:
+        pytest.importorskip("onnxruntime")
+        arguments = ("--input-size", "8", "8", "--runtime", "onnxruntime", "--reference", "bicubic", "--json")
+        record = call("profile", model_file, *arguments, *QUICK).document["latency_record"]
+        assert (record["runtime"], record["fingerprint"]["runtime_version"] is None) == ("onnxruntime", False)
+        assert record["output_error"] < 1e-4
 
     def test_gamma_changes_the_cost(self, call: Call, model_file: Path) -> None:
         macs = [

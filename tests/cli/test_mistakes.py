@@ -36,6 +36,26 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "too many threads to measure": (["profile", "bicubic", "--threads", str(CORES + 1)], [f"cpu:{CORES}"]),
     "threads of another device": (["profile", "bicubic", "--threads", "1", "--device", "cuda:0"], ["--threads 1"]),
     "unknown precision": (["profile", "bicubic", "--precision", "fp8"], ["unknown precision 'fp8'", "bf16"]),
+    "unknown runtime": (["profile", "bicubic", "--runtime", "tvm"], ["unknown runtime 'tvm'", "openvino"]),
+    "precision that a runtime lacks": (
+        ["profile", "bicubic", "--runtime", "onnxruntime", "--precision", "bf16"],
+        ["onnxruntime"],
+    ),
+    "sizes that are none": (["profile", "bicubic", "--input-sizes", "48,64"], ["--input-sizes '48,64'", "180x320"]),
+    "sizes given twice": (
+        ["profile", "bicubic", "--input-sizes", "8x8", "--input-size", "8", "8"],
+        ["--input-size and --input-sizes"],
+    ),
+    "batches that are none": (["profile", "bicubic", "--batch-sizes", "1,0"], ["--batch-sizes '1,0'", "at least 1"]),
+    "images that are not there": (
+        ["profile", "bicubic", "--images", "nowhere"],
+        ["--images nowhere", "no such folder"],
+    ),
+    "folder without images to profile on": (
+        ["profile", "bicubic", "--images", "empty"],
+        ["--images empty", "no images in it"],
+    ),
+    "unknown reference": (["profile", "bicubic", "--reference", "edsr"], ["--reference edsr", "or none"]),
     "too few repeats": (["profile", "bicubic", "--repeats", "1"], ["--repeats", "greater than or equal to 3"]),
     "missing weights": (["evaluate", "camixersr-s", "--data", "HR", "--weights", "no.pth"], ["no.pth not found"]),
     "weights that are none": (["evaluate", "camixersr-s", "--data", "HR", "--weights", "text.txt"], ["text.txt"]),

@@ -47,6 +47,7 @@ class Study:
             reference_name=None,
             latency_repeats=space.profile.min_repeats,
             latency_seconds=space.profile.min_seconds,
+            latency_process=space.profile.process,
             calibration=space.calibrate,
         )
         record = study_record(setup.study, space, self.space_file.read_text(encoding="utf-8"), setup)

@@ -1,8 +1,11 @@
+import contextlib
 import math
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.core.configs import RoutingConfig, ScheduleConfig, TrainingConfig
+from harness.core.device_lock import computing
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.seeding import derive_seed
 from harness.data import CropBatch
@@ -271,3 +275,44 @@ def test_routing_of_the_config_does_not_enter_training() -> None:
     free, _, _ = run()
     other = SMALL.with_routing(RoutingConfig(policy="threshold", gamma=0.1))
     assert same_weights(free, run(model=other)[0])
+
+
+MEASUREMENT = """
+import sys, time
+from pathlib import Path
+from harness.core.device_lock import measuring
+with measuring(folder=Path(sys.argv[1])):
+    print("measuring", flush=True)
+    time.sleep(0.5)
+"""
+
+
+def test_training_pauses_while_another_process_measures(tmp_path: Path) -> None:
+    """A measurement begins between two steps: the next step waits for its end, at no cost to time or weights."""
+    folder = tmp_path / "locks"
+    config = SHORT.model_copy(update={"steps": 6})
+    waits: list[float] = []
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        with computing(folder=folder) as waited:
+            waits.append(waited)
+            yield
+
+    def measure_after_the_third(progress: TrainingProgress) -> None:
+        if progress.step == 3:
+            command = [sys.executable, "-c", MEASUREMENT, str(folder)]
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            assert process.stdout is not None
+            assert process.stdout.readline() == "measuring\n"
+
+    network = build()
+    with contextlib.ExitStack() as stack:
+        started = time.perf_counter()
+        record = train(network, sampler(config), config, progress=measure_after_the_third, turn=turn)
+        elapsed = time.perf_counter() - started
+    assert waits[3] > 0.25
+    assert max(waits[:3] + waits[4:]) < waits[3]
+    assert record.seconds <= elapsed - sum(waits)
+    undisturbed, _, _ = run(config)
+    assert same_weights(network, undisturbed)

@@ -38,6 +38,7 @@ def setup_study(folder: Path, *constraints: str, **changes: Any) -> TrialSetup:
         "reference_name": "swinir-tiny",
         "latency_repeats": 1,
         "latency_seconds": 0.0,
+        "latency_process": "shared",
     }
     return TrialSetup(**{**values, **changes})
 

@@ -1,0 +1,133 @@
+"""One measurement at a time on a device of this machine, and nothing of ours computing beside it.
+
+Every process of this package says what it does: `measuring` a device excludes all others, `computing` on it (a training
+step, an image restored, a network built) excludes measuring alone. Whoever computes lets go after each step, so a
+measurement waits for the steps that have begun, and training pauses until the measurement is over.
+
+Each device has two files that processes lock by `flock`. `room` is held by whoever is at work: shared for computing,
+exclusive for measuring. `door` is held on the way in, and while measuring: it stays shut behind a measurement that
+waits for the room, so that no number of training processes can keep it waiting. Devices are locked in one fixed order,
+doors before rooms, so no two processes can wait for each other. The operating system frees the locks of a process that
+ends, however it ends; nothing is ever written into the files.
+
+The CPU is one device, however many threads are asked for: threads of a process share its caches and memory with those
+of all others. Work on an accelerator is also launched from the CPU, so it counts there as computing. Processes that do
+not see the same /tmp (containers, other machines) and programs that are not ours are not held off.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.core.errors import UserError
+
+# Not tempfile.gettempdir(), which differs between users and sessions of one machine.
+LOCK_DIR = Path("/tmp/harness-locks")
+CPU = "cpu"
+
+_here = threading.local()  # what this thread does: a second lock of its own would have it wait for itself
+
+
+@contextlib.contextmanager
+def measuring(device: str = CPU, *, folder: Path = LOCK_DIR) -> Iterator[float]:
+    """Run the block while nobody else measures or computes on `device`; yield the seconds waited for that.
+
+    `device` is `cpu` or another name that all processes call the device by. A block inside another of the same thread
+    measures under the lock that is held. Raises `UserError` where the files cannot be made.
+    """
+    doing = getattr(_here, "doing", None)
+    assert doing != "computing", "measuring inside a block that computes would wait for itself"
+    if doing == "measuring":
+        yield 0.0
+        return
+    started = time.monotonic()
+    with contextlib.ExitStack() as held:
+        if device != CPU:
+            _enter(held, CPU, folder, exclusive=False)
+        _enter(held, device, folder, exclusive=True)
+        with _doing("measuring"):
+            yield time.monotonic() - started
+
+
+@contextlib.contextmanager
+def computing(device: str = CPU, *, folder: Path = LOCK_DIR) -> Iterator[float]:
+    """Run the block while nobody measures `device`; yield the seconds waited for that.
+
+    Keep the block short: whoever wants to measure waits for its end. Inside another block of the same thread nothing is
+    waited for. A process started inside must not enter blocks of its own before this one ends.
+    """
+    if getattr(_here, "doing", None) is not None:
+        yield 0.0
+        return
+    started = time.monotonic()
+    with contextlib.ExitStack() as held:
+        for name in dict.fromkeys((CPU, device)):
+            _enter(held, name, folder, exclusive=False)
+        with _doing("computing"):
+            yield time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _doing(what: str) -> Iterator[None]:
+    _here.doing = what
+    try:
+        yield
+    finally:
+        _here.doing = None
+
+
+def _enter(held: contextlib.ExitStack, device: str, folder: Path, *, exclusive: bool) -> None:
+    """Go through the door into the room; only a measurement keeps the door shut behind it."""
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    if exclusive:
+        held.enter_context(_locked(folder / f"{device}.door", kind))
+        held.enter_context(_locked(folder / f"{device}.room", kind))
+        return
+    with _locked(folder / f"{device}.door", kind):
+        held.enter_context(_locked(folder / f"{device}.room", kind))
+
+
+@contextlib.contextmanager
+def _locked(path: Path, kind: int) -> Iterator[None]:
+    """Hold the file's lock; each use opens the file anew, because a lock belongs to an opened file."""
+    descriptor = _open(path)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """Open a file that every user of the machine may lock.
+
+    Existing files are opened without O_CREAT, which Linux refuses for files of others in a folder that all may write.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.chmod(stat.S_ISVTX | 0o777)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            os.fchmod(descriptor, 0o666)  # whatever the umask: others lock it, too
+            return descriptor
+        return os.open(path, flags)
+    except OSError as error:
+        raise UserError(
+            f"lock file {path} cannot be opened: {error.strerror}; expected a file that may be read, in a folder that "
+            "may be written; remove it, or have its owner do so"
+        ) from None
+
+
+def lock_name(kind: str, identity: str = "") -> str:
+    """Return the name of a device's lock: its kind, and which of its kind it is (a GPU's UUID)."""
+    safe = "".join(sign if sign.isalnum() else "-" for sign in identity)
+    return f"{kind}-{safe}" if safe else kind

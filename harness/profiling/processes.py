@@ -1,0 +1,189 @@
+"""Latency and memory of networks in fresh processes of their own, taking turns by the protocol of `latency.py`."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.core.conditions import Conditions
+from harness.core.device_lock import computing
+from harness.core.environment import DeviceFingerprint
+from harness.core.errors import UserError
+from harness.core.records import LatencyRecord
+from harness.models import SRNetwork
+from harness.profiling.device import Device, parse_device
+from harness.profiling.latency import Effort, Timer, make_record, measure
+from harness.profiling.runtimes import check_runtime
+
+# Other runtimes compute the same network in another order. More than this is another network (or bfloat16 unasked for,
+# which is off by 1e-2).
+MAX_OUTPUT_ERROR = 1e-3
+_TELLING_LINES = 3  # of what a process that died has said
+
+
+class NetworkProcess:
+    """A process of its own with networks loaded in it, to be used as a context.
+
+    It ends with the context, and by itself when this process ends, however it ends. Signals of the terminal do not
+    reach it: whoever started it decides what they mean. `UserError` and `RuntimeError` tell what went wrong inside.
+    """
+
+    def __init__(self, device: Device):
+        environment = dict(os.environ)
+        if device.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(device.threads)  # pools of threads are made as large as needed
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from harness.profiling.worker import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._said.close()
+
+    def send(self, **request: Any) -> None:
+        """Ask for something, without waiting for it."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died, which `receive` tells
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for the answer to what was asked."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the measuring process ended (exit code {self._process.wait()}): {self._last_words()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise (UserError if answer["is_users"] else RuntimeError)(answer["error"])
+        return answer
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Ask and wait."""
+        self.send(**request)
+        return self.receive()
+
+    def timer(self, network: int) -> Timer:
+        """Return what times a network inside, for `latency.measure`."""
+        return lambda number, untimed: float(self.ask(do="run", network=network, round=number, untimed=untimed)["ms"])
+
+    def _last_words(self) -> str:
+        self._said.seek(0)
+        lines = [line.strip() for line in self._said.read().splitlines() if line.strip()]
+        return " | ".join(lines[-_TELLING_LINES:]) or "killed, perhaps for want of memory"
+
+
+def measure_in_processes(
+    networks: Mapping[str, SRNetwork],
+    inputs_NBCHW: Tensor,
+    conditions: Conditions,
+    effort: Effort,
+    *,
+    reference: SRNetwork | None = None,
+    reference_name: str | None = None,
+    images: Sequence[str] = (),
+    with_memory: bool = False,
+) -> dict[str, LatencyRecord]:
+    """Measure networks in one fresh process, interleaved with `reference` in another.
+
+    Several `networks` are meant to be one network under several routings. `inputs_NBCHW` are N batches of B×3×h×w in
+    [0, 1], which all restore in turn; `images` are their names where they are no random numbers. `with_memory`: also
+    the memory of one pass, in the same process, before anything is timed; of several networks the first one's alone.
+    Raises `UserError` for a device, a runtime or a network that cannot be measured so.
+    """
+    effort.check()
+    device = parse_device(conditions.device)
+    check_runtime(conditions.runtime, device, conditions.precision)
+    groups: list[list[SRNetwork]] = [list(networks.values()), *([] if reference is None else [[reference]])]
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        inputs = folder / "inputs.safetensors"
+        save_file({"inputs": inputs_NBCHW.contiguous()}, inputs)
+        with computing(device.lock):  # building, exporting and compiling would disturb others' measurements
+            processes = [stack.enter_context(NetworkProcess(device)) for _ in groups]
+            fingerprints = _load(processes, groups, folder, inputs, conditions, device)
+            memory = processes[0].ask(do="memory", network=0)["bytes"] if with_memory else None
+        timers = [processes[0].timer(index) for index in range(len(networks))]
+        timers += [process.timer(0) for process in processes[1:]]
+        measured = measure(timers, device, effort, has_reference=reference is not None)
+        with computing(device.lock):
+            inspected = [processes[0].ask(do="inspect", network=index) for index in range(len(networks))]
+    records = {}
+    for index, (name, network) in enumerate(networks.items()):
+        _refuse_other_output(network, conditions, inspected[index]["output_error"])
+        facts = {
+            "runtime": conditions.runtime,
+            "precision": conditions.precision,
+            "input_size": tuple(inputs_NBCHW.shape[-2:]),
+            "batch_size": inputs_NBCHW.shape[1],
+            "process": "fresh",
+            "images": tuple(images),
+            "fingerprint": fingerprints[0],
+            "model_hash": network.config.config_hash(),
+            "peak_memory_bytes": memory if index == 0 else None,
+            **inspected[index],
+        }
+        named = None if reference is None else reference_name or reference.config.label()
+        records[name] = make_record(measured, index, device, effort, reference=named, facts=facts)
+    return records
+
+
+def _load(
+    processes: Sequence[NetworkProcess],
+    groups: Sequence[Sequence[SRNetwork]],
+    folder: Path,
+    inputs: Path,
+    conditions: Conditions,
+    device: Device,
+) -> list[DeviceFingerprint]:
+    """Have each process load its networks, one after the other: two at once would need twice the memory and cores."""
+    found = []
+    for number, (process, group) in enumerate(zip(processes, groups, strict=True)):
+        described = [describe_network(network, folder / f"{number}.{index}") for index, network in enumerate(group)]
+        answer = process.ask(
+            do="load",
+            networks=described,
+            inputs=str(inputs),
+            device=device.text,
+            runtime=conditions.runtime,
+            precision=conditions.precision,
+        )
+        found.append(DeviceFingerprint.model_validate(answer))
+    return found
+
+
+def describe_network(network: SRNetwork, weights: Path) -> dict[str, Any]:
+    """Save the network's state and return the description that `worker.load_network` builds it from again."""
+    state = network.state_dict()
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, weights)
+    return {"config": network.config.model_dump(mode="json"), "weights": str(weights)}
+
+
+def _refuse_other_output(network: SRNetwork, conditions: Conditions, error: float | None) -> None:
+    if conditions.precision == "fp32" and error is not None and not error <= MAX_OUTPUT_ERROR:
+        raise UserError(
+            f"runtime {conditions.runtime} restores other images than {network.config.label()} does: the largest "
+            f"difference is {error:.2g}, expected at most {MAX_OUTPUT_ERROR:g}; its latency would be another network's"
+        )

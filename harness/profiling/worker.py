@@ -1,0 +1,133 @@
+"""The process that a measured network runs in: it answers requests, one JSON object a line, until its input ends.
+
+`serve` runs in a process that `harness.profiling.processes` starts. Requests are `load` (once, first), then `memory`,
+`run`, `inspect`. Answers go to what was standard output; whatever libraries print goes to standard error. A request
+that fails is answered with the error and whether it is the user's to mend.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from harness.core.configs import MODEL_CONFIG
+from harness.core.errors import UserError
+from harness.models import SRNetwork, build_model
+from harness.profiling.device import Device, parse_device
+from harness.profiling.fingerprint import observe_device
+from harness.profiling.latency import Timer, inference, local_timer
+from harness.profiling.memory import measure_pass_memory
+from harness.profiling.runtimes import Pass, check_runtime, prepare, runtime_version
+
+_TINY = 16  # pixels a side
+
+
+def load_network(description: dict[str, Any]) -> nn.Module:
+    """Build the network that a request describes, in eval mode, on the CPU.
+
+    `config`: a model config as a dict. `weights`: the path of a safetensors file with the network's own state, or None
+    for weights drawn from seed 0.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        network = build_model(MODEL_CONFIG.validate_python(description["config"]))
+    if description.get("weights"):
+        network.load_state_dict(load_file(description["weights"]))
+    return network.eval()
+
+
+class Loaded(NamedTuple):
+    """What a process holds after `load`."""
+
+    networks: tuple[nn.Module, ...]
+    passes: tuple[Pass, ...]
+    timers: tuple[Timer, ...]
+    inputs: tuple[Tensor, ...]
+    device: Device
+    runtime: str
+
+
+def serve() -> None:
+    """Answer requests until standard input ends, which it does when the process that asks ends, however it ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    with contextlib.ExitStack() as contexts:
+        loaded: Loaded | None = None
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                if request["do"] == "load":
+                    loaded, answer = _load(request, contexts)
+                else:
+                    assert loaded is not None, "the first request must be `load`"
+                    answer = _ANSWERS[request["do"]](loaded, request)
+            except Exception as error:  # told to whoever asked
+                text = (
+                    " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                )
+                answer = {"error": text, "is_users": isinstance(error, UserError)}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+
+
+def _load(request: dict[str, Any], contexts: contextlib.ExitStack) -> tuple[Loaded, dict[str, Any]]:
+    """Load networks and inputs (`inputs`: a safetensors file with N×B×3×h×w) and enter inference for good."""
+    device = parse_device(request["device"])
+    runtime = check_runtime(request["runtime"], device, request["precision"])
+    if device.threads is not None:
+        torch.set_num_threads(device.threads)
+    networks = tuple(load_network(each).to(device.torch_device) for each in request["networks"])
+    inputs_NBCHW = load_file(request["inputs"])["inputs"].to(device.torch_device)
+    casts = runtime in ("eager", "compile")
+    contexts.enter_context(inference(device, request["precision"] if casts else "fp32"))
+    inputs = tuple(inputs_NBCHW)
+    passes = tuple(prepare(each, runtime, request["precision"], device, inputs[0]) for each in networks)
+    timers = tuple(local_timer(each, inputs, device) for each in passes)
+    fingerprint = observe_device(device, runtime_version(runtime))
+    return Loaded(networks, passes, timers, inputs, device, runtime), fingerprint.model_dump(mode="json")
+
+
+def _memory(loaded: Loaded, request: dict[str, Any]) -> dict[str, Any]:
+    """Measure the memory of one pass; in eager libraries are loaded by a tiny one before, if it can be."""
+    index = request["network"]
+    if loaded.runtime == "eager":
+        with contextlib.suppress(Exception):
+            loaded.passes[index](loaded.inputs[0][:1, :, :_TINY, :_TINY])
+    return {"bytes": measure_pass_memory(lambda: loaded.passes[index](loaded.inputs[0]), loaded.device)}
+
+
+def _run(loaded: Loaded, request: dict[str, Any]) -> dict[str, Any]:
+    return {"ms": loaded.timers[request["network"]](request["round"], request["untimed"])}
+
+
+def _inspect(loaded: Loaded, request: dict[str, Any]) -> dict[str, Any]:
+    """Find the attention that the network spends on the inputs, and how far other runtimes are from eager float32."""
+    network, run = loaded.networks[request["network"]], loaded.passes[request["network"]]
+    with _in_float32(loaded.device):
+        shares = [network.restore(each).hard_share_SB for each in loaded.inputs if isinstance(network, SRNetwork)]
+        found = [share_SB.mean().item() for share_SB in shares if len(share_SB)]
+        expected = network(loaded.inputs[0]) if loaded.runtime != "eager" else None
+    error = None
+    if expected is not None:
+        given = torch.as_tensor(run(loaded.inputs[0])).to(expected)
+        error = (given - expected).abs().max().item()
+    return {"attention_share": sum(found) / len(found) if found else None, "output_error": error}
+
+
+@contextlib.contextmanager
+def _in_float32(device: Device) -> Iterator[None]:
+    with torch.autocast(device.kind, enabled=False):
+        yield
+
+
+_ANSWERS: dict[str, Callable[[Loaded, dict[str, Any]], dict[str, Any]]] = {
+    "memory": _memory,
+    "run": _run,
+    "inspect": _inspect,
+}

@@ -1,0 +1,129 @@
+"""Networks measured in processes of their own: what they are told, what they see, how they end."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from harness.core.conditions import Conditions, Runtime
+from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.core.errors import UserError
+from harness.models import SRNetwork, build_model
+from harness.profiling import Effort, measure_in_processes, parse_device
+from harness.profiling.processes import NetworkProcess
+
+SMALL = CAMixerSRConfig(channels=8, groups=(1, 1), window=4, scale=2)
+TINY_SWINIR = SwinIRConfig(embed_dim=12, depths=(2,), num_heads=2, window=4, scale=2)
+EFFORT = Effort(min_repeats=4, min_seconds=0.0)
+
+
+def network(config: CAMixerSRConfig | SwinIRConfig | BicubicConfig) -> SRNetwork:
+    return build_model(config).eval()
+
+
+def test_routings_of_a_network_beside_a_reference() -> None:
+    routings = {f"γ={gamma:g}": RoutingConfig(policy="probability", gamma=gamma) for gamma in (0.0, 1.0)}
+    torch.manual_seed(0)
+    state = network(SMALL).state_dict()
+    networks = {}
+    for name, routing in routings.items():
+        networks[name] = network(SMALL.with_routing(routing))
+        networks[name].load_state_dict(state)
+    inputs_NBCHW = torch.rand(3, 2, 3, 12, 20)
+    records = measure_in_processes(
+        networks,
+        inputs_NBCHW,
+        Conditions("cpu:1"),
+        EFFORT,
+        reference=network(TINY_SWINIR),
+        images=("a", "b"),
+        with_memory=True,
+    )
+    assert list(records) == list(routings)
+    plain, attended = records.values()
+    assert [record.attention_share for record in records.values()] == [0.0, 1.0]
+    assert plain.reference_samples == attended.reference_samples
+    assert len(plain.samples) == 4
+    assert (plain.process, plain.images, plain.batch_size, plain.input_size) == ("fresh", ("a", "b"), 2, (12, 20))
+    assert plain.reference == TINY_SWINIR.label()
+    assert plain.model_hash == networks["γ=0"].config.config_hash()
+    assert plain.fingerprint is not None
+    assert (plain.fingerprint.threads, plain.fingerprint.omp_num_threads) == (1, "1")
+    assert plain.peak_memory_bytes is not None
+    assert attended.peak_memory_bytes is None
+    assert plain.peak_memory_bytes >= 2 * 3 * 24 * 40 * 4  # the images that come out
+
+
+def test_the_process_runs_the_very_weights() -> None:
+    """The share of attention under `probability` depends on the weights and the image: it is that of this process."""
+    torch.manual_seed(3)
+    ours = network(SMALL.with_routing(RoutingConfig(policy="threshold")))
+    inputs_NBCHW = torch.rand(1, 1, 3, 16, 16)
+    with torch.inference_mode():
+        expected = ours.restore(inputs_NBCHW[0]).hard_share_SB.mean().item()
+    record = measure_in_processes({"ours": ours}, inputs_NBCHW, Conditions("cpu:1"), Effort(1, 0.0))["ours"]
+    assert record.attention_share == pytest.approx(expected)
+    assert (record.reference, record.ratio, record.ratio_interval) == (None, None, None)
+
+
+def test_mistakes_inside_are_the_users_and_deaths_are_told() -> None:
+    with NetworkProcess(parse_device("cpu:1")) as process:
+        with pytest.raises(UserError, match="unknown runtime 'fast'"):
+            process.ask(
+                do="load", device="cpu:1", runtime="fast", precision="fp32", networks=[], inputs="nowhere.safetensors"
+            )
+        with pytest.raises(RuntimeError, match=r"nowhere\.safetensors"):
+            process.ask(
+                do="load", device="cpu:1", runtime="eager", precision="fp32", networks=[], inputs="nowhere.safetensors"
+            )
+        process._process.kill()
+        with pytest.raises(RuntimeError, match=r"exit code -9.*killed, perhaps for want of memory"):
+            process.ask(do="run", network=0, round=0, untimed=False)
+
+
+def test_it_ends_with_the_process_that_asked() -> None:
+    """Killed without a chance to clean up, the parent leaves nobody behind."""
+    script = (
+        "import time\nfrom harness.profiling import parse_device\n"
+        "from harness.profiling.processes import NetworkProcess\n"
+        "process = NetworkProcess(parse_device('cpu:1'))\nprint(process._process.pid, flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["compile", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("config", [SMALL, TINY_SWINIR], ids=["camixersr", "swinir"])
+def test_runtimes_restore_the_same_images(runtime: Runtime, config: CAMixerSRConfig | SwinIRConfig) -> None:
+    if runtime in ("onnxruntime", "openvino") and importlib.util.find_spec(runtime) is None:
+        pytest.skip(f"{runtime} is not installed")
+    record = measure_in_processes(
+        {"ours": network(config)}, torch.rand(1, 1, 3, 16, 16), Conditions("cpu:1", runtime), EFFORT
+    )["ours"]
+    assert record.runtime == runtime
+    assert record.output_error is not None
+    assert record.output_error < 1e-4
+    assert record.fingerprint is not None
+    assert (record.fingerprint.runtime_version is None) == (runtime == "compile")
+
+
+def test_cores_are_those_of_the_affinity() -> None:
+    record = measure_in_processes(
+        {"bicubic": network(BicubicConfig())}, torch.rand(1, 1, 3, 8, 8), Conditions("cpu:1"), Effort(1, 0.0)
+    )["bicubic"]
+    assert record.fingerprint is not None
+    assert record.fingerprint.usable_cores == len(os.sched_getaffinity(0))
+    assert record.attention_share is None
