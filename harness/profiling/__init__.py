@@ -5,13 +5,18 @@ from harness.profiling.counters import count_macs
 from harness.profiling.device import Device, chosen_threads, describe_device, parse_device
 from harness.profiling.latency import measure_latencies, measure_latency
 from harness.profiling.memory import measure_peak_memory
+from harness.profiling.targets import InputContract, Target, TargetSpec, load_target, parse_target
 
 __all__ = [
     "Device",
+    "InputContract",
+    "Target",
+    "TargetSpec",
     "canonical_macs",
     "chosen_threads",
     "count_macs",
     "describe_device",
+    "load_target",
     "macs_by_part",
     "measure_latencies",
     "measure_latency",
@@ -19,4 +24,5 @@ __all__ = [
     "paper_flops_tile",
     "paper_macs_fvcore",
     "parse_device",
+    "parse_target",
 ]
