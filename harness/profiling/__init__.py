@@ -1,7 +1,13 @@
 """Operation counts, latency and memory: functions of explicit inputs that return records and leave nothing behind."""
 
-from harness.profiling.closed_form import canonical_macs, macs_by_part, paper_flops_tile, paper_macs_fvcore
-from harness.profiling.counters import count_macs
+from harness.profiling.closed_form import (
+    canonical_activations,
+    canonical_macs,
+    macs_by_part,
+    paper_flops_tile,
+    paper_macs_fvcore,
+)
+from harness.profiling.counters import count_macs, count_operations
 from harness.profiling.device import Device, chosen_threads, describe_device, parse_device
 from harness.profiling.latency import measure_latencies, measure_latency
 from harness.profiling.memory import measure_peak_memory
@@ -12,9 +18,11 @@ __all__ = [
     "InputContract",
     "Target",
     "TargetSpec",
+    "canonical_activations",
     "canonical_macs",
     "chosen_threads",
     "count_macs",
+    "count_operations",
     "describe_device",
     "load_target",
     "macs_by_part",

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.configs import FrozenConfig, ModelConfig
-from harness.core.errors import UserError
+from harness.core.errors import UserError, describe_error
 from harness.core.seeding import derive_seed
 from harness.models import SRNetwork, build_seeded, load_plain_weights, load_weights
 
@@ -35,7 +35,6 @@ FILE_KINDS: dict[str, TargetKind] = {".pt": "torchscript", ".ts": "torchscript",
 # Sides with many divisors, small ones first: whatever multiple a network needs up to 64, it divides one of them.
 _SIDES = (64, 96, 120, 168, 112, 128, 144, 176, 208, 240, 256, 320, 384, 512)
 _CHANNELS = (3, 1, 4)  # RGB, grey, RGB with alpha or packed Bayer
-_LONGEST_REASON = 160  # characters of somebody else's error message that ours quotes
 
 
 class InputContract(FrozenConfig):
@@ -290,7 +289,7 @@ def _import_module(spec: TargetSpec) -> types.ModuleType:
                 f"{spec.source}: no module named {error.name!r}, here or among the installed; "
                 "expected MODULE:FACTORY or FILE.py:FACTORY"
             ) from None
-        raise UserError(f"{spec.source}: importing it fails: {_describe(error)}") from None
+        raise UserError(f"{spec.source}: importing it fails: {describe_error(error)}") from None
 
 
 def _call_factory(spec: TargetSpec, module: types.ModuleType) -> nn.Module:
@@ -313,7 +312,7 @@ def _call_factory(spec: TargetSpec, module: types.ModuleType) -> nn.Module:
             network = factory()
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"{spec.source}: calling {spec.attribute}() fails: {_describe(error)}; "
+                f"{spec.source}: calling {spec.attribute}() fails: {describe_error(error)}; "
                 "expected a function that takes no arguments and returns an nn.Module"
             ) from None
     if not isinstance(network, nn.Module):
@@ -327,7 +326,7 @@ def _load_torchscript(spec: TargetSpec, _threads: int) -> Network:
         network: nn.Module = torch.jit.load(spec.path, map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:  # a zip without its parts, a pickle, a constant of another version, …
         raise UserError(
-            f"{spec.source}: no TorchScript file as torch.jit.save writes them ({_describe(error)}); "
+            f"{spec.source}: no TorchScript file as torch.jit.save writes them ({describe_error(error)}); "
             "weights go with a factory and --weights"
         ) from None
     return network.eval()
@@ -346,7 +345,7 @@ def _load_exported(spec: TargetSpec, _threads: int) -> Network:
             return ExportedNetwork(torch.export.load(spec.path)).eval()
     except Exception as error:
         raise UserError(
-            f"{spec.source}: no torch.export file as torch.export.save writes them ({_describe(error)})"
+            f"{spec.source}: no torch.export file as torch.export.save writes them ({describe_error(error)})"
         ) from None
     finally:
         loader_log.setLevel(level)
@@ -426,7 +425,7 @@ def _restored_shape(network: Network, name: str, channels: int, size: tuple[int,
         with torch.no_grad():
             output: Any = network(image_BCHW)
     except Exception as error:
-        raise _MisfitError(f"it fails: {_describe(error)}") from None
+        raise _MisfitError(f"it fails: {describe_error(error)}") from None
     if not isinstance(output, Tensor):
         raise UserError(f"{name} returns a {type(output).__name__}; expected a tensor, B×C×(scale·h)×(scale·w)")
     if output.dim() != 4 or output.shape[0] != 1 or not output.is_floating_point():
@@ -502,10 +501,3 @@ def _list_sizes(sizes: Any) -> str:
     """List sizes, the middle left out where there are many."""
     texts = [f"{height}×{width}" for height, width in dict.fromkeys(sizes)]
     return ", ".join(texts if len(texts) <= 8 else [*texts[:5], "…", *texts[-2:]])
-
-
-def _describe(error: BaseException) -> str:
-    """Put somebody else's error on one line: its type and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = ": ".join([type(error).__name__, *lines[:1]])
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
