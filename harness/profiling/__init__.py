@@ -7,21 +7,26 @@ from harness.profiling.closed_form import (
     paper_flops_tile,
     paper_macs_fvcore,
 )
-from harness.profiling.counters import count_macs, count_operations
+from harness.profiling.counters import AGREEMENT, count_macs, count_operations
 from harness.profiling.device import Device, chosen_threads, describe_device, parse_device
 from harness.profiling.latency import measure_latencies, measure_latency
 from harness.profiling.memory import measure_peak_memory
+from harness.profiling.onnx_graph import OnnxCount, count_onnx
+from harness.profiling.score import ntire_score
 from harness.profiling.targets import InputContract, Target, TargetSpec, load_target, parse_target
 
 __all__ = [
+    "AGREEMENT",
     "Device",
     "InputContract",
+    "OnnxCount",
     "Target",
     "TargetSpec",
     "canonical_activations",
     "canonical_macs",
     "chosen_threads",
     "count_macs",
+    "count_onnx",
     "count_operations",
     "describe_device",
     "load_target",
@@ -29,6 +34,7 @@ __all__ = [
     "measure_latencies",
     "measure_latency",
     "measure_peak_memory",
+    "ntire_score",
     "paper_flops_tile",
     "paper_macs_fvcore",
     "parse_device",

@@ -28,6 +28,7 @@ from fvcore.nn.jit_handles import (
 from ptflops.aten_engine import FlopCounterMode as PtflopsCounterMode
 from ptflops.aten_ops import conv_flop_count as ptflops_conv_flop_count
 from torch import Tensor, nn
+from torch.export.unflatten import InterpreterModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
@@ -257,16 +258,19 @@ def _run_dispatched(network: nn.Module, input_BCHW: Tensor, *, with_torch: bool)
 def _build_tree(
     network: nn.Module, trace: _Trace | None, log: OperatorLog, dispatching: tuple[str, ...]
 ) -> tuple[ModuleRecord, ...]:
-    """Return every module, each with those inside it, the network first."""
+    """Return every module, each with those inside it, the network first; TorchScript tells nothing of those inside."""
     records = []
+    scripted = [path for path, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     for path, module in network.named_modules():
+        if any(path != other and _is_inside(path, other) for other in scripted):
+            continue
         inside = [totals for name, totals in log.by_module.items() if _is_inside(name, path)]
         macs = {} if trace is None else {"fvcore": trace.by_module.get(path, 0)}
         macs.update({counter: sum(totals.macs[counter] for totals in inside) for counter in dispatching})
         records.append(
             ModuleRecord(
                 path=path,
-                type=getattr(module, "original_name", type(module).__name__),  # TorchScript keeps the name
+                type=_type_of(module),
                 macs=max(macs.values()),
                 macs_by_counter=macs,
                 params=sum(parameter.numel() for parameter in module.parameters()),
@@ -326,6 +330,14 @@ def _list_uncounted(
         modules = tuple(path for path, totals in log.by_module.items() if totals.times[name])
         listed.append(UncountedOperator(operator=name, times=times, share=count / whole, modules=modules))
     return tuple(listed)
+
+
+def _type_of(module: nn.Module) -> str:
+    """Return the class of a module, of a loaded one that of the module that was written."""
+    if isinstance(module, InterpreterModule):
+        name = module.type_name()
+        return name.rpartition(".")[2] if name else "Module"
+    return str(getattr(module, "original_name", type(module).__name__))
 
 
 def _is_inside(path: str, parent: str) -> bool:
@@ -406,6 +418,15 @@ def _dispatched_attention(inputs: Any, _outputs: Any) -> int:
     return _attention_macs(*(value.shape for value in inputs[:3]))
 
 
+def _recurrent_macs(input_TBC: Sequence[int], *weights: Sequence[int]) -> int:
+    """Count a recurrent layer: both of its matrices (gates·H × C and gates·H × H) at each of T steps."""
+    return math.prod(input_TBC[:2]) * sum(math.prod(weight) for weight in weights)
+
+
+def _dispatched_recurrent(inputs: Any, _outputs: Any) -> int:
+    return _recurrent_macs(*(value.shape for value in inputs[:3]))
+
+
 _PTFLOPS_HANDLES: dict[Any, Callable[[Any, Any], int]] = {
     torch.ops.aten.convolution: _dispatched_convolution_macs,
     torch.ops.aten._convolution: _dispatched_convolution_macs,  # as TorchScript runs a traced convolution
@@ -417,6 +438,7 @@ _PTFLOPS_HANDLES: dict[Any, Callable[[Any, Any], int]] = {
     torch.ops.aten.dot: _dispatched_product,
     torch.ops.aten.addmm: _dispatched_sum_and_product,
     torch.ops.aten.baddbmm: _dispatched_sum_and_product,
+    torch.ops.aten.mkldnn_rnn_layer: _dispatched_recurrent,  # a direction of a layer of an LSTM
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _dispatched_attention,
     torch.ops.aten._scaled_dot_product_flash_attention: _dispatched_attention,
     torch.ops.aten._scaled_dot_product_efficient_attention: _dispatched_attention,
@@ -433,10 +455,15 @@ def _torch_attention(query: Sequence[int], key: Sequence[int], value: Sequence[i
     return 2 * _attention_macs(query, key, value)
 
 
+def _torch_recurrent(steps: Sequence[int], inner: Sequence[int], recurrent: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * _recurrent_macs(steps, inner, recurrent)
+
+
 # What PyTorch's counter lacks; it counts 2 for each MAC.
 _TORCH_HANDLES: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mv: _torch_product,
     torch.ops.aten.dot: _torch_product,
+    torch.ops.aten.mkldnn_rnn_layer: _torch_recurrent,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _torch_attention,
     torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _torch_attention,
 }

@@ -1,26 +1,29 @@
 """Networks of `torch.export` files, with the modules that they were exported from."""
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, unflatten
 
 
 class ExportedNetwork(nn.Module):
-    """An exported program as a module that counters can look into: its modules are called, and show their names.
+    """An exported program that checks its input, with the modules that it was exported from in `network`.
 
+    `network` by itself does not check: in a trace sizes are tensors, which that check cannot compare.
     `declared_input`: the sizes of its image input, None where they are free.
     """
 
     def __init__(self, program: ExportedProgram):
         super().__init__()
         self.network = unflatten(program)
+        self.network.check_input_constraints = False
         self.declared_input = _declared_input(program)
 
     def forward(self, input_BCHW: Tensor) -> Tensor:
         """Run the program on one batch of images."""
-        # While a network is traced, its sizes are tensors, which the check of exported programs cannot compare.
-        self.network.check_input_constraints = torch._C._get_tracing_state() is None
-        output: Tensor = self.network(input_BCHW)
+        self.network.check_input_constraints = True
+        try:
+            output: Tensor = self.network(input_BCHW)
+        finally:
+            self.network.check_input_constraints = False
         return output
 
 

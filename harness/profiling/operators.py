@@ -30,18 +30,14 @@ _MOVEMENT = {
     "resolve_conj", "resolve_neg", "roll", "scalar_tensor", "scatter", "scatter_", "select", "select_scatter",
     "set_", "slice", "slice_scatter", "split", "split_with_sizes", "squeeze", "squeeze_", "stack", "sym_numel",
     "sym_size", "sym_stride", "t", "t_", "to", "transpose", "transpose_", "tril", "triu", "unbind", "unfold",
-    "unsafe_split", "unsqueeze", "unsqueeze_", "upsample_nearest2d", "view", "view_as", "where", "zero_", "zeros",
-    "zeros_like",
+    "unsafe_split", "unsqueeze", "unsqueeze_", "upsample_nearest2d", "view", "view_as", "view_as_complex",
+    "view_as_real", "where", "zero_", "zeros", "zeros_like",
 }
 # fmt: on
-_CONVOLUTIONS = {
-    "convolution",
-    "_convolution",
-    "convolution_overrideable",
-    "cudnn_convolution",
-    "mkldnn_convolution",
-    "_slow_conv2d_forward",
-}
+_CONVOLUTIONS = {"_convolution", "convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution"}
+# Operators of PyTorch whose work is not in proportion to their elements, and the beginnings of the names of more.
+_UNKNOWN = {"_cdist_forward", "_cudnn_rnn", "_int_mm", "_trilinear", "cholesky", "convolution_backward"}
+_UNKNOWN_BEGINNINGS = ("_fft_", "_linalg_", "linalg_", "mkldnn_", "_native_multi_head", "_transformer_encoder")
 _PYTORCH = {"aten", "prim", "prims"}  # namespaces of PyTorch's own operators
 
 
@@ -132,7 +128,11 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _MOVEMENT:
             return
         self._computed += 1
-        if not any(added.values()) and name not in _CONVOLUTIONS:
+        if any(added.values()):
+            return
+        if name in _UNKNOWN or name.startswith(_UNKNOWN_BEGINNINGS):
+            totals.opaque[f"{namespace}::{name}"] += 1
+        else:
             totals.times[f"{namespace}::{name}"] += 1
             totals.elements[f"{namespace}::{name}"] += max(_elements(args), _elements(output))
 

@@ -128,7 +128,9 @@ class Target:
 
     @property
     def module(self) -> nn.Module | None:
-        """The network where PyTorch runs it; None for ONNX."""
+        """The network where PyTorch runs it, for counters; None for ONNX."""
+        if self.spec.kind == "exported":
+            return self.network.network  # type: ignore[attr-defined, no-any-return]
         return self.network if isinstance(self.network, nn.Module) else None
 
     @property

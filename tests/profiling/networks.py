@@ -40,6 +40,11 @@ def needs_16() -> nn.Module:
     return Pyramid(factor=16)
 
 
+def needs_256() -> nn.Module:
+    """One that needs 256 at scale 4, so that a 1280×720 output is no size of its."""
+    return Pyramid(factor=256, scale=4)
+
+
 def needs_12() -> nn.Module:
     return Pyramid(factor=12, scale=1)
 
