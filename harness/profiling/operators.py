@@ -125,7 +125,7 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
             totals.looked_into.update(self._inside)
         if name in _CONVOLUTIONS:
             totals.activations += output.numel() if output.dim() == 4 else 0
-        if name in _MOVEMENT:
+        if name in _MOVEMENT and "reduce" not in getattr(func, "_overloadname", ""):  # scatter can add, too
             return
         self._computed += 1
         if any(added.values()):

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+UP = nn.PixelShuffle(2)
+
 
 class Pyramid(nn.Module):
     """Goes down by `factor` and up again, so that it needs multiples of it, and then up by `scale`."""
@@ -17,6 +19,27 @@ class Pyramid(nn.Module):
     def forward(self, input_BCHW: Tensor) -> Tensor:
         features = self.head(input_BCHW)
         restored: Tensor = self.tail(features + self.up(self.down(features)))
+        return restored
+
+
+class ResidualNetwork(nn.Module):
+    """MSRResNet, the baseline of AIM 2020's efficient-SR challenge: 16 residual blocks of 64 features, ×2 twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 64, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))
+            for _ in range(16)
+        )
+        self.ups = nn.Sequential(*[layer for _ in range(2) for layer in (nn.Conv2d(64, 256, 3, padding=1), UP)])
+        self.tail = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(64, 3, 3, padding=1))
+
+    def forward(self, input_BCHW: Tensor) -> Tensor:
+        features = self.head(input_BCHW)
+        for block in self.blocks:
+            features = features + block(features)
+        restored: Tensor = self.tail(self.ups(features))
         return restored
 
 

@@ -18,7 +18,7 @@ from harness.core.records import OperationsRecord
 from harness.models import build_seeded
 from harness.models.literal import word_for_word
 from harness.profiling import canonical_activations, count_operations
-from tests.profiling.networks import Pyramid
+from tests.profiling.networks import Pyramid, ResidualNetwork
 
 SIDE = 16
 INPUT = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -219,6 +219,18 @@ def test_functional_convolutions_have_activations_too() -> None:
     assert functional.activations == through_modules.activations
     assert functional.by_counter == through_modules.by_counter
     assert {module.path: module.macs for module in functional.modules if module.macs} == {"": functional.macs}
+
+
+def test_the_published_costs_of_msrresnet() -> None:
+    """As the challenges print them for 256×256: 1.517 M parameters, 292.55 M activations, 166.36 G FLOPs.
+
+    Their FLOPs are MACs of convolutions, and one more for each element of a bias or a ReLU.
+    """
+    record = count_operations(ResidualNetwork(), torch.rand(1, 3, 32, 32))
+    in_256x256 = (256 // 32) ** 2
+    assert record.params == 1_517_571
+    assert round(record.activations * in_256x256 / 1e6, 2) == 292.55
+    assert record.macs * in_256x256 / 1e9 == pytest.approx(166.36, rel=0.003)
 
 
 def test_a_module_that_is_called_twice_counts_twice() -> None:

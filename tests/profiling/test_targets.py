@@ -1,6 +1,9 @@
 """Networks by name and from files that torch and torch.onnx write, and what they are found to take."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +33,11 @@ def load(text: str, **options: Any) -> Any:
     return load_target(spec)
 
 
-def write(network: nn.Module, path: Path, *, side: int | None = None) -> Path:
-    """Write a network in the format that the name asks for, for images of one side or of any."""
+def write(network: nn.Module, path: Path, *, side: int | None = None, dynamo: bool = False) -> Path:
+    """Write a network in the format that the name asks for, for images of one side or of any.
+
+    `dynamo`: ONNX by way of torch.export, slowly, instead of a trace.
+    """
     network.eval()
     image = torch.rand(1, 3, side or 48, side or 48)
     with warnings.catch_warnings():
@@ -39,8 +45,11 @@ def write(network: nn.Module, path: Path, *, side: int | None = None) -> Path:
         dynamic = None if side else (SIDES,)
         if path.suffix == ".pt2":
             torch.export.save(torch.export.export(network, (image,), dynamic_shapes=dynamic), path)
-        elif path.suffix == ".onnx":
+        elif path.suffix == ".onnx" and dynamo:
             torch.onnx.export(network, (image,), path, dynamic_shapes=dynamic, verbose=False)
+        elif path.suffix == ".onnx":
+            axes = {"image": {2: "height", 3: "width"}} if dynamic else None
+            torch.onnx.export(network, (image,), path, input_names=["image"], dynamic_axes=axes, dynamo=False)
         elif path.suffix == ".ts":
             torch.jit.save(torch.jit.script(network), path)
         else:
@@ -105,6 +114,29 @@ def test_a_spec_travels_as_json_and_then_nothing_is_run(name: str) -> None:
     assert again.module is not None
     image_BCHW = torch.rand(1, again.in_channels, 32, 32)
     assert torch.equal(again.module(image_BCHW), target.module(image_BCHW))
+
+
+def test_another_process_in_another_folder_loads_the_same_network(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Conv2d(3, 3, 1)\n", encoding="utf-8"
+    )
+    target = load(f"{tmp_path / 'near.py'}:make")
+    program = (
+        "import sys; from harness.profiling import TargetSpec, load_target; "
+        "target = load_target(TargetSpec.model_validate_json(sys.stdin.read())); "
+        "print(target.module.weight.sum().item(), target.scale)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=target.spec.model_dump_json(),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path / "far",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+    )
+    assert done.stdout.split() == [str(target.module.weight.sum().item()), "1"]
 
 
 def test_a_network_of_ours_is_its_config() -> None:
