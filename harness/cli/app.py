@@ -27,5 +27,5 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "profile": profile.profile,
 }
 for name, command in _COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, cls=profile.ProfileCommand if name == "profile" else None)(command)
 app.add_typer(bench.app)

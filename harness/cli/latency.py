@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.models import SRNetwork
-    from harness.profiling import Effort
+    from harness.profiling import Effort, Target
 
 _MOST_BATCHES = 8  # of real images that take turns
 
@@ -84,11 +84,14 @@ def resolve_reference(name: str, scale: int) -> "SRNetwork | None":
 
 
 class Inputs:
-    """What is restored: the centres of real images, or random numbers from a fixed seed."""
+    """What is restored: the centres of real images, or random numbers from a fixed seed, of so many channels."""
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, channels: int = 3):
         from harness.data.images import list_images
 
+        if folder is not None and channels != 3:
+            raise UserError(f"--images {folder}: images are RGB, and the network takes {channels} channels")
+        self._channels = channels
         if folder is not None and not folder.is_dir():
             raise UserError(f"--images {folder}: no such folder; expected one of low-resolution images")
         self._paths = [] if folder is None else list_images(folder)
@@ -96,7 +99,7 @@ class Inputs:
             raise UserError(f"--images {folder}: no images in it; expected PNG, JPEG, WebP, TIFF or BMP files")
 
     def make(self, row: Row) -> "tuple[Tensor, tuple[str, ...]]":
-        """Return N batches (N×B×3×h×w in [0, 1]) and the images' names, in the order that they are restored in.
+        """Return N batches (N×B×C×h×w in [0, 1]) and the images' names, in the order that they are restored in.
 
         Real images are spread evenly over the folder, at most 8 batches, and begin anew where there are not enough.
         """
@@ -108,7 +111,7 @@ class Inputs:
 
         if not self._paths:
             generator = torch.Generator().manual_seed(0)
-            return torch.rand(1, row.batch, 3, *row.size, generator=generator), ()
+            return torch.rand(1, row.batch, self._channels, *row.size, generator=generator), ()
         batches = max(1, min(_MOST_BATCHES, len(self._paths) // row.batch))
         count = batches * row.batch
         taken = [self._paths[index * len(self._paths) // count] for index in range(count)]
@@ -117,7 +120,7 @@ class Inputs:
 
 
 def measure_rows(
-    network: "SRNetwork",
+    target: "Target",
     rows: Sequence[Row],
     inputs: Inputs,
     conditions: Conditions,
@@ -134,7 +137,7 @@ def measure_rows(
     for row in rows:
         inputs_NBCHW, names = inputs.make(row)
         record = measure_in_processes(
-            {"network": network},
+            {"network": target},
             inputs_NBCHW,
             conditions,
             effort,

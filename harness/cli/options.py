@@ -32,6 +32,13 @@ class TaskName(StrEnum):
 Model = Annotated[
     str, typer.Argument(help="A preset (camixersr-s|m|b, swinir-light, bicubic), a config file, a bundle.")
 ]
+AnyTarget = Annotated[
+    str,
+    typer.Argument(
+        help="As for the other commands; or any network: MODULE:FACTORY or FILE.py:FACTORY (a function that returns an "
+        "nn.Module), a TorchScript file (.pt, .ts), a torch.export file (.pt2), an ONNX file (.onnx)."
+    ),
+]
 Weights = Annotated[
     Path | None, typer.Option(help="Trained weights: .safetensors, or a released .pth. A bundle has its own.")
 ]

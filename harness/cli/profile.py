@@ -1,16 +1,42 @@
 """`harness profile`: parameters, operations, latency and memory of one network."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from harness.cli import options
 from harness.cli.output import format_number, messages, print_json, print_table
+from harness.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.cli.operations import Operations
+    from harness.core.conditions import Conditions
+    from harness.core.records import LatencyRecord
+    from harness.models import SRNetwork
+    from harness.profiling import Target
+
+_WHOLE_TREE = -1
+
+
+class ProfileCommand(TyperCommand):
+    """Lets `--tree` stand alone: its depth may be left out, which Typer does not know."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give a `--tree` without a number the value that stands for the whole tree."""
+        completed = []
+        for position, argument in enumerate(args):
+            completed.append(argument)
+            if argument == "--tree" and not "".join(args[position + 1 : position + 2]).isdigit():
+                completed.append(str(_WHOLE_TREE))
+        return super().parse_args(ctx, completed)
 
 
 def profile(
-    model: options.Model,
+    target: options.AnyTarget,
     weights: options.Weights = None,
     scale: options.ScaleOption = None,
     input_size: Annotated[
@@ -29,15 +55,24 @@ def profile(
     routing: options.Routing = None,
     device: Annotated[str, typer.Option(help="cpu, cpu:THREADS, cuda:INDEX or mps.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: 1]")] = None,
-    runtime: Annotated[str, typer.Option(help="eager, compile, onnxruntime or openvino.")] = "eager",
+    runtime: Annotated[
+        str | None, typer.Option(help="eager, compile, onnxruntime or openvino.  [default: eager; of ONNX onnxruntime]")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     quick: Annotated[bool, typer.Option("--quick", help="At least 10 runs and 3 s rather than 15 and 10 s.")] = False,
     repeats: Annotated[int | None, typer.Option(min=3, help="Least number of timed runs.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Least seconds of timed runs.")] = None,
     reference: Annotated[
-        str, typer.Option(help="What latencies are relative to: a model as above, or none.")
+        str, typer.Option(help="What latencies are relative to: a preset, config file or bundle, or none.")
     ] = "swinir-light",
     no_reference: Annotated[bool, typer.Option("--no-reference", help="The same as --reference none.")] = False,
+    tree: Annotated[
+        int | None,
+        typer.Option(metavar="[DEPTH]", help="Print the modules too, down to DEPTH levels.  [DEPTH default: all]"),
+    ] = None,
+    allow_gap: Annotated[
+        bool, typer.Option("--allow-gap", help="Go on where counters differ by more than 1 % and nothing explains it.")
+    ] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too, in the same fresh process.")] = True,
     output: Annotated[
         Path | None, typer.Option(help="Folder that the record is added to.  [default: profiles in --results]")
@@ -49,39 +84,36 @@ def profile(
     tracking: Annotated[bool, typer.Option(help="Log to MLflow.")] = True,
     json: options.Json = False,
 ) -> None:
-    """Count parameters and MACs (three ways), and measure latency interleaved with SwinIR-light.
+    """Count parameters, activations and MACs (three counters), and measure latency beside a reference.
 
     The network and the reference run in fresh processes that take turns; every size with every batch is a row. The
     record is added to results/profiles and to MLflow.
     """
-    import torch
-
     from harness.cli import latency
-    from harness.cli.target import resolve_network
-    from harness.core.device_lock import computing
+    from harness.cli.operations import print_tree, print_uncounted
     from harness.core.environment import now, observe_environment
     from harness.core.files import require_folder_place
     from harness.core.records import ProfileRecord
-    from harness.core.units import format_count
     from harness.models import describe_kernels
-    from harness.profiling import canonical_macs, count_macs
+    from harness.profiling import parse_device
 
-    conditions = latency.read_conditions(device, threads, runtime, precision)
-    network, origin = resolve_network(model, scale, gamma, routing, weights)
-    rows = latency.read_rows(input_size, input_sizes, batch_sizes, (720 // network.scale, 1280 // network.scale))
-    against = latency.resolve_reference("none" if no_reference else reference, network.scale)
+    place = parse_device(f"cpu:{threads}" if threads is not None and device == "cpu" else device)
+    loaded = _load(target, scale, gamma, routing, weights, place.threads or 1)
+    is_onnx = loaded.module is None
+    conditions = latency.read_conditions(device, threads, runtime or ("onnxruntime" if is_onnx else "eager"), precision)
+    _check_measurable(loaded, conditions)
+    default_size = input_size or (_default_size(loaded) if input_sizes is None else (1, 1))
+    rows = latency.read_rows(input_size, input_sizes, batch_sizes, default_size)
+    for row in rows:
+        loaded.check_size(row.size)
+    inputs = latency.Inputs(images, loaded.in_channels)
+    against = _choose_reference(loaded, "none" if no_reference else reference)
     folder = output or results / "profiles"
     require_folder_place("--output", folder)
-    inputs = latency.Inputs(images)
     height, width = rows[0].size
-    input_BCHW = inputs.make(latency.Row(rows[0].size, 1))[0][0]
-    with computing(), torch.inference_mode():
-        share_S = network.restore(input_BCHW).hard_share_SB.mean(dim=1)
-    shares = share_S.tolist() if len(share_S) else None
-    with computing():
-        counted = count_macs(network, input_BCHW, config=network.config, attention_share=shares)
+    shares, operations = _count(loaded, inputs.make(latency.Row(rows[0].size, 1))[0][0], allow_gap=allow_gap)
     records = latency.measure_rows(
-        network,
+        loaded,
         rows,
         inputs,
         conditions,
@@ -91,60 +123,143 @@ def profile(
         with_memory=memory,
     )
     first = records[0]
-    settings = getattr(network, "routing", None)
-    document: dict[str, Any] = {
-        "model": network.config.label(),
-        "config": network.config.model_dump(mode="json"),
-        "weights": origin,
-        "scale": network.scale,
-        "input_size": [height, width],
-        "gamma": settings.gamma if settings else None,
-        "routing": settings.policy if settings else None,
-        "attention_share": sum(shares) / len(shares) if shares else None,
-        "params": sum(parameter.numel() for parameter in network.parameters()),
-        "macs": canonical_macs(network.config, (height, width), attention_share=shares),
-        "macs_by_counter": counted.by_counter,
-        "counters_agree": counted.agree,
-        "counters_disagreement": counted.max_disagreement,
-        "uncounted_operators": counted.uncounted,
-        "latency_ms": {"median": first.median, "iqr": first.iqr, "p90": first.p90},
-        "latency_ratio": first.ratio,
-        "latency_record": first.model_dump(mode="json"),
-        "rows": [latency.row_document(record) for record in records],
-        "peak_memory_bytes": first.peak_memory_bytes,
-        "environment": observe_environment(describe_kernels()).model_dump(mode="json"),
-    }
+    config = loaded.spec.config
+    settings = getattr(loaded.network, "routing", None) if config is not None else None
     record = ProfileRecord(
-        target=model,
-        label=network.config.label(),
-        model=document["config"],
-        weights=origin,
-        params=document["params"],
-        macs=document["macs"],
+        target=target,
+        label=loaded.name,
+        model=None if config is None else config.model_dump(mode="json"),
+        weights=loaded.weights,
+        params=operations.params,
+        macs=operations.macs,
+        activations=operations.activations,
+        ntire_2024_score=_score(operations, first, against),
         rows=records,
         environment=observe_environment(describe_kernels()),
         measured_at=now(),
     )
-    document["record_file"] = str(latency.keep_record(record, folder))
+    document: dict[str, Any] = {
+        "model": loaded.name,
+        "target": loaded.spec.model_dump(mode="json"),
+        "config": record.model,
+        "weights": loaded.weights,
+        "scale": loaded.scale,
+        "input_size": [height, width],
+        "gamma": settings.gamma if settings else None,
+        "routing": settings.policy if settings else None,
+        "attention_share": sum(shares) / len(shares) if shares else None,
+        **operations.document(),
+        "latency_ms": {"median": first.median, "iqr": first.iqr, "p90": first.p90},
+        "latency_ratio": first.ratio,
+        "ntire_2024_score": record.ntire_2024_score,
+        "latency_record": first.model_dump(mode="json"),
+        "rows": [latency.row_document(each) for each in records],
+        "peak_memory_bytes": first.peak_memory_bytes,
+        "environment": record.environment.model_dump(mode="json"),
+        "record_file": str(latency.keep_record(record, folder)),
+    }
     if tracking:
         latency.track_record(record, tracking_uri, results)
-    if not counted.agree:
-        messages.print(f"warning: the counters disagree by {counted.max_disagreement:.1%}: {counted.by_counter}")
     if json:
         print_json(document)
         return
     lines = [
-        ["parameters", format_count(document["params"])],
-        ["MACs (canonical)", format_count(document["macs"])],
-        *([f"  by {name}", format_count(count)] for name, count in counted.by_counter.items()),
+        *operations.rows(),
         ["attention share", format_number(document["attention_share"], 3)],
         *latency.describe_latency(first),
     ]
-    if first.device.startswith("cpu") and runtime == "eager":
+    if record.ntire_2024_score is not None:
+        lines.append(["NTIRE 2024 score", f"{record.ntire_2024_score:.3f}  ({reference}: 7.389)"])
+    if first.device.startswith("cpu") and conditions.runtime == "eager" and config is not None:
         lines.append(["  kernels", describe_kernels() or "none: torch's operators"])
-    label = f"{network.config.label()} ×{network.scale}" + (f", {settings.label()}" if settings else "")
-    where = f"{first.device_name}, {first.device}, {runtime}, {precision}"
+    label = f"{loaded.name} ×{loaded.scale}" + (f", {settings.label()}" if settings else "")
+    where = f"{first.device_name}, {first.device}, {conditions.runtime}, {precision}"
     print_table(f"{label}, input {height}×{width}, {where}", ["", "value"], lines)
     if len(records) > 1:
         latency.print_rows(f"latency by input and batch, {where}", records)
+    print_uncounted(operations.operators)
+    if tree is not None and operations.record is not None:
+        print_tree(operations.record, None if tree == _WHOLE_TREE else tree)
     messages.print(f"record: {document['record_file']}")
+
+
+def _load(
+    target: str, scale: int | None, gamma: float | None, routing: str | None, weights: Path | None, threads: int
+) -> "Target":
+    """Load what the user named, and check it against the scale that was asked for."""
+    from harness.cli.target import resolve_target
+    from harness.profiling import load_target
+
+    loaded = load_target(resolve_target(target, scale, gamma, routing, weights), threads=threads)
+    if scale is not None and scale != loaded.scale:
+        raise UserError(f"--scale {scale}: {target} is of scale {loaded.scale}")
+    return loaded
+
+
+def _check_measurable(target: "Target", conditions: "Conditions") -> None:
+    """Refuse what cannot be measured of a network of anybody's."""
+    if target.module is not None:
+        return
+    if not conditions.device.startswith("cpu"):
+        raise UserError(f"--device {conditions.device}: ONNX files are run on the CPU")
+    if conditions.runtime != "onnxruntime":
+        raise UserError(f"--runtime {conditions.runtime}: ONNX files are run by onnxruntime")
+
+
+def _default_size(target: "Target") -> tuple[int, int]:
+    """Return the height and width for a 1280×720 output, or the nearest that the network takes."""
+    asked = (720 // target.scale, 1280 // target.scale)
+    size = target.contract.nearest(asked)
+    if size != asked:
+        messages.print(f"note: {target.name} needs {target.contract.needs()}: measured at {size[0]}×{size[1]}")
+    return size
+
+
+def _choose_reference(target: "Target", name: str) -> "SRNetwork | None":
+    """Return the network that latencies are relative to; None, with a note, where none takes its input."""
+    from harness.cli import latency
+
+    if name != "none" and (target.scale not in (2, 3, 4) or target.in_channels != 3):
+        messages.print(
+            f"note: measured alone: {name} has scales 2, 3 and 4 and takes RGB, {target.name} is of scale "
+            f"{target.scale} and takes {target.in_channels} channels"
+        )
+        return None
+    return latency.resolve_reference(name, target.scale)
+
+
+def _count(target: "Target", input_BCHW: "Tensor", *, allow_gap: bool) -> "tuple[list[float] | None, Operations]":
+    """Return the share of attention in each block (None: no routing) and the operations for one input."""
+    import torch
+
+    from harness.cli.operations import count_target
+    from harness.core.device_lock import computing
+    from harness.models import SRNetwork
+
+    shares = None
+    with computing():
+        if isinstance(target.network, SRNetwork):
+            with torch.inference_mode():
+                share_S = target.network.restore(input_BCHW).hard_share_SB.mean(dim=1)
+            shares = share_S.tolist() if len(share_S) else None
+        return shares, count_target(target, input_BCHW, shares, allow_gap=allow_gap)
+
+
+def _score(operations: "Operations", latency: "LatencyRecord", reference: "SRNetwork | None") -> float | None:
+    """Return the NTIRE 2024 score against the reference of the same run; None without one or without a count."""
+    from harness.profiling import canonical_macs, ntire_score
+
+    if reference is None or latency.reference_median is None or not operations.macs or operations.params is None:
+        return None
+    reference_macs = canonical_macs(reference.config, latency.input_size)
+    reference_params = sum(parameter.numel() for parameter in reference.parameters())
+    if not reference_macs or not reference_params:  # bicubic costs nothing that is counted
+        return None
+    return ntire_score(
+        runtime=latency.median,
+        reference_runtime=latency.reference_median,
+        flops=operations.macs,
+        reference_flops=reference_macs,
+        params=operations.params,
+        reference_params=reference_params,
+    )

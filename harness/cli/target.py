@@ -8,6 +8,7 @@ from harness.core.errors import UserError
 
 if TYPE_CHECKING:
     from harness.models import SRNetwork
+    from harness.profiling import TargetSpec
 
 
 def resolve_config(model: str, scale: int | None, gamma: float | None, policy: str | None) -> Any:
@@ -27,7 +28,10 @@ def resolve_config(model: str, scale: int | None, gamma: float | None, policy: s
         config = parse_model_config(read_yaml(path).values, str(path))
     else:
         known = ", ".join(PRESETS)
-        raise UserError(f"unknown model {model!r}: expected a preset ({known}), a config file or a bundle folder")
+        raise UserError(
+            f"unknown model {model!r}: expected a preset ({known}), a config file or a bundle folder; "
+            "`profile` also takes MODULE:FACTORY, FILE.py:FACTORY, and a .pt, .ts, .pt2 or .onnx file"
+        )
     if scale is not None and config.scale != scale:
         raise UserError(f"--scale {scale}: {model} is of scale {config.scale}")
     if gamma is None and policy is None:
@@ -64,6 +68,28 @@ def resolve_network(
         return network.eval(), "untrained" if any(True for _ in network.parameters()) else "none needed"
     entry = load_weights(network, weights)
     return network.eval(), f"{weights} ({entry})"
+
+
+def resolve_target(
+    target: str, scale: int | None, gamma: float | None, policy: str | None, weights: Path | None
+) -> "TargetSpec":
+    """Return what a process needs to load a target: one of our networks, or a network of anybody's."""
+    from harness.models import PRESETS
+    from harness.profiling import TargetSpec, parse_target
+
+    spec = None if target in PRESETS or Path(target).is_dir() else parse_target(target, weights=weights)
+    if spec is not None:
+        if gamma is not None or policy is not None:
+            raise UserError(f"--gamma and --routing: {target} does not route as the networks of this project do")
+        return spec
+    config = resolve_config(target, scale, gamma, policy)
+    if Path(target).is_dir():
+        if weights is not None:
+            raise UserError(f"--weights {weights}: the bundle {target} has its own")
+        weights = Path(target) / "model.safetensors"
+    return TargetSpec(
+        kind="model", source=target, config=config, weights=None if weights is None else str(weights.resolve())
+    )
 
 
 def default_protocol(model: str) -> str:

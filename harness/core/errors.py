@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 _LONGEST_INPUT = 100  # characters of a value that an error quotes
+_LONGEST_REASON = 160  # characters of somebody else's error message that ours quotes
 
 
 class UserError(ValueError):
@@ -41,3 +42,10 @@ def describe_finding(finding: Any) -> str:
         return f"{place}: {message}"
     got = repr(finding["input"])
     return f"{place}: {message} (got {got if len(got) <= _LONGEST_INPUT else got[:_LONGEST_INPUT] + '…'})"
+
+
+def describe_error(error: BaseException) -> str:
+    """Put somebody else's error on one line: its type and the first line of its message, cut where it is long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = ": ".join([type(error).__name__, *lines[:1]])
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

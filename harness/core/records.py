@@ -103,8 +103,9 @@ class MacsRecord(FrozenConfig):
     """Multiply-accumulates (one fused multiply-add is one) of one forward pass.
 
     `macs` is the canonical count: convolutions, linear maps, matrix products and attention of the network as written,
-    on the padded input. `by_counter` holds what each counter found; `agree` says whether they are within 1 %.
-    `uncounted` maps operators that the counters skip to how often they ran.
+    on the padded input; the highest where counters differ, because what one of them misses is nothing that another
+    invents. `by_counter` holds what each counter found; `agree` says whether they are within 1 %.
+    `uncounted` maps operators of the trace that have no count to how often they ran.
     """
 
     macs: int
@@ -114,6 +115,82 @@ class MacsRecord(FrozenConfig):
     uncounted: dict[str, int]
     input_size: tuple[int, int]
     batch_size: int = 1
+
+
+class UncountedOperator(FrozenConfig):
+    """An operator that adds nothing to the MACs, how often it ran, and in which modules.
+
+    `share` is what it would add if each element of its largest tensor, read or written, cost one operation: those
+    elements over MACs plus the elements of all uncounted operators. None: what it computes is unknown, because the
+    counters named in `hidden_from` (all of them, or those that read a trace) cannot look into it.
+    """
+
+    operator: str
+    times: int
+    share: float | None
+    hidden_from: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+
+class ModuleRecord(FrozenConfig):
+    """One module (by its path, '' the network) with the modules inside it: MACs, parameters, activations."""
+
+    path: str
+    type: str
+    macs: int
+    macs_by_counter: dict[str, int]
+    params: int
+    activations: int
+
+
+class CounterGap(FrozenConfig):
+    """A module in which counters differ, without the modules inside it, and the operators that explain it, if any."""
+
+    path: str
+    type: str
+    macs_by_counter: dict[str, int]
+    explained_by: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The highest count minus the lowest."""
+        return max(self.macs_by_counter.values()) - min(self.macs_by_counter.values())
+
+
+class OperationsRecord(MacsRecord):
+    """The operations of one forward pass in full: `MacsRecord` with the tree of modules and all that was not counted.
+
+    `activations`: output elements of all two-dimensional convolutions, transposed ones too, as the NTIRE challenges on
+    efficient super-resolution count them. `gaps` are the modules in which counters differ, largest first.
+    `missing` maps a counter that could not run to why. `is_lower_bound`: an operator that no counter can look into ran.
+    """
+
+    params: int
+    activations: int
+    modules: tuple[ModuleRecord, ...]
+    operators: tuple[UncountedOperator, ...]
+    gaps: tuple[CounterGap, ...] = ()
+    missing: dict[str, str] = {}
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether MACs may be hidden from every counter."""
+        return any(entry.share is None and set(entry.hidden_from) >= set(self.counters) for entry in self.operators)
+
+    @property
+    def counters(self) -> tuple[str, ...]:
+        """The counters that ran; the closed form is none."""
+        return tuple(name for name in self.by_counter if name != "closed_form")
+
+    @property
+    def unexplained(self) -> tuple[CounterGap, ...]:
+        """The gaps that no listed operator explains."""
+        return tuple(gap for gap in self.gaps if not gap.explained_by)
+
+    @property
+    def unexplained_share(self) -> float:
+        """The MACs of the unexplained gaps over the highest count."""
+        return sum(gap.size for gap in self.unexplained) / max(1, *self.by_counter.values())
 
 
 class LatencyRecord(FrozenConfig):
@@ -215,16 +292,20 @@ class LatencyRecord(FrozenConfig):
 class ProfileRecord(FrozenConfig):
     """One run of `harness profile`: a network's counts, and its latencies, one for each size and batch.
 
-    `target` is what the user called it, `model` its config. `macs` are canonical, of the first row's size, one image.
+    `target` is what the user called it, `model` its config (None where it is no network of this project). `macs`
+    (canonical; None where they cannot be counted) and `activations` are those of the first row's size, one image,
+    `ntire_2024_score` that of the first row against its reference.
     """
 
     schema_version: Literal[1] = 1
     target: str
     label: str
-    model: dict[str, Any]
+    model: dict[str, Any] | None
     weights: str
-    params: int
+    params: int | None
     macs: int | None
+    activations: int | None = None
+    ntire_2024_score: float | None = None
     rows: tuple[LatencyRecord, ...]
     environment: EnvironmentRecord
     measured_at: str

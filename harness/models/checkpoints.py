@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.core.errors import UserError
 from harness.models.network import SRNetwork
@@ -75,29 +75,43 @@ def load_weights(network: SRNetwork, path: Path) -> str:
     A released `.pth` holds `params_ema` and `params`; the first is taken. Nothing is unpickled but tensors
     (`weights_only=True`). `UserError` for a file that is missing, unreadable, or of another network.
     """
-    if not path.is_file():
-        raise UserError(f"weights {path} not found; expected a .safetensors or .pth file")
     entry, state = _read_state(path)
     adapted = adapt_released(state, network)
-    expected = network.state_dict()
-    wrong = [f"{name} is missing" for name in expected.keys() - adapted.keys()]
-    wrong += [f"{name} is not in the network" for name in adapted.keys() - expected.keys()]
-    wrong += [
-        f"{name} has shape {tuple(tensor.shape)}, the network has {tuple(expected[name].shape)}"
-        for name, tensor in adapted.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"weights {path} do not fit {network.config.label()} ×{network.scale}: {sorted(wrong)[0]}"
-            + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
-            + "; name the config that they were trained with"
-        )
+    label = f"{network.config.label()} ×{network.scale}"
+    _check_fit(network, adapted, path, label, "name the config that they were trained with")
     network.load_state_dict(adapted)
     return entry
 
 
+def load_plain_weights(network: nn.Module, path: Path, label: str) -> str:
+    """Load a file as `load_weights` does into a network of anybody's, under the names that the file has."""
+    entry, state = _read_state(path)
+    _check_fit(network, state, path, label, "expected the network's own names and shapes")
+    network.load_state_dict(state)
+    return entry
+
+
+def _check_fit(network: nn.Module, state: dict[str, Tensor], path: Path, label: str, remedy: str) -> None:
+    """Raise `UserError` for weights that are not exactly those of the network."""
+    expected = network.state_dict()
+    wrong = [f"{name} is missing" for name in expected.keys() - state.keys()]
+    wrong += [f"{name} is not in the network" for name in state.keys() - expected.keys()]
+    wrong += [
+        f"{name} has shape {tuple(tensor.shape)}, the network has {tuple(expected[name].shape)}"
+        for name, tensor in state.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"weights {path} do not fit {label}: {sorted(wrong)[0]}"
+            + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+            + f"; {remedy}"
+        )
+
+
 def _read_state(path: Path) -> tuple[str, dict[str, Tensor]]:
+    if not path.is_file():
+        raise UserError(f"weights {path} not found; expected a .safetensors or .pth file")
     try:
         if path.suffix == ".safetensors":
             return "safetensors", load_file(path)

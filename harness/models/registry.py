@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import cast, get_args
 
+import torch
+
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, Scale, SwinIRConfig
 from harness.core.errors import UserError, unknown_name
+from harness.core.seeding import derive_seed
 from harness.models.bicubic import Bicubic
 from harness.models.camixersr import CAMixerSR
 from harness.models.network import SRNetwork
@@ -38,3 +41,10 @@ def build_model(config: AnyModelConfig) -> SRNetwork:
     if isinstance(config, SwinIRConfig):
         return SwinIR(config)
     return Bicubic(config)
+
+
+def build_seeded(config: AnyModelConfig, seed: int) -> SRNetwork:
+    """Build a network whose initial weights depend on `seed` alone; every global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "weights"))  # torch.manual_seed would reseed GPUs too
+        return build_model(config)

@@ -55,6 +55,37 @@ def macs_by_part(
     return {"interpolation": 0}
 
 
+def canonical_activations(
+    config: CAMixerSRConfig | SwinIRConfig | BicubicConfig, input_size: tuple[int, int], *, batch_size: int = 1
+) -> int:
+    """Return the output elements of all convolutions of one forward pass, on the padded input.
+
+    So the NTIRE challenges on efficient super-resolution count activations. The network is taken as its paper writes
+    it: pointwise layers are 1×1 convolutions, while queries, keys and routing logits, and all of SwinIR's layers
+    between its convolutions, are linear maps, which have none. Routing changes nothing.
+    """
+    if isinstance(config, BicubicConfig):
+        return 0
+    height, width = padded_size(input_size, config.window)
+    pixels = batch_size * height * width
+    tail = 3 * config.scale**2 * pixels
+    if isinstance(config, SwinIRConfig):
+        return (len(config.depths) + 2) * config.embed_dim * pixels + tail
+    channels, hidden, seen = config.channels, _predictor_channels(config) // 4, _predictor_channels(config)
+    alive = sum(_needs_attention(config))
+    read = sum(config.reads_predictor(block) for block in range(config.num_blocks))
+    return (
+        (len(config.groups) + 2) * channels * pixels  # head, tails of groups, tail of the body
+        + (8 + 2) * pixels * bool(config.global_condition and read)
+        + read * hidden * pixels
+        + alive * (seen // 8 + 2) * pixels * config.offsets
+        + config.num_blocks * pixels * config.spatial_attention
+        + config.num_blocks * channels * batch_size * config.channel_attention
+        + config.num_blocks * (1 + 2 + 1 + 2 + 2 + 1) * channels * pixels  # value, depthwise, out; FFN
+        + tail
+    )
+
+
 def paper_macs_fvcore(
     config: CAMixerSRConfig,
     output_size: tuple[int, int] = PAPER_OUTPUT_SIZE,

@@ -1,14 +1,18 @@
-"""Multiply-accumulates (MACs) counted while a network runs, by two counters that look at it in different ways.
+"""Multiply-accumulates (MACs) counted while a network runs, by three counters, and by module.
 
-fvcore reads a trace of the network; ptflops (`aten`) sees every operator that is dispatched. What hides from one of
-them shows as a disagreement or among the uncounted operators. One fused multiply-add is one; adding a bias is none.
-Both count convolutions, linear maps, matrix products and attention, and nothing else: fvcore's own handles for norms,
-pooling and grid_sample, and the bias additions of ptflops, are left out.
+fvcore reads a trace of the network; ptflops (`aten` engine) and PyTorch's `FlopCounterMode` see every operator that is
+dispatched, each by formulas of its own. What hides from one of them shows as a disagreement or among the uncounted
+operators. One fused multiply-add is one; adding a bias is none. All count convolutions, linear maps, matrix products
+and attention, and nothing else: fvcore's own handles for norms, pooling and grid_sample, and the bias additions of
+ptflops, are left out; attention, and products of matrices and vectors, are added where a counter lacks them. Reading at
+positions (grid_sample, gather, scatter) is no multiply-accumulate: it is listed among the uncounted where it computes.
 """
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,14 +25,18 @@ from fvcore.nn.jit_handles import (
     get_shape,
     linear_flop_jit,
 )
-from ptflops.aten_engine import FlopCounterMode
+from ptflops.aten_engine import FlopCounterMode as PtflopsCounterMode
 from ptflops.aten_ops import conv_flop_count as ptflops_conv_flop_count
 from torch import Tensor, nn
+from torch.export.unflatten import InterpreterModule
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
-from harness.core.records import MacsRecord
-from harness.profiling.closed_form import canonical_macs
+from harness.core.errors import UserError, describe_error
+from harness.core.records import CounterGap, MacsRecord, ModuleRecord, OperationsRecord, UncountedOperator
+from harness.profiling.closed_form import canonical_activations, canonical_macs
 from harness.profiling.network_state import preserved_training_state, written_out
+from harness.profiling.operators import OperatorLog
 
 AGREEMENT = 0.01  # counters further apart than this do not agree
 
@@ -50,6 +58,39 @@ _NOTED = (
     "floor_divide", "remainder", "lt", "le", "ne",
 )
 # fmt: on
+# Operators of PyTorch that are one node in a trace and made of products when they run.
+_COMPOUND = {
+    "addbmm",
+    "addmv",
+    "addr",
+    "bilinear",
+    "cdist",
+    "chain_matmul",
+    "conv_tbc",
+    "gru",
+    "gru_cell",
+    "inner",
+    "kron",
+    "linalg_multi_dot",
+    "lstm",
+    "lstm_cell",
+    "multi_head_attention_forward",
+    "outer",
+    "rnn_relu",
+    "rnn_relu_cell",
+    "rnn_tanh",
+    "rnn_tanh_cell",
+    "tensordot",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What fvcore read in a trace: MACs by module (with those inside), operators without a count, hiding ones."""
+
+    by_module: Mapping[str, int]
+    uncounted: dict[str, int]
+    hiding: Mapping[str, tuple[str, ...]]  # by module, without those inside
 
 
 def count_macs(
@@ -59,38 +100,87 @@ def count_macs(
     config: CAMixerSRConfig | SwinIRConfig | BicubicConfig | None = None,
     attention_share: float | Sequence[float] | None = None,
 ) -> MacsRecord:
-    """Count the MACs of one forward pass of `network` in eval mode on `input_BCHW`, with each counter.
+    """Count the MACs of one forward pass as `count_operations` does, and return the counts alone."""
+    record = count_operations(network, input_BCHW, config=config, attention_share=attention_share)
+    return MacsRecord(**{name: getattr(record, name) for name in MacsRecord.model_fields})
 
-    `macs` is fvcore's count. With a `config` the closed form stands beside the counters (`attention_share`: the
-    realised share, needed where routing depends on the image). `max_disagreement` is (largest − smallest) / largest.
-    `uncounted` holds the computing operators of the trace without a handle, and how often each occurs.
+
+def count_operations(
+    network: nn.Module,
+    input_BCHW: Tensor,
+    *,
+    config: CAMixerSRConfig | SwinIRConfig | BicubicConfig | None = None,
+    attention_share: float | Sequence[float] | None = None,
+) -> OperationsRecord:
+    """Count the operations of one forward pass of `network` in eval mode on `input_BCHW`, with each counter.
+
+    With a `config` the closed form stands beside the counters (`attention_share`: the realised share, needed where
+    routing depends on the image), and activations are those of the network as its paper writes it; in the tree they are
+    those of the convolutions that ran. `max_disagreement` is (largest − smallest) / largest; where it is more than
+    `AGREEMENT`, `gaps` holds the modules that it comes from.
     The network runs twice, one of ours operator by operator (`SRNetwork.is_literal`), and is left as it was: training
-    flags, hooks, gradients.
+    flags, hooks, gradients. TorchScript cannot be traced with names, so fvcore leaves it out.
+    Raises `UserError` where the network cannot run under any counter.
     """
-    with preserved_training_state(network), written_out(network), torch.no_grad():
+    missing: dict[str, str] = {}
+    with preserved_training_state(network), written_out(network), _without_fast_paths(), torch.no_grad():
         network.eval()
-        traced, uncounted = _count_with_fvcore(network, input_BCHW)
-        by_counter = {"fvcore": traced, "ptflops": _count_with_ptflops(network, input_BCHW)}
+        trace = _try_fvcore(network, input_BCHW, missing)
+        log, dispatched = _count_dispatched(network, input_BCHW, missing)
+    by_counter = {**({} if trace is None else {"fvcore": trace.by_module[""]}), **dispatched}
+    macs = max(by_counter.values())
+    modules = _build_tree(network, trace, log, tuple(dispatched))
     batch_size, _, height, width = input_BCHW.shape
+    activations = modules[0].activations
     if config is not None:
         by_counter["closed_form"] = canonical_macs(
             config, (height, width), attention_share=attention_share, batch_size=batch_size
         )
+        activations = canonical_activations(config, (height, width), batch_size=batch_size)
     largest = max(by_counter.values())
     disagreement = (largest - min(by_counter.values())) / largest if largest else 0.0
-    return MacsRecord(
-        macs=traced,
+    agree = disagreement <= AGREEMENT
+    return OperationsRecord(
+        macs=macs,
         by_counter=by_counter,
-        agree=disagreement <= AGREEMENT,
+        agree=agree,
         max_disagreement=disagreement,
-        uncounted=uncounted,
+        uncounted={} if trace is None else trace.uncounted,
         input_size=(height, width),
         batch_size=batch_size,
+        params=modules[0].params,
+        activations=activations,
+        modules=modules,
+        operators=_list_uncounted(trace, log, macs, tuple(by_counter)),
+        gaps=() if agree else _find_gaps(modules, trace, log, by_counter),
+        missing=missing,
     )
 
 
-def _count_with_fvcore(network: nn.Module, input_BCHW: Tensor) -> tuple[int, dict[str, int]]:
-    """Return the MACs in the trace, and the computing operators without a handle."""
+@contextlib.contextmanager
+def _without_fast_paths() -> Iterator[None]:
+    """Keep `nn.MultiheadAttention` from its fused operator, which no counter knows and a trace does not have."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+def _try_fvcore(network: nn.Module, input_BCHW: Tensor, missing: dict[str, str]) -> _Trace | None:
+    """Return the trace; None, and why in `missing`, where the network cannot be traced."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        missing["fvcore"] = "TorchScript takes no hooks, so its trace has no names of modules"
+        return None
+    try:
+        return _count_with_fvcore(network, input_BCHW)
+    except Exception as error:  # whatever the network does with the values that a trace has none of
+        missing["fvcore"] = f"the network cannot be traced: {describe_error(error)}"
+        return None
+
+
+def _count_with_fvcore(network: nn.Module, input_BCHW: Tensor) -> _Trace:
     noted: Counter[str] = Counter()
 
     def note(operator: str) -> Callable[[Any, Any], int]:
@@ -103,22 +193,164 @@ def _count_with_fvcore(network: nn.Module, input_BCHW: Tensor) -> tuple[int, dic
     analysis = JitModelAnalysis(network, input_BCHW)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     analysis.set_op_handle(**_FVCORE_HANDLES, **{f"aten::{name}": note(f"aten::{name}") for name in _NOTED})
-    macs = int(analysis.total())
+    by_module = {path: int(macs) for path, macs in analysis.by_module().items()}
     found = Counter(analysis.unsupported_ops()) + noted
-    return macs, {name: times for name, times in sorted(found.items()) if name.removeprefix("aten::") not in _MOVEMENT}
+    return _Trace(
+        by_module={"": 0, **by_module},
+        uncounted={
+            name: times for name, times in sorted(found.items()) if name.removeprefix("aten::") not in _MOVEMENT
+        },
+        hiding=_find_hiding(network, analysis),
+    )
 
 
-def _count_with_ptflops(network: nn.Module, input_BCHW: Tensor) -> int:
-    """Return the MACs of the dispatched operators.
+def _find_hiding(network: nn.Module, analysis: JitModelAnalysis) -> dict[str, tuple[str, ...]]:
+    """Return by module, without those inside, the operators of the trace that may hold MACs that it does not show."""
+    paths = [path for path, _ in network.named_modules()]
+    inside = {path: Counter(analysis.unsupported_ops(path)) for path in paths}
+    hiding = {}
+    for path, children in _children(paths).items():
+        own = inside[path] - sum((inside[child] for child in children), Counter())
+        hiding[path] = tuple(sorted(name for name in own if _may_hide(name)))
+    return hiding
+
+
+def _may_hide(operator: str) -> bool:
+    namespace, _, name = operator.partition("::")
+    return name in _COMPOUND if namespace == "aten" else operator.startswith("prim::PythonOp") or namespace != "prim"
+
+
+def _count_dispatched(
+    network: nn.Module, input_BCHW: Tensor, missing: dict[str, str]
+) -> tuple[OperatorLog, dict[str, int]]:
+    """Run the network once under both dispatching counters; without the one of PyTorch where it cannot run."""
+    try:
+        return _run_dispatched(network, input_BCHW, with_torch=True)
+    except Exception as error:
+        reason = describe_error(error)
+    try:
+        counted = _run_dispatched(network, input_BCHW, with_torch=False)
+    except Exception as error:
+        raise UserError(f"the network cannot run under a counter: {describe_error(error)}") from None
+    missing["torch"] = reason
+    return counted
+
+
+def _run_dispatched(network: nn.Module, input_BCHW: Tensor, *, with_torch: bool) -> tuple[OperatorLog, dict[str, int]]:
+    """Return the log of one run, and the MACs of each counter.
 
     The counting mode of ptflops is used by itself: its front end prints, leaves hooks on the network and turns an error
-    into None.
+    into None. Without a module it registers no hooks; under no_grad compound operators arrive taken apart.
     """
-    # Without a module the mode registers no hooks; under no_grad compound operators arrive taken apart.
-    counter = FlopCounterMode(output_params={"print_params": {}}, custom_hooks=_PTFLOPS_HANDLES)
-    with counter:
+    by_ptflops = PtflopsCounterMode(output_params={"print_params": {}}, custom_hooks=_PTFLOPS_HANDLES)
+    by_torch = FlopCounterMode(display=False, custom_mapping=_TORCH_HANDLES)
+
+    def read() -> dict[str, int]:
+        counts = {"ptflops": int(sum(by_ptflops.flop_counts["Global"].values()))}
+        return {**counts, "torch": by_torch.get_total_flops() // 2} if with_torch else counts
+
+    log = OperatorLog(read, lambda func: with_torch and func._overloadpacket in by_torch.flop_registry)
+    with by_ptflops, by_torch if with_torch else contextlib.nullcontext(), log, log.following(network):
         network(input_BCHW)
-    return int(counter.complexity)
+    return log, read()
+
+
+def _build_tree(
+    network: nn.Module, trace: _Trace | None, log: OperatorLog, dispatching: tuple[str, ...]
+) -> tuple[ModuleRecord, ...]:
+    """Return every module, each with those inside it, the network first; TorchScript tells nothing of those inside."""
+    records = []
+    scripted = [path for path, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    for path, module in network.named_modules():
+        if any(path != other and _is_inside(path, other) for other in scripted):
+            continue
+        inside = [totals for name, totals in log.by_module.items() if _is_inside(name, path)]
+        macs = {} if trace is None else {"fvcore": trace.by_module.get(path, 0)}
+        macs.update({counter: sum(totals.macs[counter] for totals in inside) for counter in dispatching})
+        records.append(
+            ModuleRecord(
+                path=path,
+                type=_type_of(module),
+                macs=max(macs.values()),
+                macs_by_counter=macs,
+                params=sum(parameter.numel() for parameter in module.parameters()),
+                activations=sum(totals.activations for totals in inside),
+            )
+        )
+    return tuple(records)
+
+
+def _find_gaps(
+    modules: Sequence[ModuleRecord], trace: _Trace | None, log: OperatorLog, by_counter: Mapping[str, int]
+) -> tuple[CounterGap, ...]:
+    """Return the modules in which counters differ by themselves, largest first; a closed form's is the network's."""
+    by_path = {module.path: module for module in modules}
+    gaps = []
+    for path, children in _children(by_path).items():
+        module = by_path[path]
+        own = dict(module.macs_by_counter)
+        for child in children:
+            for counter, macs in by_path[child].macs_by_counter.items():
+                own[counter] -= macs
+        hiding = () if trace is None else trace.hiding.get(path, ())
+        explained_by = tuple(sorted({*hiding, *log.by_module[path].opaque, *log.by_module[path].looked_into}))
+        gaps.append(CounterGap(path=path, type=module.type, macs_by_counter=own, explained_by=explained_by))
+    counted = max(macs for name, macs in by_counter.items() if name != "closed_form")
+    if "closed_form" in by_counter:
+        both = {"closed_form": by_counter["closed_form"], "counters": counted}
+        gaps.append(CounterGap(path="", type=modules[0].type, macs_by_counter=both))
+    return tuple(sorted((gap for gap in gaps if gap.size), key=lambda gap: -gap.size))
+
+
+def _list_uncounted(
+    trace: _Trace | None, log: OperatorLog, macs: int, counters: tuple[str, ...]
+) -> tuple[UncountedOperator, ...]:
+    """List what adds nothing to the MACs: first what counters cannot look into, then the largest share first."""
+    elements = sum((totals.elements for totals in log.by_module.values()), Counter())
+    whole = macs + elements.total()
+    opaque = sum((totals.opaque for totals in log.by_module.values()), Counter())
+    names = {name for names in (trace.hiding.values() if trace else ()) for name in names} - opaque.keys()
+    listed = [
+        UncountedOperator(
+            operator=name,
+            times=opaque[name] or (trace.uncounted.get(name, 0) if trace else 0),
+            share=None,
+            hidden_from=counters if name in opaque else ("fvcore",),
+            modules=tuple(
+                sorted(
+                    {path for path, totals in log.by_module.items() if name in totals.opaque}
+                    | {path for path, hiding in (trace.hiding.items() if trace else ()) if name in hiding}
+                )
+            ),
+        )
+        for name in sorted({*opaque, *names})
+    ]
+    for name, count in elements.most_common():
+        times = sum(totals.times[name] for totals in log.by_module.values())
+        modules = tuple(path for path, totals in log.by_module.items() if totals.times[name])
+        listed.append(UncountedOperator(operator=name, times=times, share=count / whole, modules=modules))
+    return tuple(listed)
+
+
+def _type_of(module: nn.Module) -> str:
+    """Return the class of a module, of a loaded one that of the module that was written."""
+    if isinstance(module, InterpreterModule):
+        name = module.type_name()
+        return name.rpartition(".")[2] if name else "Module"
+    return str(getattr(module, "original_name", type(module).__name__))
+
+
+def _is_inside(path: str, parent: str) -> bool:
+    return not parent or path == parent or path.startswith(f"{parent}.")
+
+
+def _children(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Return the modules directly inside each module, by path."""
+    children: dict[str, list[str]] = {path: [] for path in paths}
+    for path in children:
+        if path:
+            children[path.rpartition(".")[0]].append(path)
+    return children
 
 
 def _attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
@@ -186,17 +418,52 @@ def _dispatched_attention(inputs: Any, _outputs: Any) -> int:
     return _attention_macs(*(value.shape for value in inputs[:3]))
 
 
+def _recurrent_macs(input_TBC: Sequence[int], *weights: Sequence[int]) -> int:
+    """Count a recurrent layer: both of its matrices (gates·H × C and gates·H × H) at each of T steps."""
+    return math.prod(input_TBC[:2]) * sum(math.prod(weight) for weight in weights)
+
+
+def _dispatched_recurrent(inputs: Any, _outputs: Any) -> int:
+    return _recurrent_macs(*(value.shape for value in inputs[:3]))
+
+
 _PTFLOPS_HANDLES: dict[Any, Callable[[Any, Any], int]] = {
     torch.ops.aten.convolution: _dispatched_convolution_macs,
+    torch.ops.aten._convolution: _dispatched_convolution_macs,  # as TorchScript runs a traced convolution
+    torch.ops.aten.convolution_overrideable: _dispatched_convolution_macs,
+    torch.ops.aten.cudnn_convolution: _dispatched_convolution_macs,
     torch.ops.aten.mm: _dispatched_product,
     torch.ops.aten.bmm: _dispatched_product,
     torch.ops.aten.mv: _dispatched_product,
     torch.ops.aten.dot: _dispatched_product,
     torch.ops.aten.addmm: _dispatched_sum_and_product,
     torch.ops.aten.baddbmm: _dispatched_sum_and_product,
+    torch.ops.aten.mkldnn_rnn_layer: _dispatched_recurrent,  # a direction of a layer of an LSTM
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _dispatched_attention,
     torch.ops.aten._scaled_dot_product_flash_attention: _dispatched_attention,
     torch.ops.aten._scaled_dot_product_efficient_attention: _dispatched_attention,
     torch.ops.aten._scaled_dot_product_cudnn_attention: _dispatched_attention,
     torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _dispatched_attention,
+}
+
+
+def _torch_product(left: Sequence[int], _right: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return 2 * _product_macs(left, out_shape)
+
+
+def _torch_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * _attention_macs(query, key, value)
+
+
+def _torch_recurrent(steps: Sequence[int], inner: Sequence[int], recurrent: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * _recurrent_macs(steps, inner, recurrent)
+
+
+# What PyTorch's counter lacks; it counts 2 for each MAC.
+_TORCH_HANDLES: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.mv: _torch_product,
+    torch.ops.aten.dot: _torch_product,
+    torch.ops.aten.mkldnn_rnn_layer: _torch_recurrent,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _torch_attention,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _torch_attention,
 }

@@ -23,6 +23,7 @@ from harness.models import SRNetwork
 from harness.profiling.device import Device, parse_device
 from harness.profiling.latency import Effort, Timer, make_record, measure
 from harness.profiling.runtimes import check_runtime
+from harness.profiling.targets import Target
 
 # Other runtimes compute the same network in another order. More than this is another network (or bfloat16 unasked for,
 # which is off by 1e-2).
@@ -96,7 +97,7 @@ class NetworkProcess:
 
 
 def measure_in_processes(
-    networks: Mapping[str, SRNetwork],
+    networks: Mapping[str, SRNetwork | Target],
     inputs_NBCHW: Tensor,
     conditions: Conditions,
     effort: Effort,
@@ -108,7 +109,7 @@ def measure_in_processes(
 ) -> dict[str, LatencyRecord]:
     """Measure networks in one fresh process, interleaved with `reference` in another.
 
-    Several `networks` are meant to be one network under several routings. `inputs_NBCHW` are N batches of B×3×h×w in
+    Several `networks` are meant to be one network under several routings. `inputs_NBCHW` are N batches of B×C×h×w in
     [0, 1], which all restore in turn; `images` are their names where they are no random numbers. `with_memory`: also
     the memory of one pass, in the same process, before anything is timed; of several networks the first one's alone.
     Raises `UserError` for a device, a runtime or a network that cannot be measured so.
@@ -116,7 +117,9 @@ def measure_in_processes(
     effort.check()
     device = parse_device(conditions.device)
     check_runtime(conditions.runtime, device, conditions.precision)
-    groups: list[list[SRNetwork]] = [list(networks.values()), *([] if reference is None else [[reference]])]
+    groups: list[list[SRNetwork | Target]] = [list(networks.values())]
+    if reference is not None:
+        groups.append([reference])
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         inputs = folder / "inputs.safetensors"
@@ -132,7 +135,7 @@ def measure_in_processes(
             inspected = [processes[0].ask(do="inspect", network=index) for index in range(len(networks))]
     records = {}
     for index, (name, network) in enumerate(networks.items()):
-        _refuse_other_output(network, conditions, inspected[index]["output_error"])
+        _refuse_other_output(_label(network), conditions, inspected[index]["output_error"])
         facts = {
             "runtime": conditions.runtime,
             "precision": conditions.precision,
@@ -141,7 +144,7 @@ def measure_in_processes(
             "process": "fresh",
             "images": tuple(images),
             "fingerprint": fingerprints[0],
-            "model_hash": network.config.config_hash(),
+            "model_hash": network.spec.identity() if isinstance(network, Target) else network.config.config_hash(),
             "peak_memory_bytes": memory if index == 0 else None,
             **inspected[index],
         }
@@ -152,7 +155,7 @@ def measure_in_processes(
 
 def _load(
     processes: Sequence[NetworkProcess],
-    groups: Sequence[Sequence[SRNetwork]],
+    groups: Sequence[Sequence[SRNetwork | Target]],
     folder: Path,
     inputs: Path,
     conditions: Conditions,
@@ -174,16 +177,27 @@ def _load(
     return found
 
 
-def describe_network(network: SRNetwork, weights: Path) -> dict[str, Any]:
-    """Save the network's state and return the description that `worker.load_network` builds it from again."""
+def describe_network(network: SRNetwork | Target, weights: Path) -> dict[str, Any]:
+    """Save the network's state and return the description that `worker.load_network` builds it from again.
+
+    A network of anybody's is loaded again from its spec.
+    """
+    if isinstance(network, Target):
+        if not isinstance(network.network, SRNetwork):
+            return {"target": network.spec.model_dump(mode="json")}
+        network = network.network
     state = network.state_dict()
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, weights)
     return {"config": network.config.model_dump(mode="json"), "weights": str(weights)}
 
 
-def _refuse_other_output(network: SRNetwork, conditions: Conditions, error: float | None) -> None:
+def _label(network: SRNetwork | Target) -> str:
+    return network.name if isinstance(network, Target) else network.config.label()
+
+
+def _refuse_other_output(name: str, conditions: Conditions, error: float | None) -> None:
     if conditions.precision == "fp32" and error is not None and not error <= MAX_OUTPUT_ERROR:
         raise UserError(
-            f"runtime {conditions.runtime} restores other images than {network.config.label()} does: the largest "
+            f"runtime {conditions.runtime} restores other images than {name} does: the largest "
             f"difference is {error:.2g}, expected at most {MAX_OUTPUT_ERROR:g}; its latency would be another network's"
         )

@@ -33,6 +33,8 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
 
+_EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
+
 Pass = Callable[[Tensor], object]
 
 
@@ -46,7 +48,7 @@ def check_runtime(runtime: str, device: Device, precision: Precision) -> Runtime
         except ImportError:
             raise UserError(
                 f"runtime {runtime} needs the package {package}, which is not installed; "
-                f"install it: pip install 'harness[{runtime}]'"
+                f"install it: pip install 'harness[{_EXTRAS[runtime]}]'"
             ) from None
     if runtime == "openvino" and device.kind != "cpu":
         raise UserError(f"runtime openvino is measured on a CPU: got device {device.text!r}, expected cpu:THREADS")

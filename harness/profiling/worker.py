@@ -24,28 +24,28 @@ from harness.profiling.fingerprint import observe_device
 from harness.profiling.latency import Timer, inference, local_timer
 from harness.profiling.memory import measure_pass_memory
 from harness.profiling.runtimes import Pass, check_runtime, prepare, runtime_version
+from harness.profiling.targets import Network, TargetSpec, load_target
 
 _TINY = 16  # pixels a side
 
 
-def load_network(description: dict[str, Any]) -> nn.Module:
-    """Build the network that a request describes, in eval mode, on the CPU.
+def load_network(description: dict[str, Any], threads: int) -> Network:
+    """Load the network that a request describes, in eval mode, on the CPU.
 
-    `config`: a model config as a dict. `weights`: the path of a safetensors file with the network's own state, or None
-    for weights drawn from seed 0.
+    `target`: a `TargetSpec` as a dict; or `config`: a model config as a dict, and `weights`: the path of a safetensors
+    file with the network's own state. `threads` are those of onnxruntime, where that runs the network.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        network = build_model(MODEL_CONFIG.validate_python(description["config"]))
-    if description.get("weights"):
-        network.load_state_dict(load_file(description["weights"]))
+    if "target" in description:
+        return load_target(TargetSpec.model_validate(description["target"]), threads=threads).network
+    network = build_model(MODEL_CONFIG.validate_python(description["config"]))
+    network.load_state_dict(load_file(description["weights"]))
     return network.eval()
 
 
 class Loaded(NamedTuple):
     """What a process holds after `load`."""
 
-    networks: tuple[nn.Module, ...]
+    networks: tuple[Network, ...]
     passes: tuple[Pass, ...]
     timers: tuple[Timer, ...]
     inputs: tuple[Tensor, ...]
@@ -82,12 +82,18 @@ def _load(request: dict[str, Any], contexts: contextlib.ExitStack) -> tuple[Load
     runtime = check_runtime(request["runtime"], device, request["precision"])
     if device.threads is not None:
         torch.set_num_threads(device.threads)
-    networks = tuple(load_network(each).to(device.torch_device) for each in request["networks"])
+    networks = tuple(load_network(each, device.threads or 1) for each in request["networks"])
+    for network in networks:
+        if isinstance(network, nn.Module):
+            network.to(device.torch_device)
     inputs_NBCHW = load_file(request["inputs"])["inputs"].to(device.torch_device)
     casts = runtime in ("eager", "compile")
     contexts.enter_context(inference(device, request["precision"] if casts else "fp32"))
     inputs = tuple(inputs_NBCHW)
-    passes = tuple(prepare(each, runtime, request["precision"], device, inputs[0]) for each in networks)
+    passes = tuple(
+        prepare(each, runtime, request["precision"], device, inputs[0]) if isinstance(each, nn.Module) else each
+        for each in networks
+    )
     timers = tuple(local_timer(each, inputs, device) for each in passes)
     fingerprint = observe_device(device, runtime_version(runtime))
     return Loaded(networks, passes, timers, inputs, device, runtime), fingerprint.model_dump(mode="json")

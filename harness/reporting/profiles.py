@@ -46,7 +46,7 @@ def _row(profile: ProfileRecord, latency: LatencyRecord) -> dict[str, Any]:
         "label": profile.label,
         "target": profile.target,
         "weights": profile.weights,
-        "routing": profile.model.get("routing"),
+        "routing": (profile.model or {}).get("routing"),
         "params": profile.params,
         "conditions": latency.conditions,
         "setting": latency.setting,

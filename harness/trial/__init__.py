@@ -1,5 +1,6 @@
 """One trial from proposal to record, and evaluation."""
 
+from harness.models import build_seeded
 from harness.trial.evaluation import evaluate, routed, to_image
 from harness.trial.run import (
     Proposal,
@@ -8,7 +9,6 @@ from harness.trial.run import (
     TrialSetup,
     abandon,
     answer_from,
-    build_seeded,
     crop_centre,
     load_trained,
     representative_input,

@@ -53,7 +53,7 @@ from harness.core.seeding import derive_seed
 from harness.core.study_folder import StudyFolder
 from harness.data import CropSampler, PairedDataset, to_tensor
 from harness.metrics import Protocol as ScoreProtocol
-from harness.models import CAMixerSR, SRNetwork, build_model, describe_kernels
+from harness.models import CAMixerSR, SRNetwork, build_model, build_seeded, describe_kernels
 from harness.profiling import (
     Effort,
     canonical_macs,
@@ -167,13 +167,6 @@ class _Observed:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
-
-
-def build_seeded(config: AnyModelConfig, seed: int) -> SRNetwork:
-    """Build a network whose initial weights depend on `seed` alone; every global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(seed, "weights"))  # torch.manual_seed would reseed GPUs too
-        return build_model(config)
 
 
 def representative_input(dataset: PairedDataset, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Both counters against multiply-adds counted by hand, and against the closed form on the real networks."""
+"""All counters against multiply-adds counted by hand, and against the closed form on the real networks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -57,10 +57,10 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_both_counters_count_multiply_adds(name: str) -> None:
+def test_all_counters_count_multiply_adds(name: str) -> None:
     network, macs = BY_HAND[name]
     record = count_macs(network, INPUT)
-    assert record.by_counter == {"fvcore": macs, "ptflops": macs}
+    assert record.by_counter == {"fvcore": macs, "ptflops": macs, "torch": macs}
     assert (record.macs, record.agree, record.max_disagreement) == (macs, True, 0.0)
     assert (record.input_size, record.batch_size) == ((H, W), B)
 
@@ -96,7 +96,11 @@ class HiddenProduct(torch.autograd.Function):
 def test_an_operator_that_hides_from_the_trace_shows() -> None:
     hide: Callable[[Tensor], Tensor] = HiddenProduct.apply
     record = count_macs(Apply(lambda x, m: m(hide(x)), nn.Linear(H, 3)), INPUT)
-    assert record.by_counter == {"fvcore": B * C * H * H * 3, "ptflops": B * C * H * H * (3 + W)}
+    assert record.by_counter == {
+        "fvcore": B * C * H * H * 3,
+        "ptflops": B * C * H * H * (3 + W),
+        "torch": B * C * H * H * (3 + W),
+    }
     assert record.uncounted == {"prim::PythonOp.HiddenProduct": 1}
     assert not record.agree
     assert record.max_disagreement == pytest.approx(W / (3 + W))
