@@ -17,6 +17,7 @@ _MOST_LISTED = 5  # modules and operators that a line names; JSON has them all
 class Operations:
     """What one forward pass of a target costs. `macs` is None where they cannot be counted, `note` says why.
 
+    `params` is None where a file does not tell them from other constants.
     `record` holds all that the counters found; None for ONNX files, whose graph is counted instead.
     """
 
@@ -70,7 +71,11 @@ def count_target(target: Target, input_BCHW: Any, shares: list[float] | None, *,
     record = count_operations(target.module, input_BCHW, config=config, attention_share=shares)
     _judge(target.name, record, allow_gap=allow_gap)
     macs = record.macs if config is None else canonical_macs(config, record.input_size, attention_share=shares)
-    return Operations(macs, record.params, record.activations, record.operators, record)
+    params: int | None = record.params
+    if target.spec.kind == "torchscript" and params == 0:
+        messages.print("note: parameters are not counted: TorchScript that is frozen holds them as constants")
+        params = None
+    return Operations(macs, params, record.activations, record.operators, record)
 
 
 def print_uncounted(operators: Sequence[UncountedOperator]) -> None:

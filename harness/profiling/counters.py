@@ -35,7 +35,7 @@ from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
 from harness.core.errors import UserError, describe_error
 from harness.core.records import CounterGap, MacsRecord, ModuleRecord, OperationsRecord, UncountedOperator
 from harness.profiling.closed_form import canonical_activations, canonical_macs
-from harness.profiling.network_state import preserved_training_state, written_out
+from harness.profiling.network_state import preserved_hooks, preserved_training_state, written_out
 from harness.profiling.operators import OperatorLog
 
 AGREEMENT = 0.01  # counters further apart than this do not agree
@@ -120,11 +120,14 @@ def count_operations(
     `AGREEMENT`, `gaps` holds the modules that it comes from.
     The network runs twice, one of ours operator by operator (`SRNetwork.is_literal`), and is left as it was: training
     flags, hooks, gradients. TorchScript cannot be traced with names, so fvcore leaves it out.
-    Raises `UserError` where the network cannot run under any counter.
+    Raises `UserError` where the network cannot run under any counter, and for TorchScript that was optimised, which
+    runs operators that no counter is told of.
     """
+    _refuse_optimised(network)
     missing: dict[str, str] = {}
     with preserved_training_state(network), written_out(network), _without_fast_paths(), torch.no_grad():
-        network.eval()
+        if hasattr(network, "training"):
+            network.eval()
         trace = _try_fvcore(network, input_BCHW, missing)
         log, dispatched = _count_dispatched(network, input_BCHW, missing)
     by_counter = {**({} if trace is None else {"fvcore": trace.by_module[""]}), **dispatched}
@@ -157,6 +160,15 @@ def count_operations(
     )
 
 
+def _refuse_optimised(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, torch.jit.ScriptModule) and "prim::mkldnn" in str(getattr(module, "inlined_graph", "")):
+            raise UserError(
+                "no counter sees what torch.jit.optimize_for_inference puts in place of convolutions; "
+                "give the network as it was before"
+            )
+
+
 @contextlib.contextmanager
 def _without_fast_paths() -> Iterator[None]:
     """Keep `nn.MultiheadAttention` from its fused operator, which no counter knows and a trace does not have."""
@@ -174,7 +186,8 @@ def _try_fvcore(network: nn.Module, input_BCHW: Tensor, missing: dict[str, str])
         missing["fvcore"] = "TorchScript takes no hooks, so its trace has no names of modules"
         return None
     try:
-        return _count_with_fvcore(network, input_BCHW)
+        with preserved_hooks(network):  # fvcore leaves its own where tracing fails
+            return _count_with_fvcore(network, input_BCHW)
     except Exception as error:  # whatever the network does with the values that a trace has none of
         missing["fvcore"] = f"the network cannot be traced: {describe_error(error)}"
         return None

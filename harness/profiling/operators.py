@@ -3,6 +3,7 @@
 PyTorch's dispatcher hands each operator to the modes in force, compound ones taken apart. `OperatorLog` is such a mode;
 it looks into operators of others (`torch.library`) too: their CPU kernel runs with all modes in force, so that counters
 see the operators of PyTorch inside. What a kernel computes by other means stays unseen; such operators are opaque.
+In case of doubt they are: one that ends by copying its result is taken for opaque unless MACs were found inside.
 """
 
 import contextlib
@@ -19,19 +20,20 @@ from torch.utils._pytree import tree_leaves
 # Operators that move or describe data and compute nothing.
 # fmt: off
 _MOVEMENT = {
-    "_conj", "_local_scalar_dense", "_pin_memory", "_reshape_alias", "_reshape_copy", "_to_copy", "_unsafe_view",
-    "alias", "arange", "as_strided", "broadcast_to", "cat", "channel_shuffle", "clone", "constant_pad_nd",
-    "contiguous", "copy", "copy_", "detach", "detach_", "diagonal", "empty", "empty_like", "empty_strided",
-    "expand", "eye", "fill", "fill_", "flip", "full", "full_like", "gather", "index", "index_copy", "index_copy_",
-    "index_fill", "index_put", "index_put_", "index_select", "is_nonzero", "item", "lift", "lift_fresh", "linspace",
-    "masked_fill", "masked_fill_", "narrow", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros",
-    "nonzero", "ones", "ones_like", "permute", "pixel_shuffle", "pixel_unshuffle", "rand", "randn",
-    "reflection_pad1d", "reflection_pad2d", "repeat", "replication_pad1d", "replication_pad2d", "reshape",
-    "resolve_conj", "resolve_neg", "roll", "scalar_tensor", "scatter", "scatter_", "select", "select_scatter",
-    "set_", "slice", "slice_scatter", "split", "split_with_sizes", "squeeze", "squeeze_", "stack", "sym_numel",
-    "sym_size", "sym_stride", "t", "t_", "to", "transpose", "transpose_", "tril", "triu", "unbind", "unfold",
-    "unsafe_split", "unsqueeze", "unsqueeze_", "upsample_nearest2d", "view", "view_as", "view_as_complex",
-    "view_as_real", "where", "zero_", "zeros", "zeros_like",
+    "_conj", "_empty_affine_quantized", "_empty_per_channel_affine_quantized", "_local_scalar_dense", "_pin_memory",
+    "_reshape_alias", "_reshape_copy", "_to_copy", "_to_dense", "_unsafe_view", "alias", "arange", "as_strided",
+    "broadcast_to", "cat", "channel_shuffle", "clone", "constant_pad_nd", "contiguous", "copy", "copy_", "detach",
+    "detach_", "diagonal", "empty", "empty_like", "empty_strided", "equal", "expand", "eye", "fill", "fill_",
+    "flip", "full", "full_like", "gather", "index", "index_copy", "index_copy_", "index_fill", "index_put",
+    "index_put_", "index_select", "int_repr", "is_nonzero", "item", "lift", "lift_fresh", "linspace", "masked_fill",
+    "masked_fill_", "narrow", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "nonzero",
+    "ones", "ones_like", "permute", "pixel_shuffle", "pixel_unshuffle", "q_scale", "q_zero_point", "qscheme",
+    "rand", "randn", "reflection_pad1d", "reflection_pad2d", "repeat", "replication_pad1d", "replication_pad2d",
+    "reshape", "resolve_conj", "resolve_neg", "roll", "scalar_tensor", "scatter", "scatter_", "select",
+    "select_scatter", "set_", "slice", "slice_scatter", "split", "split_with_sizes", "squeeze", "squeeze_", "stack",
+    "sym_numel", "sym_size", "sym_stride", "t", "t_", "to", "to_dense", "to_mkldnn", "transpose", "transpose_",
+    "tril", "triu", "unbind", "unfold", "unsafe_split", "unsqueeze", "unsqueeze_", "upsample_nearest2d", "view",
+    "view_as", "view_as_complex", "view_as_real", "where", "zero_", "zeros", "zeros_like",
 }
 # fmt: on
 _CONVOLUTIONS = {"_convolution", "convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution"}
@@ -65,7 +67,7 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._read, self._is_counted = read, is_counted
         self._path = [""]
         self._inside: list[str] = []  # operators of others that run now
-        self._computed = 0  # operators so far that compute something
+        self._results: list[Tensor] = []  # what operators of PyTorch computed inside them, kept until they end
         self.by_module: defaultdict[str, ModuleTotals] = defaultdict(ModuleTotals)
 
     @contextlib.contextmanager
@@ -102,19 +104,26 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def _look_into(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run the kernel of an operator of others with every mode in force."""
-        computed = self._computed
-        device = next((leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), "cpu")
-        key = torch._C.DispatchKey.CUDA if device == "cuda" else torch._C.DispatchKey.CPU
+        """Run the kernel of an operator of others with every mode in force.
+
+        It is opaque where no MACs were found inside and its result is not what an operator of PyTorch computed there.
+        """
+        before = self._read()
         name = f"{func.namespace}::{func._opname}"
         self._inside.append(name)
         try:
             with self:
-                output = func.redispatch(torch._C.DispatchKeySet(key), *args, **kwargs)
+                output = func.redispatch(torch._C.DispatchKeySet(_kernel_key(args, kwargs)), *args, **kwargs)
+        except RuntimeError:  # its kernel has another key; an error of its own comes again
+            output = func(*args, **kwargs)
         finally:
             self._inside.pop()
-        if self._computed == computed:
+        seen = {tensor.data_ptr() for tensor in self._results}
+        results = [leaf.data_ptr() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if self._read() == before and (not results or not seen.issuperset(results)):
             self.by_module[self._path[-1]].opaque[name] += 1
+        if not self._inside:
+            self._results.clear()
         return output
 
     def _note(self, func: Any, added: Mapping[str, int], args: Any, output: Any) -> None:
@@ -127,7 +136,8 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
             totals.activations += output.numel() if output.dim() == 4 else 0
         if name in _MOVEMENT and "reduce" not in getattr(func, "_overloadname", ""):  # scatter can add, too
             return
-        self._computed += 1
+        if self._inside:
+            self._results += [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         if any(added.values()):
             return
         if name in _UNKNOWN or name.startswith(_UNKNOWN_BEGINNINGS):
@@ -135,6 +145,16 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             totals.times[f"{namespace}::{name}"] += 1
             totals.elements[f"{namespace}::{name}"] += max(_elements(args), _elements(output))
+
+
+def _kernel_key(args: Any, kwargs: Any) -> torch._C.DispatchKey:
+    """Return the key of the kernel that an operator on these tensors has: that of the first one's backend."""
+    first = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+    if first is None:
+        return torch._C.DispatchKey.CPU
+    if first.is_quantized:
+        return torch._C.DispatchKey.QuantizedCPU
+    return torch._C.DispatchKey.CUDA if first.is_cuda else torch._C.DispatchKey.CPU
 
 
 def _elements(values: Any) -> int:

@@ -33,6 +33,7 @@ Network = Callable[[Tensor], Tensor]
 
 # What a file is, by the end of its name; Python files name a factory besides.
 FILE_KINDS: dict[str, TargetKind] = {".pt": "torchscript", ".ts": "torchscript", ".pt2": "exported", ".onnx": "onnx"}
+WEIGHT_FILES = (".pth", ".ckpt", ".safetensors")
 # Sides with many divisors, small ones first: whatever multiple a network needs up to 64, it divides one of them.
 _SIDES = (64, 96, 120, 168, 112, 128, 144, 176, 208, 240, 256, 320, 384, 512)
 _CHANNELS = (3, 1, 4)  # RGB, grey, RGB with alpha or packed Bayer
@@ -165,7 +166,8 @@ def parse_target(text: str, *, weights: Path | None = None) -> TargetSpec | None
     """Read what names a network of anybody's; None where the text names none.
 
     `MODULE:FACTORY`, `FILE.py:FACTORY`, `FILE.pt` and `FILE.ts` (TorchScript), `FILE.pt2`, `FILE.onnx`.
-    Raises `UserError` for a file that is not there, and for weights beside a file that has its own.
+    Raises `UserError` for a file that is not there or holds weights alone, and for weights beside a file that has its
+    own.
     """
     path = Path(text)
     file, _, attribute = text.rpartition(":")
@@ -173,6 +175,10 @@ def parse_target(text: str, *, weights: Path | None = None) -> TargetSpec | None
         return _factory_spec(text, file, attribute, weights)
     if path.suffix == ".py":
         raise UserError(f"{text}: expected {text}:FACTORY, a function of the file that returns the network")
+    if path.suffix in WEIGHT_FILES:
+        raise UserError(
+            f"{text}: a {path.suffix} file holds weights alone; name their network, and give --weights {text}"
+        )
     kind = FILE_KINDS.get(path.suffix)
     if kind is None or path.is_dir():
         return None

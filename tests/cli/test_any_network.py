@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.conftest import Call
 from tests.profiling.networks import Pyramid
@@ -85,6 +86,15 @@ def test_a_file_costs_what_the_network_costs(call: Call, tmp_path: Path, suffix:
             ".onnx": [],
         }[suffix]
     )
+
+
+def test_frozen_torchscript_has_no_count_of_parameters(call: Call, tmp_path: Path) -> None:
+    frozen = torch.jit.freeze(torch.jit.script(Pyramid().eval()))
+    torch.jit.save(frozen, tmp_path / "frozen.pt")
+    outcome = call("profile", "frozen.pt", *SIZE, *QUICK, "--json")
+    assert (outcome.document["macs"], outcome.document["params"]) == (MACS, None)
+    assert outcome.document["ntire_2024_score"] is None
+    assert "TorchScript that is frozen" in outcome.err
 
 
 def test_the_default_size_is_one_that_the_network_takes(call: Call) -> None:

@@ -103,6 +103,30 @@ def test_a_custom_operator_that_leaves_pytorch_makes_the_count_a_lower_bound() -
     assert (listed.hidden_from, listed.modules) == (("fvcore", "ptflops", "torch"), ("",))
 
 
+@torch.library.custom_op("harness_tests::sharpen", mutates_args=())
+def sharpen(x: Tensor) -> Tensor:
+    return 2 * x - x.mean()
+
+
+def test_a_custom_operator_of_operators_that_are_listed_hides_nothing() -> None:
+    record = count_operations(Detour(sharpen), INPUT)
+    assert not record.is_lower_bound
+    assert {"aten::mul", "aten::mean", "aten::sub"} <= {operator.operator for operator in record.operators}
+
+
+def test_a_quantised_convolution_makes_the_count_a_lower_bound() -> None:
+    quantised = torch.ao.nn.quantized.Conv2d(3, 8, 3, padding=1)  # type: ignore[no-untyped-call]
+
+    class Quantised(nn.Module):
+        def forward(self, input_BCHW: Tensor) -> Tensor:
+            restored: Tensor = quantised(torch.quantize_per_tensor(input_BCHW, 0.01, 0, torch.quint8)).dequantize()
+            return restored
+
+    record = count_operations(Quantised(), INPUT)
+    assert record.is_lower_bound
+    assert record.operators[0].operator == "quantized::conv2d"
+
+
 @contextlib.contextmanager
 def flop_formula(operator: Any, formula: Callable[..., int]) -> Iterator[None]:
     flop_counter.register_flop_formula(operator)(formula)
@@ -268,15 +292,25 @@ def test_torchscript_is_counted_by_the_dispatching_counters() -> None:
         assert [(module.path, module.type) for module in record.modules] == [("", "Pyramid")]
 
 
+def test_frozen_and_optimised_torchscript() -> None:
+    frozen = torch.jit.freeze(torch.jit.script(Pyramid(factor=4).eval()))
+    record = count_operations(frozen, INPUT)
+    assert set(record.by_counter.values()) == {count_operations(Pyramid(factor=4), INPUT).macs}
+    with pytest.raises(UserError, match=r"no counter sees what torch\.jit\.optimize_for_inference"):
+        count_operations(torch.jit.optimize_for_inference(frozen), INPUT)
+
+
 def test_a_network_that_cannot_be_traced_is_counted_by_the_others() -> None:
     def depends_on_values(x: Tensor) -> Tensor:
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise RuntimeError("not while tracing")
         return x
 
-    record = count_operations(Detour(depends_on_values), INPUT)
+    network = Detour(depends_on_values)
+    record = count_operations(network, INPUT)
     assert record.by_counter == {"ptflops": HEAD + BODY + TAIL, "torch": HEAD + BODY + TAIL}
     assert "not while tracing" in record.missing["fvcore"]
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in network.modules())
 
 
 def test_a_network_that_does_not_run_is_a_mistake() -> None:

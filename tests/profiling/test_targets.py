@@ -225,6 +225,7 @@ def test_a_size_that_it_does_not_take_is_refused(name: str, size: tuple[int, int
         ("broken.pt2", "no torch.export file"),
         ("broken.onnx", "onnxruntime cannot load it"),
         ("broken.py", "expected broken.py:FACTORY"),
+        ("weights.pth", "holds weights alone; name their network, and give --weights weights.pth"),
     ],
 )
 def test_a_mistake_is_named(
