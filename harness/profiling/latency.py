@@ -21,8 +21,8 @@ Cap: `max_seconds` for each network with its share of the reference, warm-up and
 that, after one round at the least; the record says so.
 
 Noise: a run in which the reference's median of the second half of its samples is more than 5 % away from that of the
-first half is noisy, and repeated, up to 3 runs in all as far as the cap has room for another that long. The run of the
-least drift is kept; where that is noisy, too, the record is marked.
+first half is noisy, and repeated, up to 3 runs in all as far as the cap has room for another that long. Of the
+runs that were not cut short the one of least drift is kept; where that is noisy, too, the record is marked.
 
 Numbers: CUDA runs are timed by events on the device, synchronised before and after, others by the monotonic clock (on
 MPS synchronised). Quartiles and p90 are linearly interpolated, the intervals are those of `bootstrap.py`.
@@ -225,7 +225,7 @@ def measure(timers: Sequence[Timer], device: Device, effort: Effort, *, has_refe
         ):
             attempts.append(_take_rounds(timers, needs_untimed, effort, start + cap))
         after = read_sensors(device)
-    kept = min(attempts, key=lambda attempt: attempt.drift(has_reference))
+    kept = min(attempts, key=lambda attempt: (attempt.is_capped, attempt.drift(has_reference)))
     return Measured(
         warmups=warmups,
         kept=kept,

@@ -487,6 +487,18 @@ class TestConfigs:
     def test_devices_are_completed(self, tmp_path: Path) -> None:
         assert read(tmp_path, SPACE + "profile: {devices: [cpu, cuda]}\n").profile.devices == ("cpu:1", "cuda:0")
 
+    def test_devices_carry_runtime_precision_and_size(self, tmp_path: Path) -> None:
+        devices = 'profile: {devices: [cpu, "cpu:1/32x48/bf16", "cpu:2/openvino"]}\nconstraints: '
+        space = read(tmp_path, SPACE + devices + '["latency_ratio/cpu:1/bf16/32x48 <= 0.5"]\n')
+        assert space.profile.devices == ("cpu:1", "cpu:1/bf16/32x48", "cpu:2/openvino")
+        (constraint,) = space.parsed_constraints()
+        assert (constraint.metric, constraint.bound) == ("latency_ratio/cpu:1/bf16/32x48", 0.5)
+
+    def test_measuring_in_the_process_of_the_search_is_another_study(self, tmp_path: Path) -> None:
+        plain = read(tmp_path, SPACE).identity()
+        assert read(tmp_path, SPACE + "profile: {process: fresh}\n").identity() == plain
+        assert read(tmp_path, SPACE + "profile: {process: shared}\n").identity() != plain
+
     def test_objectives_take_their_natural_direction(self, tmp_path: Path) -> None:
         space = read(
             tmp_path, replaced("psnr_db, macs", "ssim, latency_ms/cpu:1, {metric: params, direction: maximize}")
