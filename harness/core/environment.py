@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.core.configs import FrozenConfig
 
-_PACKAGES = ("torch", "numpy", "pillow", "fvcore", "ptflops", "optuna", "mlflow")
+_PACKAGES = ("torch", "numpy", "pillow", "fvcore", "ptflops", "optuna", "mlflow", "onnx", "onnxruntime", "openvino")
 
 
 class EnvironmentRecord(FrozenConfig):

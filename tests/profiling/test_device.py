@@ -19,7 +19,7 @@ def test_cpu_without_a_number_is_one_thread() -> None:
     "text", ["", "gpu", "cpu:", "cpu:two", "cpu:-1", "cpu:1.5", "cpu:²", "cuda:x", "cpu:1:1", "CPU"]
 )
 def test_nonsense_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="expected cpu:THREADS or cuda:INDEX"):
+    with pytest.raises(UserError, match="expected cpu:THREADS, cuda:INDEX or mps"):
         parse_device(text)
 
 
