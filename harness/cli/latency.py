@@ -1,6 +1,6 @@
 """The latency of `harness profile`: what is asked for, measuring it, showing it and keeping its record."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from harness.models import SRNetwork
     from harness.profiling import Effort, Target
+
+Keeper = Callable[[ProfileRecord], Path]  # writes a record down and says where
 
 _MOST_BATCHES = 8  # of real images that take turns
 
@@ -146,10 +148,16 @@ def measure_rows(
             images=names,
             with_memory=with_memory,
         )["network"]
-        for remark in remarks(record):
-            messages.print(f"warning: {record.conditions}: {remark}")
+        warn([record])
         records.append(record)
     return tuple(records)
+
+
+def warn(records: Sequence[LatencyRecord]) -> None:
+    """Print what a reader must know of each latency."""
+    for record in records:
+        for remark in remarks(record):
+            messages.print(f"warning: {record.conditions}: {remark}")
 
 
 def remarks(record: LatencyRecord) -> list[str]:
@@ -171,7 +179,7 @@ def describe_latency(record: LatencyRecord) -> list[list[str]]:
     lines = [
         ["latency median", f"{record.median:.2f} ms ({format_interval(record.interval, 2)})"],
         ["  IQR, p90", f"{record.iqr:.2f} ms, {record.p90:.2f} ms"],
-        [f"  / {_reference_label(record)}", _format_ratio(record)],
+        [f"  / {reference_label(record)}", _format_ratio(record)],
         ["  runs", f"{len(record.samples)} after {record.warmup_runs} for warm-up"],
     ]
     if record.peak_memory_bytes is not None:
@@ -181,7 +189,7 @@ def describe_latency(record: LatencyRecord) -> list[list[str]]:
 
 def print_rows(title: str, records: Sequence[LatencyRecord]) -> None:
     """Print a line for each size and batch."""
-    columns = ["input", "batch", "median (ms)", "95 %", "IQR", "p90", f"/ {_reference_label(records[0])}", "95 %"]
+    columns = ["input", "batch", "median (ms)", "95 %", "IQR", "p90", f"/ {reference_label(records[0])}", "95 %"]
     lines = [
         [
             "{}×{}".format(*record.input_size),
@@ -234,7 +242,8 @@ def row_document(record: LatencyRecord) -> dict[str, Any]:
     }
 
 
-def _reference_label(record: LatencyRecord) -> str:
+def reference_label(record: LatencyRecord) -> str:
+    """Return what the latency is relative to, for people."""
     return {"swinir-light": "SwinIR-light", None: "reference"}.get(record.reference, str(record.reference))
 
 

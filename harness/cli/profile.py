@@ -13,6 +13,7 @@ from harness.core.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.cli.latency import Row
     from harness.cli.operations import Operations
     from harness.core.conditions import Conditions
     from harness.core.records import LatencyRecord
@@ -74,6 +75,13 @@ def profile(
         bool, typer.Option("--allow-gap", help="Go on where counters differ by more than 1 % and nothing explains it.")
     ] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too, in the same fresh process.")] = True,
+    sweep: Annotated[
+        str | None, typer.Option(help="gamma: MACs and latency at every γ and in training mode, in percent of γ = 1.")
+    ] = None,
+    gammas: Annotated[str, typer.Option(help="Values of γ for --sweep.")] = "1,0.5,0.25,0",
+    breakdown: Annotated[
+        bool, typer.Option("--breakdown", help="Divide the time of a pass among the network's components too.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder that the record is added to.  [default: profiles in --results]")
     ] = None,
@@ -90,6 +98,7 @@ def profile(
     record is added to results/profiles and to MLflow.
     """
     from harness.cli import latency
+    from harness.cli import sweep as sweeps
     from harness.cli.operations import print_tree, print_uncounted
     from harness.core.environment import now, observe_environment
     from harness.core.files import require_folder_place
@@ -110,6 +119,29 @@ def profile(
     against = _choose_reference(loaded, "none" if no_reference else reference)
     folder = output or results / "profiles"
     require_folder_place("--output", folder)
+    effort = latency.read_effort(quick, repeats, seconds)
+
+    def keep(record: ProfileRecord) -> Path:
+        path = latency.keep_record(record, folder)
+        if tracking:
+            latency.track_record(record, tracking_uri, results)
+        return path
+
+    if sweep is not None:
+        _check_sweep(sweep, gamma, rows, breakdown)
+        sweeps.run_sweep(
+            loaded,
+            sweeps.read_gammas(gammas),
+            rows[0],
+            inputs,
+            conditions,
+            effort,
+            reference=against,
+            reference_name=reference,
+            keep=keep,
+            json=json,
+        )
+        return
     height, width = rows[0].size
     shares, operations = _count(loaded, inputs.make(latency.Row(rows[0].size, 1))[0][0], allow_gap=allow_gap)
     records = latency.measure_rows(
@@ -117,11 +149,12 @@ def profile(
         rows,
         inputs,
         conditions,
-        latency.read_effort(quick, repeats, seconds),
+        effort,
         reference=against,
         reference_name=reference,
         with_memory=memory,
     )
+    divided = sweeps.run_breakdown(loaded, inputs.make(rows[0])[0][0], conditions, effort) if breakdown else None
     first = records[0]
     config = loaded.spec.config
     settings = getattr(loaded.network, "routing", None) if config is not None else None
@@ -134,6 +167,7 @@ def profile(
         macs=operations.macs,
         activations=operations.activations,
         ntire_2024_score=_score(operations, first, against),
+        breakdown=divided,
         rows=records,
         environment=observe_environment(describe_kernels()),
         measured_at=now(),
@@ -156,10 +190,9 @@ def profile(
         "rows": [latency.row_document(each) for each in records],
         "peak_memory_bytes": first.peak_memory_bytes,
         "environment": record.environment.model_dump(mode="json"),
-        "record_file": str(latency.keep_record(record, folder)),
+        "breakdown": None if divided is None else {**divided.model_dump(mode="json"), "shares": divided.shares},
+        "record_file": str(keep(record)),
     }
-    if tracking:
-        latency.track_record(record, tracking_uri, results)
     if json:
         print_json(document)
         return
@@ -177,6 +210,8 @@ def profile(
     print_table(f"{label}, input {height}×{width}, {where}", ["", "value"], lines)
     if len(records) > 1:
         latency.print_rows(f"latency by input and batch, {where}", records)
+    if divided is not None:
+        sweeps.print_breakdown(divided, Path(document["record_file"]).with_suffix(".png"))
     print_uncounted(operations.operators)
     if tree is not None and operations.record is not None:
         print_tree(operations.record, None if tree == _WHOLE_TREE else tree)
@@ -204,6 +239,18 @@ def _check_measurable(target: "Target", conditions: "Conditions") -> None:
         raise UserError(f"--device {conditions.device}: ONNX files are run on the CPU")
     if conditions.runtime != "onnxruntime":
         raise UserError(f"--runtime {conditions.runtime}: ONNX files are run by onnxruntime")
+
+
+def _check_sweep(sweep: str, gamma: float | None, rows: "list[Row]", breakdown: bool) -> None:
+    """Refuse what a sweep does not go with."""
+    if sweep != "gamma":
+        raise UserError(f"--sweep {sweep}: expected gamma")
+    if gamma is not None:
+        raise UserError(f"--gamma {gamma:g}: a sweep has a γ for each row; choose them with --gammas")
+    if len(rows) > 1:
+        raise UserError(f"--sweep gamma is of one size and batch: got {len(rows)}")
+    if breakdown:
+        raise UserError("--breakdown and --sweep are both given; give one of them")
 
 
 def _default_size(target: "Target") -> tuple[int, int]:

@@ -207,8 +207,8 @@ class LatencyRecord(FrozenConfig):
     random input; `attention_share` is the share realised on it. `peak_memory_bytes`: of one pass, above what the
     process held before. `output_error`: largest difference to the eager float32 network under other runtimes.
     `lock_wait_seconds` is how long it waited for others to stop computing on the device, `sensors` what clock and
-    temperature were before and after, `model_hash` the hash of the network's config. What older protocols did not say
-    is None, or the default.
+    temperature were before and after, `model_hash` the hash of the network's config. `mode` `training`: the forward
+    pass of training, without gradients. What older protocols did not say is None, or the default.
     """
 
     protocol: str
@@ -248,6 +248,7 @@ class LatencyRecord(FrozenConfig):
     sensors: dict[str, tuple[float, float]] = {}
     git_revision: str | None = None
     model_hash: str | None = None
+    mode: Literal["inference", "training"] = "inference"
 
     @model_serializer(mode="wrap")
     def _leave_out_what_older_protocols_did_not_say(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -272,7 +273,8 @@ class LatencyRecord(FrozenConfig):
         kernels = self.fingerprint.kernels if self.fingerprint and self.runtime == "eager" else None
         process = f" in {self.process} processes" if self.process else ""
         by = f", kernels {kernels}" if kernels else ""
-        return f"{self.protocol_name}{process}, {self.device_name}, {self.conditions}{by}"
+        mode = "" if self.mode == "inference" else f", {self.mode} mode"
+        return f"{self.protocol_name}{process}, {self.device_name}, {self.conditions}{by}{mode}"
 
     @property
     def short_conditions(self) -> str:
@@ -289,12 +291,41 @@ class LatencyRecord(FrozenConfig):
         return f"{self.device}/{self.runtime}/{self.precision}/{height}x{width}{batch}"
 
 
+class BreakdownRecord(FrozenConfig):
+    """How the time of a forward pass divides: median milliseconds of each component of models/components.py.
+
+    `label` is the network's; `total_ms`: the median pass without clocks; `coverage`: the sum of the components over it.
+    """
+
+    protocol: str
+    label: str
+    device: str
+    precision: str
+    input_size: tuple[int, int]
+    batch_size: int
+    component_ms: dict[str, float]
+    total_ms: float
+    coverage: float
+    passes: int
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each component's share of the sum, in [0, 1]."""
+        total = sum(self.component_ms.values())
+        return {name: value / total for name, value in self.component_ms.items()}
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the components sum to the pass without clocks, within 3 %."""
+        return abs(self.coverage - 1) <= 0.03
+
+
 class ProfileRecord(FrozenConfig):
     """One run of `harness profile`: a network's counts, and its latencies, one for each size and batch.
 
     `target` is what the user called it, `model` its config (None where it is no network of this project). `macs`
     (canonical; None where they cannot be counted) and `activations` are those of the first row's size, one image,
-    `ntire_2024_score` that of the first row against its reference.
+    `ntire_2024_score` that of the first row against its reference, `breakdown` of the first row, where asked for.
     """
 
     schema_version: Literal[1] = 1
@@ -306,6 +337,7 @@ class ProfileRecord(FrozenConfig):
     macs: int | None
     activations: int | None = None
     ntire_2024_score: float | None = None
+    breakdown: BreakdownRecord | None = None
     rows: tuple[LatencyRecord, ...]
     environment: EnvironmentRecord
     measured_at: str

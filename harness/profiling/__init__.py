@@ -1,6 +1,7 @@
 """Operation counts, latency and memory: functions of explicit inputs that return records and leave nothing behind."""
 
-from harness.profiling.breakdown import BreakdownRecord, measure_breakdown
+from harness.profiling.bootstrap import median_interval, ratio_interval
+from harness.profiling.breakdown import measure_breakdown
 from harness.profiling.closed_form import (
     canonical_activations,
     canonical_macs,
@@ -13,7 +14,7 @@ from harness.profiling.device import Device, chosen_threads, describe_device, pa
 from harness.profiling.latency import DEFAULT, QUICK, Effort, measure_latencies, measure_latency
 from harness.profiling.memory import measure_peak_memory
 from harness.profiling.onnx_graph import OnnxCount, count_onnx
-from harness.profiling.processes import measure_in_processes
+from harness.profiling.processes import break_down_in_process, measure_in_processes
 from harness.profiling.runtimes import check_runtime
 from harness.profiling.score import ntire_score
 from harness.profiling.targets import InputContract, Target, TargetSpec, load_target, parse_target
@@ -22,13 +23,13 @@ __all__ = [
     "AGREEMENT",
     "DEFAULT",
     "QUICK",
-    "BreakdownRecord",
     "Device",
     "Effort",
     "InputContract",
     "OnnxCount",
     "Target",
     "TargetSpec",
+    "break_down_in_process",
     "canonical_activations",
     "canonical_macs",
     "check_runtime",
@@ -44,9 +45,11 @@ __all__ = [
     "measure_latencies",
     "measure_latency",
     "measure_peak_memory",
+    "median_interval",
     "ntire_score",
     "paper_flops_tile",
     "paper_macs_fvcore",
     "parse_device",
     "parse_target",
+    "ratio_interval",
 ]

@@ -4,7 +4,8 @@ Protocol `breakdown-1`. After two passes to warm up, passes with and without clo
 `min_seconds` in all. Networks say which component is at work (models/components.py), the CPU kernels by ticks of the
 processor, CUDA by events on the device. The time of a component is its median over the passes with clocks; shares are
 those of the sum. `coverage` is that sum over the median without clocks: what the clocks cost, and whether anything is
-missing or counted twice, so that it should be within 3 % of 1.
+missing or counted twice, so that it should be within 3 % of 1. `break_down_in_process` measures in a fresh process
+while the device is locked.
 """
 
 import statistics
@@ -15,36 +16,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.core.configs import FrozenConfig
+from harness.core.configs import Precision
+from harness.core.records import BreakdownRecord
 from harness.models import SRNetwork
 from harness.models.components import COMPONENTS, listening
 from harness.profiling.device import Device, chosen_threads, parse_device
+from harness.profiling.latency import inference
 from harness.profiling.network_state import preserved_training_state
 
 PROTOCOL = "breakdown-1"
 _MIN_PASSES = 5
-
-
-class BreakdownRecord(FrozenConfig):
-    """Milliseconds of each component of one forward pass (medians), in the order of `COMPONENTS`.
-
-    `total_ms`: the median pass without clocks; `coverage`: the sum of the components over it.
-    """
-
-    protocol: str
-    device: str
-    input_size: tuple[int, int]
-    batch_size: int
-    component_ms: dict[str, float]
-    total_ms: float
-    coverage: float
-    passes: int
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Each component's share of the sum, in [0, 1]."""
-        total = sum(self.component_ms.values())
-        return {name: value / total for name, value in self.component_ms.items()}
 
 
 class Stopwatch:
@@ -122,7 +103,12 @@ class CudaStopwatch:
 
 
 def measure_breakdown(
-    network: SRNetwork, input_BCHW: Tensor, *, device: str = "cpu:1", min_seconds: float = 3.0
+    network: SRNetwork,
+    input_BCHW: Tensor,
+    *,
+    device: str = "cpu:1",
+    precision: Precision = "fp32",
+    min_seconds: float = 3.0,
 ) -> BreakdownRecord:
     """Divide the time of one forward pass of `network` in eval mode, which must be on `device`, among its components.
 
@@ -131,7 +117,7 @@ def measure_breakdown(
     """
     place = parse_device(device)
     input_BCHW = input_BCHW.to(place.torch_device)
-    with preserved_training_state(network), chosen_threads(place.threads), torch.inference_mode():
+    with preserved_training_state(network), chosen_threads(place.threads), inference(place, precision):
         network.eval()
         divided: list[dict[str, float]] = []
         whole: list[float] = []
@@ -145,7 +131,9 @@ def measure_breakdown(
     total_ms = statistics.median(whole)
     return BreakdownRecord(
         protocol=f"{PROTOCOL}: ≥{_MIN_PASSES} passes, ≥{min_seconds:g} s",
+        label=network.config.label(),
         device=place.text,
+        precision=precision,
         input_size=(input_BCHW.shape[-2], input_BCHW.shape[-1]),
         batch_size=len(input_BCHW),
         component_ms=component_ms,

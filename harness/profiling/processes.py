@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.core.conditions import Conditions
-from harness.core.device_lock import computing
+from harness.core.device_lock import computing, measuring
 from harness.core.environment import DeviceFingerprint
 from harness.core.errors import UserError
-from harness.core.records import LatencyRecord
+from harness.core.records import BreakdownRecord, LatencyRecord
 from harness.models import SRNetwork
 from harness.profiling.device import Device, parse_device
 from harness.profiling.latency import Effort, Timer, make_record, measure
@@ -146,11 +146,28 @@ def measure_in_processes(
             "fingerprint": fingerprints[0],
             "model_hash": network.spec.identity() if isinstance(network, Target) else network.config.config_hash(),
             "peak_memory_bytes": memory if index == 0 else None,
+            "mode": "training" if isinstance(network, SRNetwork) and network.training else "inference",
             **inspected[index],
         }
         named = None if reference is None else reference_name or reference.config.label()
         records[name] = make_record(measured, index, device, effort, reference=named, facts=facts)
     return records
+
+
+def break_down_in_process(
+    network: SRNetwork, input_BCHW: Tensor, conditions: Conditions, *, min_seconds: float = 3.0
+) -> BreakdownRecord:
+    """Divide the time of a pass in eval mode among the network's components (breakdown.py), in a fresh process."""
+    device = parse_device(conditions.device)
+    with tempfile.TemporaryDirectory() as name, NetworkProcess(device) as process:
+        folder = Path(name)
+        inputs = folder / "inputs.safetensors"
+        save_file({"inputs": input_BCHW[None].contiguous()}, inputs)
+        with computing(device.lock):
+            _load([process], [[network]], folder, inputs, conditions, device)
+        with measuring(device.lock):
+            answer = process.ask(do="break_down", network=0, min_seconds=min_seconds, precision=conditions.precision)
+    return BreakdownRecord.model_validate(answer)
 
 
 def _load(
@@ -180,7 +197,7 @@ def _load(
 def describe_network(network: SRNetwork | Target, weights: Path) -> dict[str, Any]:
     """Save the network's state and return the description that `worker.load_network` builds it from again.
 
-    A network of anybody's is loaded again from its spec.
+    One in train mode runs the forward pass of training. A network of anybody's is loaded again from its spec.
     """
     if isinstance(network, Target):
         if not isinstance(network.network, SRNetwork):
@@ -188,7 +205,8 @@ def describe_network(network: SRNetwork | Target, weights: Path) -> dict[str, An
         network = network.network
     state = network.state_dict()
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, weights)
-    return {"config": network.config.model_dump(mode="json"), "weights": str(weights)}
+    config = network.config.model_dump(mode="json")
+    return {"config": config, "weights": str(weights), "is_training": network.training}
 
 
 def _label(network: SRNetwork | Target) -> str:

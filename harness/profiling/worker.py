@@ -1,8 +1,8 @@
 """The process that a measured network runs in: it answers requests, one JSON object a line, until its input ends.
 
 `serve` runs in a process that `harness.profiling.processes` starts. Requests are `load` (once, first), then `memory`,
-`run`, `inspect`. Answers go to what was standard output; whatever libraries print goes to standard error. A request
-that fails is answered with the error and whether it is the user's to mend.
+`run`, `inspect`, `break_down`. Answers go to what was standard output; whatever libraries print goes to standard error.
+A request that fails is answered with the error and whether it is the user's to mend.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harness.core.configs import MODEL_CONFIG
 from harness.core.errors import UserError
 from harness.models import SRNetwork, build_model
+from harness.profiling.breakdown import measure_breakdown
 from harness.profiling.device import Device, parse_device
 from harness.profiling.fingerprint import observe_device
 from harness.profiling.latency import Timer, inference, local_timer
@@ -30,16 +31,17 @@ _TINY = 16  # pixels a side
 
 
 def load_network(description: dict[str, Any], threads: int) -> Network:
-    """Load the network that a request describes, in eval mode, on the CPU.
+    """Load the network that a request describes, on the CPU.
 
-    `target`: a `TargetSpec` as a dict; or `config`: a model config as a dict, and `weights`: the path of a safetensors
-    file with the network's own state. `threads` are those of onnxruntime, where that runs the network.
+    `target`: a `TargetSpec` as a dict; or `config`: a model config as a dict, `weights`: the path of a safetensors file
+    with the network's own state, and `is_training`: whether it runs the pass of training. `threads` are those of
+    onnxruntime, where that runs the network.
     """
     if "target" in description:
         return load_target(TargetSpec.model_validate(description["target"]), threads=threads).network
     network = build_model(MODEL_CONFIG.validate_python(description["config"]))
     network.load_state_dict(load_file(description["weights"]))
-    return network.eval()
+    return network.train(description.get("is_training", False))
 
 
 class Loaded(NamedTuple):
@@ -132,8 +134,22 @@ def _in_float32(device: Device) -> Iterator[None]:
         yield
 
 
+def _break_down(loaded: Loaded, request: dict[str, Any]) -> dict[str, Any]:
+    network = loaded.networks[request["network"]]
+    assert isinstance(network, SRNetwork)
+    record = measure_breakdown(
+        network,
+        loaded.inputs[0],
+        device=loaded.device.text,
+        precision=request["precision"],
+        min_seconds=request["min_seconds"],
+    )
+    return record.model_dump(mode="json")
+
+
 _ANSWERS: dict[str, Callable[[Loaded, dict[str, Any]], dict[str, Any]]] = {
     "memory": _memory,
     "run": _run,
     "inspect": _inspect,
+    "break_down": _break_down,
 }

@@ -5,6 +5,7 @@ from harness.reporting.front import pick, study_front
 from harness.reporting.html import ReportFiles, write_report
 from harness.reporting.paper import compare_with_paper
 from harness.reporting.plots import draw_front_html, draw_front_png
+from harness.reporting.profile_plots import draw_breakdown_png, draw_sweep_png
 from harness.reporting.profiles import compare_profiles, load_profiles
 from harness.reporting.published import load_published, published_dir
 from harness.reporting.study import Point, Study, load_study
@@ -18,8 +19,10 @@ __all__ = [
     "compare",
     "compare_profiles",
     "compare_with_paper",
+    "draw_breakdown_png",
     "draw_front_html",
     "draw_front_png",
+    "draw_sweep_png",
     "front_table",
     "load_profiles",
     "load_published",
