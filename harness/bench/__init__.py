@@ -8,6 +8,7 @@ from harness.bench.inference import (
     default_cases,
     measure_inference,
 )
+from harness.bench.repeatability import RepeatabilityBench, default_networks, measure_repeatability
 from harness.bench.rounds import Effort
 from harness.bench.training import TrainingBench, TrainingCase, default_training_case, measure_training
 
@@ -17,12 +18,15 @@ __all__ = [
     "InferenceBench",
     "InferenceCase",
     "NetworkTimes",
+    "RepeatabilityBench",
     "TrainingBench",
     "TrainingCase",
     "check_inference",
     "check_training",
     "default_cases",
+    "default_networks",
     "default_training_case",
     "measure_inference",
+    "measure_repeatability",
     "measure_training",
 ]

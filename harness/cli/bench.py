@@ -1,4 +1,4 @@
-"""`harness bench`: how much of this machine's peak inference and training reach."""
+"""`harness bench`: how much of this machine's peak inference and training reach, and whether latencies repeat."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from harness.cli import options
 from harness.cli.output import console, counting, format_number, messages, print_json, print_table
 
 if TYPE_CHECKING:
-    from harness.bench import InferenceBench, NetworkTimes, TrainingBench
+    from harness.bench import InferenceBench, NetworkTimes, RepeatabilityBench, TrainingBench
     from harness.bench.peak import Peak
     from harness.bench.rounds import Machine
 
@@ -67,6 +67,62 @@ def training(
     with _refusal_in_one_line(), counting("measuring") as progress:
         benches = measure_training(case, photographs, effort, devices=places, progress=progress)
     _print(benches, print_training, json=json)
+
+
+@app.command()
+def repeatability(
+    device: _Device = "cpu",
+    sessions: Annotated[int, typer.Option(min=3, help="How often each network is measured.")] = 5,
+    busy: Annotated[bool, typer.Option("--busy", help="Have another process compute beside, on one thread.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="At least 10 runs and 3 s each rather than 15 and 10 s.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Measure four networks again and again, in fresh processes each time, to see whether ratios and ranks repeat."""
+    from harness.bench import default_networks, measure_repeatability
+    from harness.profiling import DEFAULT, QUICK, parse_device
+
+    with counting("measuring") as progress:
+        bench = measure_repeatability(
+            default_networks(),
+            QUICK if quick else DEFAULT,
+            sessions=sessions,
+            device=parse_device(device).text,
+            is_busy=busy,
+            progress=progress,
+        )
+    if json:
+        print_json(bench.model_dump(mode="json"))
+        return
+    print_repeatability(bench)
+
+
+def print_repeatability(bench: "RepeatabilityBench") -> None:
+    """Print each network's ratio in every session, and how far they spread."""
+    rows = [
+        [
+            name,
+            *(format_number(record.ratio, 4) + "*" * record.is_noisy for record in records),
+            _percent(bench.spread[name]),
+            _percent(bench.latency_spread[name]),
+        ]
+        for name, records in bench.records.items()
+    ]
+    first = next(iter(bench.records.values()))
+    beside = "a busy process beside" if bench.is_busy else "nothing started beside"
+    sessions = [f"session {number + 1}" for number in range(len(first))]
+    title = (
+        f"latency / {bench.reference}, input {bench.input_size[0]}×{bench.input_size[1]}, {first[0].device_name}, "
+        f"{first[0].device}, {beside}"
+    )
+    print_table(title, ["network", *sessions, "IQR / median", "of the latency"], rows)
+    ranks = "the same in every session" if bench.ranks_agree else "not the same in every session"
+    console.print(
+        f"ranks: {ranks}; the two closest networks are {100 * (bench.closest - 1):.1f} % apart; * marked noisy\n"
+        f"{bench.protocol}; took {bench.seconds:.0f} s; kernels {bench.environment.kernels or 'none'}",
+        soft_wrap=True,
+    )
 
 
 def print_inference(bench: "InferenceBench") -> None:
