@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ import torch
 from tests.photographs import Photographs, cut_photographs
 
 torch.set_num_threads(1)  # results do not depend on the machine, and two test processes do not fight over its cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def locks_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test process waits for no other, nor for whatever is measured on the machine: no test judges a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_LOCKS", str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 @pytest.fixture(scope="session")

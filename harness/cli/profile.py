@@ -116,10 +116,10 @@ def profile(
     for row in rows:
         loaded.check_size(row.size)
     inputs = latency.Inputs(images, loaded.in_channels)
-    against = _choose_reference(loaded, "none" if no_reference else reference)
     folder = output or results / "profiles"
     require_folder_place("--output", folder)
     effort = latency.read_effort(quick, repeats, seconds)
+    reference = "none" if no_reference else reference
 
     def keep(record: ProfileRecord) -> Path:
         path = latency.keep_record(record, folder)
@@ -136,14 +136,17 @@ def profile(
             inputs,
             conditions,
             effort,
-            reference=against,
+            reference=_choose_reference(loaded, reference),
             reference_name=reference,
             keep=keep,
             json=json,
         )
         return
+    if breakdown:
+        sweeps.check_breakdown(loaded, conditions)
     height, width = rows[0].size
     shares, operations = _count(loaded, inputs.make(latency.Row(rows[0].size, 1))[0][0], allow_gap=allow_gap)
+    against = _choose_reference(loaded, reference)
     records = latency.measure_rows(
         loaded,
         rows,

@@ -171,16 +171,23 @@ def _table_line(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def run_breakdown(target: "Target", input_BCHW: "Tensor", conditions: Conditions, effort: "Effort") -> BreakdownRecord:
-    """Divide the time of a pass among components, in a fresh process."""
+def check_breakdown(target: "Target", conditions: Conditions) -> None:
+    """Raise `UserError` for networks and runtimes whose components are not known."""
     from harness.models import CAMixerSR
     from harness.models.swinir import SwinIR
-    from harness.profiling import break_down_in_process
 
     if not isinstance(target.network, CAMixerSR | SwinIR):
         raise UserError(f"--breakdown: the components of {target.name} are not known; expected a CAMixerSR or SwinIR")
     if conditions.runtime != "eager":
         raise UserError(f"--breakdown: got --runtime {conditions.runtime}; components are known in eager alone")
+
+
+def run_breakdown(target: "Target", input_BCHW: "Tensor", conditions: Conditions, effort: "Effort") -> BreakdownRecord:
+    """Divide the time of a pass among components, in a fresh process."""
+    from harness.models import SRNetwork
+    from harness.profiling import break_down_in_process
+
+    assert isinstance(target.network, SRNetwork)
     record = break_down_in_process(target.network, input_BCHW, conditions, min_seconds=effort.min_seconds)
     if not record.adds_up:
         messages.print(

@@ -12,7 +12,8 @@ ends, however it ends; nothing is ever written into the files.
 
 The CPU is one device, however many threads are asked for: threads of a process share its caches and memory with those
 of all others. Work on an accelerator is also launched from the CPU, so it counts there as computing. Processes that do
-not see the same /tmp (containers, other machines) and programs that are not ours are not held off.
+not see the same /tmp (containers, other machines) and programs that are not ours are not held off. The environment
+variable HARNESS_LOCKS names another folder: one that containers share, or that a group of processes has for itself.
 """
 
 import contextlib
@@ -27,14 +28,14 @@ from pathlib import Path
 from harness.core.errors import UserError
 
 # Not tempfile.gettempdir(), which differs between users and sessions of one machine.
-LOCK_DIR = Path("/tmp/harness-locks")
+_LOCK_DIR = "/tmp/harness-locks"
 CPU = "cpu"
 
 _here = threading.local()  # what this thread does: a second lock of its own would have it wait for itself
 
 
 @contextlib.contextmanager
-def measuring(device: str = CPU, *, folder: Path = LOCK_DIR) -> Iterator[float]:
+def measuring(device: str = CPU, *, folder: Path | None = None) -> Iterator[float]:
     """Run the block while nobody else measures or computes on `device`; yield the seconds waited for that.
 
     `device` is `cpu` or another name that all processes call the device by. A block inside another of the same thread
@@ -55,7 +56,7 @@ def measuring(device: str = CPU, *, folder: Path = LOCK_DIR) -> Iterator[float]:
 
 
 @contextlib.contextmanager
-def computing(device: str = CPU, *, folder: Path = LOCK_DIR) -> Iterator[float]:
+def computing(device: str = CPU, *, folder: Path | None = None) -> Iterator[float]:
     """Run the block while nobody measures `device`; yield the seconds waited for that.
 
     Keep the block short: whoever wants to measure waits for its end. Inside another block of the same thread nothing is
@@ -81,8 +82,9 @@ def _doing(what: str) -> Iterator[None]:
         _here.doing = None
 
 
-def _enter(held: contextlib.ExitStack, device: str, folder: Path, *, exclusive: bool) -> None:
+def _enter(held: contextlib.ExitStack, device: str, folder: Path | None, *, exclusive: bool) -> None:
     """Go through the door into the room; only a measurement keeps the door shut behind it."""
+    folder = folder or Path(os.environ.get("HARNESS_LOCKS") or _LOCK_DIR)
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     if exclusive:
         held.enter_context(_locked(folder / f"{device}.door", kind))

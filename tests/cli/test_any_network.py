@@ -160,7 +160,6 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "corrupt TorchScript": (["broken.pt"], ["broken.pt: no TorchScript file"]),
     "corrupt export": (["broken.pt2"], ["broken.pt2: no torch.export file"]),
     "corrupt ONNX": (["broken.onnx"], ["broken.onnx: onnxruntime cannot load it"]),
-    "memory": ([f"{NETWORKS}:any_size", "--memory"], ["--memory", "bundles"]),
 }
 
 
