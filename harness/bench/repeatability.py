@@ -6,6 +6,7 @@ reference over the sessions' median; networks are ranked by ratio in each sessio
 """
 
 import contextlib
+import itertools
 import random
 import statistics
 import subprocess
@@ -115,7 +116,7 @@ def measure_repeatability(
         spread={name: relative_iqr(each) for name, each in ratios.items()},
         latency_spread={name: relative_iqr(each) for name, each in latencies.items()},
         ranks_agree=ranks_agree(ratios),
-        closest=min(larger / smaller for smaller, larger in zip(medians, medians[1:], strict=False)),
+        closest=min(larger / smaller for smaller, larger in itertools.pairwise(medians)),
         seconds=time.perf_counter() - started,
         measured_at=now(),
     )
