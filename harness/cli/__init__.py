@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from harness.cli.app import app
+from harness.core import device_lock
 from harness.core.errors import UserError
 
 _UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries click inside or needs it, by version
@@ -13,6 +14,7 @@ _UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries c
 
 def main() -> None:
     """Run the `harness` command: exit code 0, 1 for our own failures, 2 with one line for a user's mistake."""
+    device_lock.announce = lambda text: print(f"note: {text}", file=sys.stderr, flush=True)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except UserError as error:

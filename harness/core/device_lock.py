@@ -22,7 +22,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.core.errors import UserError
@@ -30,6 +30,10 @@ from harness.core.errors import UserError
 # Not tempfile.gettempdir(), which differs between users and sessions of one machine.
 _LOCK_DIR = "/tmp/harness-locks"
 CPU = "cpu"
+
+_PATIENCE_SECONDS = 5.0
+# Told, where there is somebody to tell, when a measurement has waited that long.
+announce: Callable[[str], object] | None = None
 
 _here = threading.local()  # what this thread does: a second lock of its own would have it wait for itself
 
@@ -48,9 +52,10 @@ def measuring(device: str = CPU, *, folder: Path | None = None) -> Iterator[floa
         return
     started = time.monotonic()
     with contextlib.ExitStack() as held:
-        if device != CPU:
-            _enter(held, CPU, folder, exclusive=False)
-        _enter(held, device, folder, exclusive=True)
+        with _announced(device):
+            if device != CPU:
+                _enter(held, CPU, folder, exclusive=False)
+            _enter(held, device, folder, exclusive=True)
         with _doing("measuring"):
             yield time.monotonic() - started
 
@@ -71,6 +76,22 @@ def computing(device: str = CPU, *, folder: Path | None = None) -> Iterator[floa
             _enter(held, name, folder, exclusive=False)
         with _doing("computing"):
             yield time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _announced(device: str) -> Iterator[None]:
+    """Say that the block waits, once it has done so for a while."""
+    if announce is None:
+        yield
+        return
+    text = f"waiting for another process of harness to stop measuring or computing on {device} …"
+    timer = threading.Timer(_PATIENCE_SECONDS, announce, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ missing or counted twice, so that it should be within 3 % of 1. `break_down_in_p
 while the device is locked.
 """
 
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -28,50 +29,11 @@ PROTOCOL = "breakdown-1"
 _MIN_PASSES = 5
 
 
-class Stopwatch:
-    """Divides wall-clock time among nested components (a `Listener`): what is inside of another is not of that one."""
-
-    def __init__(self) -> None:
-        self.milliseconds: defaultdict[str, float] = defaultdict(float)
-        self._stack = ["rest"]
-        self._since = time.perf_counter()
-
-    def enter(self, component: str) -> None:
-        """A component begins, inside of the present one."""
-        self._take(self._stack[-1])
-        self._stack.append(component)
-
-    def leave(self) -> None:
-        """The present component ends."""
-        self._take(self._stack.pop())
-
-    def divide(self, ticks: Sequence[int]) -> None:
-        """The time since the last call belongs to all components, in these proportions."""
-        elapsed, total = self._elapsed(), sum(ticks)
-        for component, part in zip(COMPONENTS, ticks, strict=True):
-            self.milliseconds[component] += elapsed * part / total
-
-    def stop(self) -> dict[str, float]:
-        """Return the milliseconds of each component until now."""
-        self._take(self._stack[-1])
-        return {component: self.milliseconds[component] for component in COMPONENTS}
-
-    def _take(self, component: str) -> None:
-        self.milliseconds[component] += self._elapsed()
-
-    def _elapsed(self) -> float:
-        now = time.perf_counter()
-        elapsed, self._since = (now - self._since) * 1e3, now
-        return elapsed
-
-
-class CudaStopwatch:
-    """The same of a CUDA device's time: an event at each change of components. Nothing waits before `stop`."""
+class _Nesting:
+    """What both stopwatches do with nested components (a `Listener`): what is inside of another is not of that one."""
 
     def __init__(self) -> None:
         self._stack = ["rest"]
-        self._events: list[tuple[str, torch.cuda.Event]] = []
-        self._mark("rest")
 
     def enter(self, component: str) -> None:
         """A component begins, inside of the present one."""
@@ -82,6 +44,47 @@ class CudaStopwatch:
         """The present component ends."""
         self._mark(self._stack.pop())
 
+    def _mark(self, component: str) -> None:
+        """Note that the time since the last mark was a component's."""
+        raise NotImplementedError
+
+
+class Stopwatch(_Nesting):
+    """Divides the time of the clock among components."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.milliseconds: defaultdict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+
+    def divide(self, ticks: Sequence[int]) -> None:
+        """The time since the last call belongs to all components, in these proportions."""
+        elapsed, total = self._elapsed(), sum(ticks)
+        for component, part in zip(COMPONENTS, ticks, strict=True):
+            self.milliseconds[component] += elapsed * part / total
+
+    def stop(self) -> dict[str, float]:
+        """Return the milliseconds of each component until now."""
+        self._mark(self._stack[-1])
+        return {component: self.milliseconds[component] for component in COMPONENTS}
+
+    def _mark(self, component: str) -> None:
+        self.milliseconds[component] += self._elapsed()
+
+    def _elapsed(self) -> float:
+        now = time.perf_counter()
+        elapsed, self._since = (now - self._since) * 1e3, now
+        return elapsed
+
+
+class CudaStopwatch(_Nesting):
+    """Divides a CUDA device's time: an event at each change of components. Nothing waits before `stop`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._events: list[tuple[str, torch.cuda.Event]] = []
+        self._mark("rest")
+
     def divide(self, ticks: Sequence[int]) -> None:
         """Kernels of the CPU alone know ticks."""
         raise AssertionError("a pass on CUDA by kernels of the CPU")
@@ -91,12 +94,11 @@ class CudaStopwatch:
         self._mark(self._stack[-1])
         torch.cuda.synchronize()
         milliseconds = dict.fromkeys(COMPONENTS, 0.0)
-        for (_, start), (component, end) in zip(self._events, self._events[1:], strict=False):
+        for (_, start), (component, end) in itertools.pairwise(self._events):
             milliseconds[component] += float(start.elapsed_time(end))
         return milliseconds
 
     def _mark(self, component: str) -> None:
-        """Record that the work since the last mark was a component's."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         self._events.append((component, event))
