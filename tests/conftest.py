@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.core import device_lock
 from tests.photographs import Photographs, cut_photographs
 
 torch.set_num_threads(1)  # results do not depend on the machine, and two test processes do not fight over its cores
@@ -16,7 +17,9 @@ torch.set_num_threads(1)  # results do not depend on the machine, and two test p
 def locks_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A test process waits for no other, nor for whatever is measured on the machine: no test judges a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HARNESS_LOCKS", str(tmp_path_factory.mktemp("locks")))
+        locks = tmp_path_factory.mktemp("locks")
+        patch.setattr(device_lock, "lock_dir", locks)
+        patch.setenv("HARNESS_LOCKS", str(locks))  # of commands in processes of their own
         yield
 
 

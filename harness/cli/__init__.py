@@ -1,6 +1,8 @@
 """The command line: one file per command, and the only place that reads environment variables or prints."""
 
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +16,8 @@ _UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries c
 
 def main() -> None:
     """Run the `harness` command: exit code 0, 1 for our own failures, 2 with one line for a user's mistake."""
+    if locks := os.environ.get("HARNESS_LOCKS"):
+        device_lock.lock_dir = Path(locks).resolve()
     device_lock.announce = lambda text: print(f"note: {text}", file=sys.stderr, flush=True)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)

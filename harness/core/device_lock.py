@@ -12,8 +12,9 @@ ends, however it ends; nothing is ever written into the files.
 
 The CPU is one device, however many threads are asked for: threads of a process share its caches and memory with those
 of all others. Work on an accelerator is also launched from the CPU, so it counts there as computing. Processes that do
-not see the same /tmp (containers, other machines) and programs that are not ours are not held off. The environment
-variable HARNESS_LOCKS names another folder: one that containers share, or that a group of processes has for itself.
+not see the same /tmp (containers, other machines) and programs that are not ours are not held off. Another
+`lock_dir` (of the command line: the environment variable HARNESS_LOCKS) may be one that containers share, or that a
+group of processes has for itself.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from pathlib import Path
 from harness.core.errors import UserError
 
 # Not tempfile.gettempdir(), which differs between users and sessions of one machine.
-_LOCK_DIR = "/tmp/harness-locks"
+lock_dir = Path("/tmp/harness-locks")
 CPU = "cpu"
 
 _PATIENCE_SECONDS = 5.0
@@ -105,7 +106,7 @@ def _doing(what: str) -> Iterator[None]:
 
 def _enter(held: contextlib.ExitStack, device: str, folder: Path | None, *, exclusive: bool) -> None:
     """Go through the door into the room; only a measurement keeps the door shut behind it."""
-    folder = folder or Path(os.environ.get("HARNESS_LOCKS") or _LOCK_DIR)
+    folder = folder or lock_dir
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     if exclusive:
         held.enter_context(_locked(folder / f"{device}.door", kind))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.core import device_lock
 from harness.core.device_lock import computing, lock_name, measuring
 from harness.core.errors import UserError
 
@@ -93,6 +94,24 @@ def test_whoever_comes_second_waits_for_a_measurement(start: Start, first: str, 
     assert waiting.is_silent()
     holder.tell()
     assert waiting.process.wait(TIMEOUT) == 0
+
+
+def test_a_long_wait_is_told(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = start(HOLD.format(what="computing"))
+    holder.wait("in")
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        holder.tell()  # which lets the measurement begin
+
+    monkeypatch.setattr(device_lock, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(device_lock, "announce", tell)
+    with measuring(folder=tmp_path / "locks"):
+        assert len(told) == 1
+        assert "waiting for another process of harness" in told[0]
+    with measuring(folder=tmp_path / "locks"):
+        assert len(told) == 1  # nobody was waited for
 
 
 def test_a_killed_measurement_lets_others_go_on(start: Start, tmp_path: Path) -> None:

@@ -62,7 +62,6 @@ def test_every_component_of_camixersr_takes_time(is_literal: bool) -> None:
         assert tuple(record.component_ms) == COMPONENTS
         assert min(record.component_ms.values()) > 0
         assert sum(record.shares.values()) == pytest.approx(1)
-        assert record.coverage == pytest.approx(1, abs=0.25)  # of a few milliseconds on a busy machine
         attention.append(record.component_ms["attention"])
     assert attention[1] < attention[0]
 
