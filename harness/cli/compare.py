@@ -29,7 +29,8 @@ def compare(
         bool, typer.Option("--profiles", help="What `harness profile` has measured, in one table; needs no study.")
     ] = False,
     at: Annotated[
-        str | None, typer.Option(help="With --profiles: conditions, such as cpu:1 or cpu:1/bf16/64x64, alone.")
+        str | None,
+        typer.Option(help="With --profiles: such conditions alone: cpu:1/bf16/64x64, cpu:1/batch4, …"),
     ] = None,
     mix: Annotated[
         bool, typer.Option("--mix", help="Let latencies of several protocols, devices or conditions share a column.")

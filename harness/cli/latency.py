@@ -167,6 +167,8 @@ def remarks(record: LatencyRecord) -> list[str]:
         drift = f"{100 * (record.reference_drift or 0):.0f} %"
         who = "the reference" if record.reference else "the network"
         found.append(f"noisy: {who} drifted by {drift}, beyond 5 %, in each of {record.attempts} runs")
+    if record.reference_drift is None:
+        found.append(f"{len(record.samples)} runs are too few to tell whether the machine drifted")
     if record.is_capped:
         found.append(f"the cap of {record.max_seconds:g} s ended it after {len(record.samples)} runs")
     if record.is_warm is False:

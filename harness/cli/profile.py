@@ -1,5 +1,7 @@
 """`harness profile`: parameters, operations, latency and memory of one network."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,7 +130,7 @@ def profile(
         return path
 
     if sweep is not None:
-        _check_sweep(sweep, gamma, rows, breakdown)
+        _check_sweep(sweep, gamma, rows, breakdown=breakdown, counts=tree is not None or allow_gap)
         sweeps.run_sweep(
             loaded,
             sweeps.read_gammas(gammas),
@@ -160,6 +162,7 @@ def profile(
     divided = sweeps.run_breakdown(loaded, inputs.make(rows[0])[0][0], conditions, effort) if breakdown else None
     first = records[0]
     config = loaded.spec.config
+    operations = _at_share(operations, loaded, shares, first)
     settings = getattr(loaded.network, "routing", None) if config is not None else None
     record = ProfileRecord(
         target=target,
@@ -184,7 +187,7 @@ def profile(
         "input_size": [height, width],
         "gamma": settings.gamma if settings else None,
         "routing": settings.policy if settings else None,
-        "attention_share": sum(shares) / len(shares) if shares else None,
+        "attention_share": first.attention_share,
         **operations.document(),
         "latency_ms": {"median": first.median, "iqr": first.iqr, "p90": first.p90},
         "latency_ratio": first.ratio,
@@ -244,7 +247,7 @@ def _check_measurable(target: "Target", conditions: "Conditions") -> None:
         raise UserError(f"--runtime {conditions.runtime}: ONNX files are run by onnxruntime")
 
 
-def _check_sweep(sweep: str, gamma: float | None, rows: "list[Row]", breakdown: bool) -> None:
+def _check_sweep(sweep: str, gamma: float | None, rows: "list[Row]", *, breakdown: bool, counts: bool) -> None:
     """Refuse what a sweep does not go with."""
     if sweep != "gamma":
         raise UserError(f"--sweep {sweep}: expected gamma")
@@ -254,6 +257,8 @@ def _check_sweep(sweep: str, gamma: float | None, rows: "list[Row]", breakdown: 
         raise UserError(f"--sweep gamma is of one size and batch: got {len(rows)}")
     if breakdown:
         raise UserError("--breakdown and --sweep are both given; give one of them")
+    if counts:
+        raise UserError("--sweep gamma gives canonical MACs: --tree and --allow-gap go with one γ")
 
 
 def _default_size(target: "Target") -> tuple[int, int]:
@@ -293,6 +298,18 @@ def _count(target: "Target", input_BCHW: "Tensor", *, allow_gap: bool) -> "tuple
                 share_S = target.network.restore(input_BCHW).hard_share_SB.mean(dim=1)
             shares = share_S.tolist() if len(share_S) else None
         return shares, count_target(target, input_BCHW, shares, allow_gap=allow_gap)
+
+
+def _at_share(
+    operations: "Operations", target: "Target", shares: list[float] | None, latency: "LatencyRecord"
+) -> "Operations":
+    """Return the operations with the MACs of what was timed, where images get other shares than the one counted."""
+    from harness.profiling import canonical_macs
+
+    realised, config = latency.attention_share, target.spec.config
+    if not shares or realised is None or config is None or math.isclose(realised, sum(shares) / len(shares)):
+        return operations
+    return replace(operations, macs=canonical_macs(config, latency.input_size, attention_share=realised))
 
 
 def _score(operations: "Operations", latency: "LatencyRecord", reference: "SRNetwork | None") -> float | None:

@@ -62,7 +62,7 @@ def run_sweep(
         reference_name=reference_name,
         images=names,
     )
-    latency.warn(list(records.values())[:1])
+    latency.warn(list(records.values()))
     profiles = [_profile(target, networks[name], record) for name, record in records.items()]
     rows = sweep_rows(profiles)
     kept = [str(keep(profile)) for profile in profiles]
@@ -133,9 +133,9 @@ def _profile(target: "Target", network: "SRNetwork", record: LatencyRecord) -> P
 
     config = network.config
     assert isinstance(config, CAMixerSRConfig)
-    macs = None
-    if record.mode == "inference":
-        macs = canonical_macs(config, record.input_size, attention_share=record.attention_share)
+    # As the paper writes it, training takes both paths in every window.
+    share = 1.0 if record.mode == "training" else record.attention_share
+    macs = canonical_macs(config, record.input_size, attention_share=share)
     return ProfileRecord(
         target=target.spec.source,
         label=f"{target.name}, {TRAINING if record.mode == 'training' else config.routing.label()}",

@@ -33,7 +33,7 @@ lock_dir = Path("/tmp/harness-locks")
 CPU = "cpu"
 
 _PATIENCE_SECONDS = 5.0
-# Told, where there is somebody to tell, when a measurement has waited that long.
+# Told, where there is somebody to tell, when a block has waited that long.
 announce: Callable[[str], object] | None = None
 
 _here = threading.local()  # what this thread does: a second lock of its own would have it wait for itself
@@ -73,8 +73,9 @@ def computing(device: str = CPU, *, folder: Path | None = None) -> Iterator[floa
         return
     started = time.monotonic()
     with contextlib.ExitStack() as held:
-        for name in dict.fromkeys((CPU, device)):
-            _enter(held, name, folder, exclusive=False)
+        with _announced(device):
+            for name in dict.fromkeys((CPU, device)):
+                _enter(held, name, folder, exclusive=False)
         with _doing("computing"):
             yield time.monotonic() - started
 
@@ -85,7 +86,7 @@ def _announced(device: str) -> Iterator[None]:
     if announce is None:
         yield
         return
-    text = f"waiting for another process of harness to stop measuring or computing on {device} …"
+    text = f"waiting for another process of harness, which measures or computes on {device} …"
     timer = threading.Timer(_PATIENCE_SECONDS, announce, (text,))
     timer.daemon = True
     timer.start()
@@ -118,13 +119,27 @@ def _enter(held: contextlib.ExitStack, device: str, folder: Path | None, *, excl
 
 @contextlib.contextmanager
 def _locked(path: Path, kind: int) -> Iterator[None]:
-    """Hold the file's lock; each use opens the file anew, because a lock belongs to an opened file."""
-    descriptor = _open(path)
+    """Hold the file's lock; each use opens the file anew, because a lock belongs to an opened file.
+
+    A file that was removed while it was waited for is no longer the one that others lock.
+    """
+    while True:
+        descriptor = _open(path)
+        try:
+            fcntl.flock(descriptor, kind)
+            if _is_there(path, descriptor):
+                yield
+                return
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor, too
+            os.close(descriptor)
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, kind)
-        yield
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _open(path: Path) -> int:

@@ -269,12 +269,21 @@ class LatencyRecord(FrozenConfig):
 
     @property
     def setting(self) -> str:
-        """All that two latencies must share to stand in one column: protocol, process, device, conditions, kernels."""
-        kernels = self.fingerprint.kernels if self.fingerprint and self.runtime == "eager" else None
+        """All that two latencies must share to stand in one column.
+
+        Protocol, process, device with its instruction set, conditions, versions, kernels, reference, mode and images.
+        """
+        found = self.fingerprint
         process = f" in {self.process} processes" if self.process else ""
-        by = f", kernels {kernels}" if kernels else ""
-        mode = "" if self.mode == "inference" else f", {self.mode} mode"
-        return f"{self.protocol_name}{process}, {self.device_name}, {self.conditions}{by}{mode}"
+        parts = [f"{self.protocol_name}{process}", self.device_name, self.conditions, f"torch {self.torch_version}"]
+        if found is not None:
+            parts += [f"{self.runtime} {found.runtime_version}"] if found.runtime_version else []
+            parts += [found.instruction_set] if found.instruction_set else []
+            parts += [f"kernels {found.kernels}"] if found.kernels and self.runtime == "eager" else []
+        parts += [f"against {self.reference}"] if self.reference else []
+        parts += [] if self.mode == "inference" else [f"{self.mode} mode"]
+        parts += [f"{len(self.images)} images"] if self.images else []
+        return ", ".join(parts)
 
     @property
     def short_conditions(self) -> str:
@@ -294,7 +303,8 @@ class LatencyRecord(FrozenConfig):
 class BreakdownRecord(FrozenConfig):
     """How the time of a forward pass divides: median milliseconds of each component of models/components.py.
 
-    `label` is the network's; `total_ms`: the median pass without clocks; `coverage`: the sum of the components over it.
+    `label` is the network's; `total_ms`: the median pass without clocks; `coverage`: the sum of the components over it;
+    `component_samples_ms` and `total_samples_ms`: every pass with and without clocks.
     """
 
     protocol: str
@@ -307,6 +317,8 @@ class BreakdownRecord(FrozenConfig):
     total_ms: float
     coverage: float
     passes: int
+    component_samples_ms: dict[str, tuple[float, ...]]
+    total_samples_ms: tuple[float, ...]
 
     @property
     def shares(self) -> dict[str, float]:

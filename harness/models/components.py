@@ -3,7 +3,8 @@
 `predictor`: the local and the global predictor, with channel and spatial attention, offsets and the choice of windows.
 `attention`: all that mixes windows, value and out projection included. `convolution`: the mixer's two with what follows
 them, and the 3×3 ones before, after and between the blocks. `ffn`. `norms`: those of the blocks with their residuals.
-`rest`: the groups' ends, padding, moving data. Components nest: time is that of the innermost.
+`rest`: the groups' ends, padding, moving data, and
+what Python does between kernels. Components nest: time is that of the innermost.
 """
 
 import contextlib

@@ -142,6 +142,8 @@ def measure_breakdown(
         total_ms=total_ms,
         coverage=sum(component_ms.values()) / total_ms,
         passes=len(whole),
+        component_samples_ms={name: tuple(one[name] for one in divided) for name in COMPONENTS},
+        total_samples_ms=tuple(whole),
     )
 
 

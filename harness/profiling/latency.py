@@ -54,6 +54,7 @@ PROTOCOL = "interleaved-3"
 MAX_DRIFT = 0.05
 _MIN_WARMUP, _MAX_WARMUP, _STABLE = 3, 20, 1.10
 _MAX_ATTEMPTS = 3
+_TELLING_SAMPLES = 4  # of which halves can be compared
 _LONG_MS = 200.0  # in a run that long, what was left in the caches by others is read anew once, and does not count
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -97,7 +98,10 @@ class Attempt(NamedTuple):
     seconds: float
 
     def drift(self, has_reference: bool) -> float:
-        """Return how far the reference (without one: whichever network moved most) drifted, as a fraction."""
+        """Return how far the reference (without one: whichever network moved most) drifted, as a fraction.
+
+        0 where samples are too few to tell.
+        """
         judged = self.samples[-1:] if has_reference else self.samples
         return max(find_drift(values) for values in judged)
 
@@ -238,7 +242,7 @@ def measure(timers: Sequence[Timer], device: Device, effort: Effort, *, has_refe
 
 def find_drift(values: Sequence[float]) -> float:
     """Return |median of the second half / median of the first − 1|; 0 for fewer than 4 samples, which tell nothing."""
-    if len(values) < 4:
+    if len(values) < _TELLING_SAMPLES:
         return 0.0
     half = len(values) // 2
     first = statistics.median(values[:half])
@@ -273,7 +277,7 @@ def make_record(
         reference_samples=reference_samples,
         ratio=None if reference_median is None else median / reference_median,
         ratio_interval=ratio_interval(samples, reference_samples) if reference_samples else None,
-        reference_drift=measured.drift,
+        reference_drift=measured.drift if len(samples) >= _TELLING_SAMPLES else None,
         is_noisy=measured.drift > MAX_DRIFT,
         attempts=measured.attempts,
         max_seconds=effort.max_seconds,

@@ -35,10 +35,12 @@ class NetworkProcess:
     """A process of its own with networks loaded in it, to be used as a context.
 
     It ends with the context, and by itself when this process ends, however it ends. Signals of the terminal do not
-    reach it: whoever started it decides what they mean. `UserError` and `RuntimeError` tell what went wrong inside.
+    reach it: whoever started it decides what they mean. `UserError` and `RuntimeError` tell what went wrong inside; of
+    a network of anybody's, which `label` names, it is always the user's to mend.
     """
 
-    def __init__(self, device: Device):
+    def __init__(self, device: Device, label: str | None = None):
+        self._label = label
         environment = dict(os.environ)
         if device.threads is not None:
             environment["OMP_NUM_THREADS"] = str(device.threads)  # pools of threads are made as large as needed
@@ -75,11 +77,15 @@ class NetworkProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the measuring process ended (exit code {self._process.wait()}): {self._last_words()}")
+            code = self._process.wait()
+            raise self._failure(f"the measuring process ended (exit code {code}): {self._last_words(code)}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise (UserError if answer["is_users"] else RuntimeError)(answer["error"])
+            raise UserError(answer["error"]) if answer["is_users"] else self._failure(answer["error"])
         return answer
+
+    def _failure(self, text: str) -> Exception:
+        return RuntimeError(text) if self._label is None else UserError(f"{self._label} cannot be measured: {text}")
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Ask and wait."""
@@ -90,10 +96,11 @@ class NetworkProcess:
         """Return what times a network inside, for `latency.measure`."""
         return lambda number, untimed: float(self.ask(do="run", network=network, round=number, untimed=untimed)["ms"])
 
-    def _last_words(self) -> str:
+    def _last_words(self, code: int) -> str:
         self._said.seek(0)
         lines = [line.strip() for line in self._said.read().splitlines() if line.strip()]
-        return " | ".join(lines[-_TELLING_LINES:]) or "killed, perhaps for want of memory"
+        silent = "killed, perhaps for want of memory" if code < 0 else "it said nothing"
+        return " | ".join(lines[-_TELLING_LINES:]) or silent
 
 
 def measure_in_processes(
@@ -125,7 +132,7 @@ def measure_in_processes(
         inputs = folder / "inputs.safetensors"
         save_file({"inputs": inputs_NBCHW.contiguous()}, inputs)
         with computing(device.lock):  # building, exporting and compiling would disturb others' measurements
-            processes = [stack.enter_context(NetworkProcess(device)) for _ in groups]
+            processes = [stack.enter_context(NetworkProcess(device, _foreign_label(group[0]))) for group in groups]
             fingerprints = _load(processes, groups, folder, inputs, conditions, device)
             memory = processes[0].ask(do="memory", network=0)["bytes"] if with_memory else None
         timers = [processes[0].timer(index) for index in range(len(networks))]
@@ -211,6 +218,11 @@ def describe_network(network: SRNetwork | Target, weights: Path) -> dict[str, An
 
 def _label(network: SRNetwork | Target) -> str:
     return network.name if isinstance(network, Target) else network.config.label()
+
+
+def _foreign_label(network: SRNetwork | Target) -> str | None:
+    """Return the name of a network that is none of ours."""
+    return None if isinstance(network, SRNetwork) or isinstance(network.network, SRNetwork) else network.name
 
 
 def _refuse_other_output(name: str, conditions: Conditions, error: float | None) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.core.configs import MODEL_CONFIG
-from harness.core.errors import UserError
+from harness.core.errors import UserError, describe_error
 from harness.models import SRNetwork, build_model
 from harness.profiling.breakdown import measure_breakdown
 from harness.profiling.device import Device, parse_device
@@ -70,10 +70,9 @@ def serve() -> None:
                     assert loaded is not None, "the first request must be `load`"
                     answer = _ANSWERS[request["do"]](loaded, request)
             except Exception as error:  # told to whoever asked
-                text = (
-                    " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                )
-                answer = {"error": text, "is_users": isinstance(error, UserError)}
+                is_users = isinstance(error, UserError)
+                text = " ".join(str(error).split()) if is_users else describe_error(error)
+                answer = {"error": text, "is_users": is_users}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
 

@@ -1,6 +1,7 @@
 """The records that `harness profile` leaves in a folder, one file each, as rows of one table."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,31 @@ def compare_profiles(
 ) -> dict[str, Any]:
     """Return every latency of the records as a row of one JSON-able table.
 
-    `conditions`, such as `cpu:1/fp32/64x64`: those rows alone. Raises `UserError` where none is left, and, unless told
-    to `mix`, where their protocols, devices or conditions differ.
+    `conditions`, such as `cpu:1/fp32/64x64`: those rows alone, of batch 1 and inference unless they say `batch4` or
+    `training`. Raises `UserError` where none is left, and, unless told to `mix`, where their protocols, devices or
+    conditions differ.
     """
-    wanted = None if conditions is None else parse_conditions(conditions).text
-    found = [
-        (profile, latency)
-        for profile in profiles
-        for latency in profile.rows
-        if find_latency([latency], wanted) is not None
-    ]
+    meets = _filter(conditions) if conditions is not None else lambda latency: True
+    found = [(profile, latency) for profile in profiles for latency in profile.rows if meets(latency)]
     if not found:
         raise UserError(f"no profile was measured under {conditions!r}; `harness compare --profiles --mix` shows all")
     settings = latency_settings([latency for _, latency in found], mix=mix)
     return {"latency_settings": settings, "rows": [_row(profile, latency) for profile, latency in found]}
+
+
+def _filter(conditions: str) -> Callable[[LatencyRecord], bool]:
+    """Read conditions, with a batch and a mode where they have them; `UserError` for what is none."""
+    parts = conditions.split("/")
+    batches = [part for part in parts if re.fullmatch(r"batch[1-9]\d*", part)]
+    modes = [part for part in parts if part in ("training", "inference")]
+    wanted = parse_conditions("/".join(part for part in parts if part not in (*batches, *modes))).text
+    batch = int(batches[0].removeprefix("batch")) if batches else 1
+    mode = modes[0] if modes else "inference"
+
+    def meets(latency: LatencyRecord) -> bool:
+        return (latency.batch_size, latency.mode) == (batch, mode) and find_latency([latency], wanted) is not None
+
+    return meets
 
 
 def _row(profile: ProfileRecord, latency: LatencyRecord) -> dict[str, Any]:

@@ -181,7 +181,12 @@ class ProfileConfig(FrozenConfig):
     @classmethod
     def _complete_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
         # Whether they are there shows when they are used: a space is read on other machines too.
-        completed = tuple(parse_conditions(device).text for device in devices)
+        parsed = [parse_conditions(device) for device in devices]
+        sized = {found._replace(input_size=None) for found in parsed if found.input_size is not None}
+        for found in parsed:
+            if found in sized:
+                raise ValueError(f"{found.text} stands with a size and without; give each a size")
+        completed = tuple(found.text for found in parsed)
         if len(set(completed)) != len(completed):
             raise ValueError("the same device stands twice")
         return completed

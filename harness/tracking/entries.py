@@ -143,7 +143,9 @@ def profile_params(record: ProfileRecord) -> dict[str, str]:
 
 def profile_metrics(record: ProfileRecord) -> list[MetricEntry]:
     """Return a profile's counts, and what was measured under each row's conditions: `latency_ms/cpu:1/eager/…`."""
-    values: list[tuple[str, float | None]] = [("params", record.params), ("macs", record.macs)]
+    values: list[tuple[str, float | None]] = [
+        (name, getattr(record, name)) for name in ("params", "macs", "activations", "ntire_2024_score")
+    ]
     for row in record.rows:
         values += [(f"{name}/{row.conditions}", value) for name, value in _latency_values(row)]
         values.append((f"peak_memory_bytes/{row.conditions}", row.peak_memory_bytes))

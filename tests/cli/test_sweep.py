@@ -34,7 +34,7 @@ def test_every_gamma_and_training_mode_in_percent_of_full_attention(call: Call, 
         ("inference", 0.0),
     ]
     training, full, half, none = rows
-    assert training["macs"] is None
+    assert training["macs"] == full["macs"]  # as the paper writes it, both paths in every window
     assert training["latency_percent"] > 0
     assert 0 < training["attention_share"] < 1  # of the noise of training
     for row in (full, half, none):
@@ -54,6 +54,9 @@ def test_every_gamma_and_training_mode_in_percent_of_full_attention(call: Call, 
     # All of them stand in `compare`, but the pass of training is not the same measurement.
     refusal = call("compare", "--profiles").mistake
     assert "--mix" in refusal
+    assert "training mode" in refusal
+    assert len(call("compare", "--profiles", "--at", "cpu:1/32x32", "--json").document["rows"]) == 3
+    assert len(call("compare", "--profiles", "--at", "cpu:1/32x32/training", "--json").document["rows"]) == 1
     assert len(call("compare", "--profiles", "--mix", "--json").document["rows"]) == 4
 
 
@@ -91,6 +94,7 @@ def test_tables_and_pictures(call: Call, model: Path) -> None:
         (["--sweep", "gamma", "--input-sizes", "16x16,32x32"], "one size and batch: got 2"),
         (["--sweep", "gamma", "--breakdown"], "give one of them"),
         (["--sweep", "gamma", "--routing", "threshold"], "policy threshold does not go by γ"),
+        (["--sweep", "gamma", "--tree"], "--tree"),
         (["--breakdown", "--runtime", "compile"], "eager alone"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -31,6 +31,10 @@ def test_settings_tell_protocols_devices_and_conditions_apart() -> None:
             {"input_size": (64, 65)},
             {"batch_size": 4},
             {"process": "fresh"},
+            {"reference": "bicubic"},
+            {"torch_version": "2.14.0"},
+            {"mode": "training"},
+            {"images": ("a.png", "b.png")},
         )
     ]
     assert len({record.setting for record in (old, *others)}) == 1 + len(others)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.core import device_lock
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.errors import UserError
 from harness.core.records import LatencyRecord
@@ -231,10 +232,11 @@ def test_drift_compares_the_halves() -> None:
 def test_a_measurement_waits_for_a_training_step() -> None:
     """Another process computes: the record says that it was waited for."""
     script = (
-        "import sys, time\nfrom harness.core.device_lock import computing\n"
-        "with computing():\n    print('in', flush=True)\n    time.sleep(0.5)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom harness.core.device_lock import computing\n"
+        "with computing(folder=Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(0.5)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", script, str(device_lock.lock_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "in\n"
         record = measure_latency(sleep(0.001), INPUT, min_repeats=2, min_seconds=0)

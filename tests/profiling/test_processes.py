@@ -10,12 +10,13 @@ import time
 import psutil
 import pytest
 import torch
+from torch import Tensor, nn
 
 from harness.core.conditions import Conditions, Runtime
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
 from harness.models import SRNetwork, build_model
-from harness.profiling import Effort, measure_in_processes, parse_device
+from harness.profiling import Effort, load_target, measure_in_processes, parse_device, parse_target
 from harness.profiling.processes import NetworkProcess
 
 SMALL = CAMixerSRConfig(channels=8, groups=(1, 1), window=4, scale=2)
@@ -127,3 +128,33 @@ def test_cores_are_those_of_the_affinity() -> None:
     assert record.fingerprint is not None
     assert record.fingerprint.usable_cores == len(os.sched_getaffinity(0))
     assert record.attention_share is None
+
+
+class OnlyHere(nn.Conv2d):
+    """A network that runs in this process and in no other."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if os.getpid() != int(os.environ["HARNESS_TEST_PID"]):
+            if os.environ["HARNESS_TEST_DIES"]:
+                os._exit(3)
+            raise ValueError("not in\nthis process")
+        return super().forward(x_BCHW)
+
+
+@pytest.mark.parametrize(("dies", "reason"), [("", "ValueError: not in"), ("yes", "exit code 3")])
+def test_a_network_of_anybodys_that_fails_in_its_process_is_the_users_to_mend(
+    dies: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_TEST_PID", str(os.getpid()))
+    monkeypatch.setenv("HARNESS_TEST_DIES", dies)
+    spec = parse_target(f"{__name__}:OnlyHere")
+    assert spec is not None
+    target = load_target(spec)
+    with pytest.raises(UserError, match=reason) as caught:
+        measure_in_processes({"it": target}, torch.rand(1, 1, 3, 8, 8), Conditions("cpu:1"), EFFORT)
+    assert "OnlyHere" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "memory" not in str(caught.value)

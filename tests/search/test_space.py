@@ -114,6 +114,11 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
         ["data.protocol: unknown", "light", "odi"],
     ),
     "device": (SPACE + "profile: {devices: [gpu]}\n", 9, ["profile.devices: unknown device 'gpu'", "cuda:INDEX"]),
+    "device with a size and without": (
+        SPACE + 'profile: {devices: [cpu, "cpu:1/32x48"]}\n',
+        9,
+        ["profile.devices: cpu:1 stands with a size and without; give each a size"],
+    ),
     "device twice": (SPACE + 'profile: {devices: [cpu, "cpu:1"]}\n', 9, ["profile.devices", "twice"]),
     "size with one side": (
         SPACE + "profile: {latency_input_size: [8]}\n",
