@@ -51,7 +51,8 @@ def compare(
         _compare_paper(json)
         return
     if profiles:
-        _compare_profiles(results / "profiles", at, mix, json)
+        folder = results / "profiles"
+        _compare_profiles(folder if folder.is_dir() else results, at, mix, json)  # or what --output named
         return
     assert study is not None
     document = make_comparison(load_study(options.study_path(study, results)), published=published, mix=mix)

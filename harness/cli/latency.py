@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cli.output import format_interval, format_number, messages, print_table
 from harness.core.conditions import Conditions, parse_size
 from harness.core.errors import UserError, unknown_name
-from harness.core.records import LatencyRecord, ProfileRecord
+from harness.core.records import MIN_CORE_SHARE, LatencyRecord, ProfileRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +79,8 @@ def resolve_reference(name: str, scale: int) -> "SRNetwork | None":
 
     if name == "none":
         return None
+    if Path(name).suffix in (".py", ".pt", ".ts", ".pt2", ".onnx") or ":" in name:
+        raise UserError(f"--reference {name}: expected a preset, a config file or a bundle folder, or none")
     try:
         return resolve_network(name, scale, None, None, None)[0]
     except UserError as error:
@@ -108,7 +110,6 @@ class Inputs:
         import torch
 
         from harness.data import to_tensor
-        from harness.data.images import read_rgb
         from harness.trial import crop_centre
 
         if not self._paths:
@@ -117,8 +118,18 @@ class Inputs:
         batches = max(1, min(_MOST_BATCHES, len(self._paths) // row.batch))
         count = batches * row.batch
         taken = [self._paths[index * len(self._paths) // count] for index in range(count)]
-        images = [to_tensor(crop_centre(read_rgb(path), row.size)) for path in taken]
+        images = [to_tensor(crop_centre(_read_at_least(path, row.size), row.size)) for path in taken]
         return torch.cat(images).view(batches, row.batch, 3, *row.size), tuple(path.name for path in taken)
+
+
+def _read_at_least(path: Path, size: tuple[int, int]) -> Any:
+    from harness.data.images import read_rgb
+
+    image_HWC = read_rgb(path)
+    height, width = image_HWC.shape[:2]
+    if height < size[0] or width < size[1]:
+        raise UserError(f"{path}: {height}×{width} pixels, expected at least {size[0]}×{size[1]}; give --input-sizes")
+    return image_HWC
 
 
 def measure_rows(
@@ -163,12 +174,15 @@ def warn(records: Sequence[LatencyRecord]) -> None:
 def remarks(record: LatencyRecord) -> list[str]:
     """Return what a reader of the latency must know, a sentence each."""
     found = []
-    if record.is_noisy:
+    if record.core_share is not None and record.core_share < MIN_CORE_SHARE:
+        found.append(f"noisy: its processes had {100 * record.core_share:.0f} % of their core, others the rest")
+    elif record.is_noisy:
         drift = f"{100 * (record.reference_drift or 0):.0f} %"
         who = "the reference" if record.reference else "the network"
         found.append(f"noisy: {who} drifted by {drift}, beyond 5 %, in each of {record.attempts} runs")
-    if record.reference_drift is None:
-        found.append(f"{len(record.samples)} runs are too few to tell whether the machine drifted")
+    usable = record.fingerprint.usable_cores if record.fingerprint else None
+    if usable is not None and record.threads is not None and record.threads > usable:
+        found.append(f"{record.threads} threads ran on {usable} usable core{'s' * (usable > 1)}")
     if record.is_capped:
         found.append(f"the cap of {record.max_seconds:g} s ended it after {len(record.samples)} runs")
     if record.is_warm is False:
@@ -184,6 +198,8 @@ def describe_latency(record: LatencyRecord) -> list[list[str]]:
         [f"  / {reference_label(record)}", _format_ratio(record)],
         ["  runs", f"{len(record.samples)} after {record.warmup_runs} for warm-up"],
     ]
+    if record.reference is None:
+        del lines[2]
     if record.peak_memory_bytes is not None:
         lines.append(["peak memory", f"{record.peak_memory_bytes / 2**20:.1f} MiB"])
     return lines

@@ -108,10 +108,10 @@ def profile(
     from harness.models import describe_kernels
     from harness.profiling import parse_device
 
-    place = parse_device(f"cpu:{threads}" if threads is not None and device == "cpu" else device)
-    loaded = _load(target, scale, gamma, routing, weights, place.threads or 1)
-    is_onnx = loaded.module is None
-    conditions = latency.read_conditions(device, threads, runtime or ("onnxruntime" if is_onnx else "eager"), precision)
+    conditions = latency.read_conditions(device, threads, runtime or "eager", precision)
+    loaded = _load(target, scale, gamma, routing, weights, parse_device(conditions.device).threads or 1)
+    if loaded.module is None and runtime is None:
+        conditions = latency.read_conditions(device, threads, "onnxruntime", precision)
     _check_measurable(loaded, conditions)
     default_size = input_size or (_default_size(loaded) if input_sizes is None else (1, 1))
     rows = latency.read_rows(input_size, input_sizes, batch_sizes, default_size)

@@ -193,6 +193,10 @@ class OperationsRecord(MacsRecord):
         return sum(gap.size for gap in self.unexplained) / max(1, *self.by_counter.values())
 
 
+# With less of the processor others took turns on it: long passes are stretched, short ones slip between.
+MIN_CORE_SHARE = 0.9
+
+
 class LatencyRecord(FrozenConfig):
     """Latency of one network on one device, interleaved with a reference in the same run. Times in milliseconds.
 
@@ -208,7 +212,9 @@ class LatencyRecord(FrozenConfig):
     process held before. `output_error`: largest difference to the eager float32 network under other runtimes.
     `lock_wait_seconds` is how long it waited for others to stop computing on the device, `sensors` what clock and
     temperature were before and after, `model_hash` the hash of the network's config. `mode` `training`: the forward
-    pass of training, without gradients. What older protocols did not say is None, or the default.
+    pass of training, without gradients. `core_share`: of one thread, the share of the processor that passes had, the
+    reference's where that had less; below `MIN_CORE_SHARE` the run `is_noisy`. What older protocols did not say is
+    None, or the default.
     """
 
     protocol: str
@@ -249,6 +255,7 @@ class LatencyRecord(FrozenConfig):
     git_revision: str | None = None
     model_hash: str | None = None
     mode: Literal["inference", "training"] = "inference"
+    core_share: float | None = None
 
     @model_serializer(mode="wrap")
     def _leave_out_what_older_protocols_did_not_say(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

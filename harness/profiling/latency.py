@@ -22,7 +22,8 @@ that, after one round at the least; the record says so.
 
 Noise: a run in which the reference's median of the second half of its samples is more than 5 % away from that of the
 first half is noisy, and repeated, up to 3 runs in all as far as the cap has room for another that long. Of the
-runs that were not cut short the one of least drift is kept; where that is noisy, too, the record is marked.
+runs that were not cut short the one of least drift is kept; where that is noisy, too, the record is marked. So is one
+whose processes, on one thread, had less than 90 % of their core: then others were served in between.
 
 Numbers: CUDA runs are timed by events on the device, synchronised before and after, others by the monotonic clock (on
 MPS synchronised). Quartiles and p90 are linearly interpolated, the intervals are those of `bootstrap.py`.
@@ -43,7 +44,7 @@ from harness.core.configs import Precision
 from harness.core.device_lock import measuring
 from harness.core.environment import now, observe_environment
 from harness.core.errors import UserError
-from harness.core.records import LatencyRecord
+from harness.core.records import MIN_CORE_SHARE, LatencyRecord
 from harness.models import describe_kernels
 from harness.profiling.bootstrap import median_interval, ratio_interval
 from harness.profiling.device import Device, chosen_threads, describe_device, parse_device
@@ -278,7 +279,7 @@ def make_record(
         ratio=None if reference_median is None else median / reference_median,
         ratio_interval=ratio_interval(samples, reference_samples) if reference_samples else None,
         reference_drift=measured.drift if len(samples) >= _TELLING_SAMPLES else None,
-        is_noisy=measured.drift > MAX_DRIFT,
+        is_noisy=measured.drift > MAX_DRIFT or (facts.get("core_share") or 1.0) < MIN_CORE_SHARE,
         attempts=measured.attempts,
         max_seconds=effort.max_seconds,
         is_capped=measured.kept.is_capped,

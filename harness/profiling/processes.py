@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ class NetworkProcess:
 
     def __init__(self, device: Device, label: str | None = None):
         self._label = label
+        self._core_shares: dict[int, list[float | None]] = {}
         environment = dict(os.environ)
         if device.threads is not None:
             environment["OMP_NUM_THREADS"] = str(device.threads)  # pools of threads are made as large as needed
@@ -94,7 +96,18 @@ class NetworkProcess:
 
     def timer(self, network: int) -> Timer:
         """Return what times a network inside, for `latency.measure`."""
-        return lambda number, untimed: float(self.ask(do="run", network=network, round=number, untimed=untimed)["ms"])
+
+        def run(number: int, untimed: bool) -> float:
+            answer = self.ask(do="run", network=network, round=number, untimed=untimed)
+            self._core_shares.setdefault(network, []).append(answer["core_share"])
+            return float(answer["ms"])
+
+        return run
+
+    def core_share(self, network: int) -> float | None:
+        """Return the share of the processor that passes of a network had (median); None where several threads ran."""
+        shares = [share for share in self._core_shares.get(network, ()) if share is not None]
+        return min(1.0, statistics.median(shares)) if shares else None
 
     def _last_words(self, code: int) -> str:
         self._said.seek(0)
@@ -140,8 +153,11 @@ def measure_in_processes(
         measured = measure(timers, device, effort, has_reference=reference is not None)
         with computing(device.lock):
             inspected = [processes[0].ask(do="inspect", network=index) for index in range(len(networks))]
+        of_reference = processes[1].core_share(0) if reference is not None else None
+        core_shares = [processes[0].core_share(index) for index in range(len(networks))]
     records = {}
     for index, (name, network) in enumerate(networks.items()):
+        shares = [share for share in (core_shares[index], of_reference) if share is not None]
         _refuse_other_output(_label(network), conditions, inspected[index]["output_error"])
         facts = {
             "runtime": conditions.runtime,
@@ -153,6 +169,7 @@ def measure_in_processes(
             "fingerprint": fingerprints[0],
             "model_hash": network.spec.identity() if isinstance(network, Target) else network.config.config_hash(),
             "peak_memory_bytes": memory if index == 0 else None,
+            "core_share": min(shares, default=None),
             "mode": "training" if isinstance(network, SRNetwork) and network.training else "inference",
             **inspected[index],
         }

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -110,7 +111,11 @@ def _memory(loaded: Loaded, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(loaded: Loaded, request: dict[str, Any]) -> dict[str, Any]:
-    return {"ms": loaded.timers[request["network"]](request["round"], request["untimed"])}
+    """Time a pass; on one thread also tell which share of the time it had the processor."""
+    wall, processor = time.perf_counter(), time.process_time()
+    milliseconds = loaded.timers[request["network"]](request["round"], request["untimed"])
+    share = (time.process_time() - processor) / (time.perf_counter() - wall)
+    return {"ms": milliseconds, "core_share": share if loaded.device.threads == 1 else None}
 
 
 def _inspect(loaded: Loaded, request: dict[str, Any]) -> dict[str, Any]:

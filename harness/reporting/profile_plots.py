@@ -34,8 +34,8 @@ def draw_sweep_png(rows: Sequence[Mapping[str, Any]], title: str, path: Path) ->
     inference = [row for row in rows if row["mode"] == "inference"]
     gammas = [row["gamma"] for row in inference]
     latency = [row["latency_percent"] for row in inference]
-    below = [row["latency_percent"] - row["latency_percent_interval"][0] for row in inference]
-    above = [row["latency_percent_interval"][1] - row["latency_percent"] for row in inference]
+    below = [max(0.0, row["latency_percent"] - row["latency_percent_interval"][0]) for row in inference]
+    above = [max(0.0, row["latency_percent_interval"][1] - row["latency_percent"]) for row in inference]
     panel.plot(gammas, [row["macs_percent"] for row in inference], "s--", color=_BLUE, label="MACs")
     panel.errorbar(
         gammas, latency, (below, above), fmt="o-", color=_VERMILION, capsize=3, label="latency (95 % interval)"

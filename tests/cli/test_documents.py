@@ -86,7 +86,7 @@ class TestProfile:
         call("profile", "bicubic", "--input-sizes", "8x12", "--no-reference", "--no-memory", "--json", *QUICK)
         assert len(list(Path("results/profiles").iterdir())) == 2
         assert "conditions" in call("compare", "--profiles").mistake
-        listed = call("compare", "--profiles", "--at", "cpu:1/16x16", "--json").document["rows"]
+        listed = call("compare", "--profiles", "--at", "cpu:1/16x16/batch2", "--json").document["rows"]
         assert [row["latency_ms_median"] for row in listed] == [document["rows"][1]["latency_ms"]["median"]]
         assert len(call("compare", "--profiles", "--mix", "--json").document["rows"]) == 3
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.bench.repeatability import busy_process
 from harness.core.conditions import Conditions, Runtime
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
@@ -158,3 +159,25 @@ def test_a_network_of_anybodys_that_fails_in_its_process_is_the_users_to_mend(
     assert "OnlyHere" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "memory" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to a core")
+def test_a_shared_core_is_noticed() -> None:
+    """Another process on the only core: the record says so, though no half of the samples differs from the other."""
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})
+    try:
+        with busy_process():
+            time.sleep(2)  # it is importing torch, and takes its share of the core by that too
+            measured = measure_in_processes(
+                {"it": network(CAMixerSRConfig(channels=36, groups=(2, 2)))},
+                torch.rand(1, 1, 3, 96, 96),
+                Conditions("cpu:1"),
+                Effort(min_repeats=6, min_seconds=0.5),
+            )
+    finally:
+        os.sched_setaffinity(0, usable)
+    record = measured["it"]
+    assert record.core_share is not None
+    assert record.core_share < 0.9
+    assert record.is_noisy
