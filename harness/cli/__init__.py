@@ -11,6 +11,7 @@ from harness.cli.app import app
 from harness.core import device_lock
 from harness.core.errors import UserError
 
+_INTERRUPTED = 130
 _UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries click inside or needs it, by version
 
 
@@ -28,12 +29,13 @@ def main() -> None:
             raise
         _refuse(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        print("harness: interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = _INTERRUPTED
     except Exception as error:
         if not isinstance(error, _UsageError):
             raise
         _refuse(f"{error.format_message()} (`harness COMMAND --help` says more)")
+    if code == _INTERRUPTED:  # which typer makes of Ctrl-C without a word
+        print("harness: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

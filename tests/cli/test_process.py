@@ -1,10 +1,13 @@
 """What only a process of its own shows: imports, exit codes, where output goes."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -83,3 +86,19 @@ def test_commands_to_type_next_are_those_of_this_installation(
     assert command() == "harness"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert command() == str(script)
+
+
+def test_ctrl_c_ends_with_a_word_and_leaves_no_process(tmp_path: Path) -> None:
+    """In the middle of a measurement: its processes end, and nothing is half written."""
+    command = [sys.executable, "-m", "harness", "profile", "camixersr-s", "--input-size", "32", "32", "--no-tracking"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    workers: list[psutil.Process] = []
+    while len(workers) < 2:  # the network's and the reference's
+        assert process.poll() is None
+        workers = psutil.Process(process.pid).children()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "harness: interrupted\n")
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    assert not list(tmp_path.rglob("*.json"))
