@@ -1,6 +1,6 @@
 """The latency of `harness profile`: what is asked for, measuring it, showing it and keeping its record."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,32 +143,51 @@ def measure_rows(
     reference_name: str,
     with_memory: bool,
 ) -> tuple[LatencyRecord, ...]:
-    """Measure every row in fresh processes, and say which rows are not to be relied upon."""
-    from harness.profiling import measure_in_processes
-
-    records = []
-    for row in rows:
-        inputs_NBCHW, names = inputs.make(row)
-        record = measure_in_processes(
+    """Measure every row of a target; see `measure_row`."""
+    return tuple(
+        measure_row(
             {"network": target},
-            inputs_NBCHW,
+            row,
+            inputs,
             conditions,
             effort,
             reference=reference,
             reference_name=reference_name,
-            images=names,
             with_memory=with_memory,
         )["network"]
-        warn([record])
-        records.append(record)
-    return tuple(records)
+        for row in rows
+    )
 
 
-def warn(records: Sequence[LatencyRecord]) -> None:
-    """Print what a reader must know of each latency."""
-    for record in records:
+def measure_row(
+    networks: "Mapping[str, SRNetwork | Target]",
+    row: Row,
+    inputs: Inputs,
+    conditions: Conditions,
+    effort: "Effort",
+    *,
+    reference: "SRNetwork | None",
+    reference_name: str,
+    with_memory: bool = False,
+) -> dict[str, LatencyRecord]:
+    """Measure networks on one size and batch in fresh processes, and print what a reader must know of each latency."""
+    from harness.profiling import measure_in_processes
+
+    inputs_NBCHW, names = inputs.make(row)
+    records = measure_in_processes(
+        networks,
+        inputs_NBCHW,
+        conditions,
+        effort,
+        reference=reference,
+        reference_name=reference_name,
+        images=names,
+        with_memory=with_memory,
+    )
+    for record in records.values():
         for remark in remarks(record):
             messages.print(f"warning: {record.conditions}: {remark}")
+    return records
 
 
 def remarks(record: LatencyRecord) -> list[str]:

@@ -48,21 +48,12 @@ def run_sweep(
     json: bool,
 ) -> None:
     """Measure a CAMixerSR at every γ and its pass of training mode in turns; print, draw and keep the records."""
-    from harness.profiling import measure_in_processes
     from harness.reporting import draw_sweep_png
 
     networks = _under_every_gamma(target, gammas, with_training=conditions.runtime == "eager")
-    inputs_NBCHW, names = inputs.make(row)
-    records = measure_in_processes(
-        networks,
-        inputs_NBCHW,
-        conditions,
-        effort,
-        reference=reference,
-        reference_name=reference_name,
-        images=names,
+    records = latency.measure_row(
+        networks, row, inputs, conditions, effort, reference=reference, reference_name=reference_name
     )
-    latency.warn(list(records.values()))
     profiles = [_profile(target, networks[name], record) for name, record in records.items()]
     rows = sweep_rows(profiles)
     kept = [str(keep(profile)) for profile in profiles]

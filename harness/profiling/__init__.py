@@ -1,6 +1,6 @@
 """Operation counts, latency and memory: functions of explicit inputs that return records and leave nothing behind."""
 
-from harness.profiling.bootstrap import median_interval, ratio_interval
+from harness.profiling.bootstrap import ratio_interval
 from harness.profiling.breakdown import measure_breakdown
 from harness.profiling.closed_form import (
     canonical_activations,
@@ -45,7 +45,6 @@ __all__ = [
     "measure_latencies",
     "measure_latency",
     "measure_peak_memory",
-    "median_interval",
     "ntire_score",
     "paper_flops_tile",
     "paper_macs_fvcore",
