@@ -135,7 +135,10 @@ def check_inference(
 
 
 def check_training(config: CAMixerSRConfig, device: Device) -> float:
-    """Return the largest difference in full scale; raise `BrokenPathError` as for inference, or for other gradients."""
+    """Return the largest difference in full scale; raise `BrokenPathError` as for inference, or for other gradients.
+
+    Three paths are compared: the default one, with all windows on both paths, and that operator by operator.
+    """
     network = lively(config, device).train()
     oracle, input_BCHW = word_for_word(network), small_input(config, device)
     worst = 0.0
@@ -143,8 +146,10 @@ def check_training(config: CAMixerSRConfig, device: Device) -> float:
         expected, wanted = _differentiate(oracle, input_BCHW)
         floor = _GRADIENT_FLOOR * max(float(gradient.norm()) for gradient in wanted)
         names = [name for name, _ in network.named_parameters()]
-        for network.is_literal in (False, True):
-            what = f"{config.label()}, {_path(network)} training"
+        assert isinstance(network, CAMixerSR)
+        for network.is_literal, network.is_dense in ((False, False), (False, True), (True, True)):
+            dense = ", dense" if network.is_dense else ""
+            what = f"{config.label()}, {_path(network)}{dense} training"
             found, got = _differentiate(network, input_BCHW)
             worst = max(worst, _compare(found, expected, what))
             for name, one, other in zip(names, got, wanted, strict=True):

@@ -129,7 +129,8 @@ def _measure(
         network = build_seeded(case.model, seed=0).train().to(place.torch_device)
         assert isinstance(network, CAMixerSR)
         dense = routed(network, case.model.routing)
-        dense.is_literal = True
+        assert isinstance(dense, CAMixerSR)
+        dense.is_dense = True
         batch = sampler.next_batch()
         low_BCHW, high_BCHW = batch.low_BCHW.to(place.torch_device), batch.high_BCHW.to(place.torch_device)
         optimizer = torch.optim.AdamW(

@@ -67,6 +67,29 @@ def window_coordinates(window: int, height: int, width: int, like: Tensor) -> Te
     return torch.stack((rows, columns), dim=-1).repeat(height // window, width // window, 1)
 
 
+class MixerMode(NamedTuple):
+    """How windows are mixed; the result and all gradients are the same.
+
+    `is_literal`: every operator as the paper writes it; at inference the offsets and the warp of every window.
+    `is_dense`: in training both paths in every window. `runs_kernels`: in training the depthwise convolutions run by
+    kernels (fused/training.py). `gumbel_SBN2`: the noise of training on the logits of each block; None without.
+    """
+
+    is_literal: bool
+    is_dense: bool
+    runs_kernels: bool
+    gumbel_SBN2: Tensor | None
+
+
+def apply(linear: nn.Linear, x: Tensor, mode: MixerMode, width: int | None = None) -> Tensor:
+    """Run a linear layer whose outputs are continued by zeros to `width`."""
+    more = 0 if width is None else width - linear.out_features
+    if more:
+        return F.linear(x, F.pad(linear.weight, (0, 0, 0, more)), F.pad(linear.bias, (0, more)))
+    projected: Tensor = fused.project(linear, x) if mode.runs_kernels else linear(x)
+    return projected
+
+
 class Predictor(nn.Module):
     """The local predictor: offsets, channel and spatial attention and the routing logits of one block."""
 
@@ -89,9 +112,9 @@ class Predictor(nn.Module):
         self.routing_out = nn.Linear(M, 2)
 
     @part_of("predictor")
-    def features(self, conditions_BHWD: Tensor) -> Tensor:
+    def features(self, conditions_BHWD: Tensor, mode: MixerMode) -> Tensor:
         """Return the trunk's features T (B×H×W×E), which all four heads read."""
-        return F.leaky_relu(self.trunk_norm(self.trunk(conditions_BHWD)), _SLOPE)
+        return F.leaky_relu(self.trunk_norm(apply(self.trunk, conditions_BHWD, mode)), _SLOPE)
 
     @part_of("predictor")
     def predict_offsets(self, features_BHWE: Tensor) -> Tensor | None:
@@ -124,18 +147,6 @@ class Predictor(nn.Module):
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
-class MixerMode(NamedTuple):
-    """How windows are mixed.
-
-    `is_literal`: every operator as the paper writes it; in training both paths in every window, at inference the
-    offsets and the warp of every window. The result and all gradients are the same. `gumbel_SBN2`: the noise of
-    training on the logits of each block; None without.
-    """
-
-    is_literal: bool
-    gumbel_SBN2: Tensor | None
-
-
 class CAMixer(nn.Module):
     """The content-aware mixer (algorithm 1 of the supplementary). `block` counts from 0 over the whole network."""
 
@@ -162,31 +173,34 @@ class CAMixer(nn.Module):
         mode: MixerMode,
     ) -> tuple[Tensor, Tensor]:
         """Mix; return the features (B×H×W×C) and each image's share of hard windows (B)."""
-        features_BHWE = value_BHWC = self.value(x_BHWC)
+        features_BHWE = value_BHWC = apply(self.value, x_BHWC, mode)
         if self.training or self.block not in plan.unread:
             with component("predictor"):
                 conditions = value_BHWC if condition_BHWX is None else torch.cat((value_BHWC, condition_BHWX), dim=-1)
-                features_BHWE = self.predictor.features(conditions)
+                features_BHWE = self.predictor.features(conditions, mode)
         if self.training:
             gumbel_BN2 = None if mode.gumbel_SBN2 is None else mode.gumbel_SBN2[self.block]
             with component("predictor"):
                 mask_BN = draw_mask(self.predictor.route(features_BHWE), gumbel_BN2)
-            mix = self._mix_densely if mode.is_literal else self._mix_sparsely
-            mixed_BHWC = mix(x_BHWC, value_BHWC, features_BHWE, mask_BN)
+            mix = self._mix_densely if mode.is_dense else self._mix_sparsely
+            mixed_BHWC = mix(x_BHWC, value_BHWC, features_BHWE, mask_BN, mode)
             hard_share_B = mask_BN.mean(dim=1)
         else:
             select = self._mix_selected if mode.is_literal else self._mix_gathered
-            mixed_BHWC, hard_share_B = select(x_BHWC, value_BHWC, features_BHWE, plan)
+            mixed_BHWC, hard_share_B = select(x_BHWC, value_BHWC, features_BHWE, plan, mode)
         with component("convolution"):
-            convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWC)))
             channel_B11C = self.predictor.attend_channels(features_BHWE)
-            if channel_B11C is not None:
-                convolved = convolved * channel_B11C
-            convolved = convolved + mixed_BHWC
-        return self.out(convolved), hard_share_B
+            if mode.runs_kernels:
+                convolved = fused.convolve_mixed(mixed_BHWC, channel_B11C, self.depthwise, self.depthwise_dilated)
+            else:
+                convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWC)))
+                if channel_B11C is not None:
+                    convolved = convolved * channel_B11C
+                convolved = convolved + mixed_BHWC
+        return apply(self.out, convolved, mode), hard_share_B
 
     def _mix_selected(
-        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan
+        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan, mode: MixerMode
     ) -> tuple[Tensor, Tensor]:
         """Inference, literal: attention for the selected windows, spatial attention for the others."""
         B, H, W, C = x_BHWC.shape
@@ -202,8 +216,8 @@ class CAMixer(nn.Module):
             mask_BN = select_windows(logits_BN2, plan.routing, self.block, plan.importance_BN)
         keyed_BHWC = self._warped_sum(x_BHWC, features_BHWE)
         image_K, row_K, column_K = mask_BN.view(B, H // M, W // M).nonzero(as_tuple=True)
-        query_KLC = self.query(as_windows(x_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C))
-        key_KLC = self.key(as_windows(keyed_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C))
+        query_KLC = apply(self.query, as_windows(x_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C), mode)
+        key_KLC = apply(self.key, as_windows(keyed_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C), mode)
         value_KLC = as_windows(value_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C)
         attended_KLC = self._attend(query_KLC, key_KLC, value_KLC)
         windows_BRQMMC = as_windows(mixed_BHWC, M)
@@ -211,7 +225,7 @@ class CAMixer(nn.Module):
         return mixed_BHWC, mask_BN.to(x_BHWC.dtype).mean(dim=1)
 
     def _mix_gathered(
-        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan
+        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan, mode: MixerMode
     ) -> tuple[Tensor, Tensor]:
         """Inference: `_mix_selected` with offsets, warp, q and k of the hard windows only.
 
@@ -222,7 +236,7 @@ class CAMixer(nn.Module):
         mixed_BHWC = value_BHWC.clone() if spatial_BHW1 is None else value_BHWC * spatial_BHW1
         windows_K3, hard_share_B = self._find_windows(x_BHWC, features_BHWE, plan)
         if len(windows_K3):
-            attended_KLC, segments_KM = self._attend_windows(x_BHWC, value_BHWC, features_BHWE, windows_K3)
+            attended_KLC, segments_KM = self._attend_windows(x_BHWC, value_BHWC, features_BHWE, windows_K3, mode)
             _write_windows(mixed_BHWC, segments_KM, attended_KLC)
         return mixed_BHWC, hard_share_B
 
@@ -252,28 +266,32 @@ class CAMixer(nn.Module):
         first_BN[:, :count].fill_(1)
         return windows_BK3.view(-1, 3), first_BN.mean(dim=1)
 
-    def _mix_densely(self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor) -> Tensor:
+    def _mix_densely(
+        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor, mode: MixerMode
+    ) -> Tensor:
         """Training: every window takes both paths, weighted by the straight-through mask."""
         B, H, W, C = x_BHWC.shape
         M = self.window
         mask_X1C = mask_BN.reshape(-1, 1, 1).to(x_BHWC.dtype)
         keyed_BHWC = self._warped_sum(x_BHWC, features_BHWE)
-        query = self.query(as_windows(x_BHWC, M).reshape(-1, M * M, C) * mask_X1C)
-        key = self.key(as_windows(keyed_BHWC, M).reshape(-1, M * M, C) * mask_X1C)
+        query = apply(self.query, as_windows(x_BHWC, M).reshape(-1, M * M, C) * mask_X1C, mode)
+        key = apply(self.key, as_windows(keyed_BHWC, M).reshape(-1, M * M, C) * mask_X1C, mode)
         value = as_windows(value_BHWC, M).reshape(-1, M * M, C)
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
         simple = value if spatial_BHW1 is None else value * as_windows(spatial_BHW1, M).reshape(-1, M * M, 1)
         mixed = mask_X1C * self._attend(query, key, value) + (1 - mask_X1C) * simple
         return from_windows(mixed.view(B, H // M, W // M, M, M, C))
 
-    def _mix_sparsely(self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor) -> Tensor:
+    def _mix_sparsely(
+        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor, mode: MixerMode
+    ) -> Tensor:
         """Training: attention for the hard windows only, with the result and the gradients of `_mix_densely`."""
         B, H, W, _ = x_BHWC.shape
         R, Q = H // self.window, W // self.window
         windows_K3 = (mask_BN.detach() > 0.5).view(B, R, Q).nonzero()
         image_K, row_K, column_K = windows_K3.unbind(1)
         mask_K11 = mask_BN.view(B, R, Q)[image_K, row_K, column_K][:, None, None].to(x_BHWC.dtype)
-        attended_KLC, segments_KM = self._attend_windows(x_BHWC, value_BHWC, features_BHWE, windows_K3, mask_K11)
+        attended_KLC, segments_KM = self._attend_windows(x_BHWC, value_BHWC, features_BHWE, windows_K3, mode, mask_K11)
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
         if spatial_BHW1 is None:
             spatial_BHW1 = value_BHWC.new_ones(B, H, W, 1)
@@ -286,6 +304,7 @@ class CAMixer(nn.Module):
         value_BHWC: Tensor,
         features_BHWE: Tensor,
         windows_K3: Tensor,
+        mode: MixerMode,
         mask_K11: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the attention of some windows (K×L×C) and their row segments (K×M).
@@ -304,15 +323,16 @@ class CAMixer(nn.Module):
         if mask_K11 is not None:
             x_KLC, keyed_KLC = x_KLC * mask_K11, keyed_KLC * mask_K11
         value_KLC = _gather_windows(value_BHWC, segments_KM)
-        return self.attend(x_KLC, keyed_KLC, value_KLC, head_width(C, x_BHWC.device)), segments_KM
+        return self.attend(x_KLC, keyed_KLC, value_KLC, head_width(C, x_BHWC.device), mode), segments_KM
 
-    def attend(self, x_KLC: Tensor, keyed_KLC: Tensor, value_KLC: Tensor, width: int) -> Tensor:
+    def attend(self, x_KLC: Tensor, keyed_KLC: Tensor, value_KLC: Tensor, width: int, mode: MixerMode) -> Tensor:
         """Return the attention of windows with queries of `x_KLC` and keys of `keyed_KLC`.
 
         All three are continued by zeros to `width` channels, which changes nothing: the scores get zeros added.
         """
         C = value_KLC.shape[-1]
-        query_KLC, key_KLC = _project(self.query, x_KLC, width), _project(self.key, keyed_KLC, width)
+        query_KLC = apply(self.query, x_KLC, mode, width)
+        key_KLC = apply(self.key, keyed_KLC, mode, width)
         value_KLC = F.pad(value_KLC, (0, width - C)) if width > C else value_KLC
         if not len(value_KLC):  # not every kernel takes a batch of none
             return (query_KLC + key_KLC + value_KLC.to(query_KLC.dtype))[..., :C]
@@ -336,15 +356,6 @@ class CAMixer(nn.Module):
 def head_width(channels: int, device: torch.device) -> int:
     """Return how many channels the one head of attention gets on a device."""
     return channels if device.type == "cpu" else -(-channels // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
-
-
-def _project(linear: nn.Linear, x_KLC: Tensor, width: int) -> Tensor:
-    """Run a linear layer whose outputs are continued by zeros to `width`."""
-    more = width - linear.out_features
-    if not more:
-        projected: Tensor = linear(x_KLC)
-        return projected
-    return F.linear(x_KLC, F.pad(linear.weight, (0, 0, 0, more)), F.pad(linear.bias, (0, more)))
 
 
 def _gather_windows(map_BHWX: Tensor, segments_KM: Tensor) -> Tensor:
@@ -450,10 +461,13 @@ class GatedFFN(nn.Module):
         self.project = nn.Linear(channels, channels, bias=False)
 
     @part_of("ffn")
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    def forward(self, x_BHWC: Tensor, mode: MixerMode) -> Tensor:
         """Transform B×H×W×C."""
-        transformed: Tensor = self.project(F.gelu(self._expand(x_BHWC, 0)) * self._expand(x_BHWC, 1))
-        return transformed
+        if mode.runs_kernels:
+            gated_BHWC = fused.convolve_gated(fused.project(self.expand, x_BHWC), self.depthwise.weight)
+        else:
+            gated_BHWC = F.gelu(self._expand(x_BHWC, 0)) * self._expand(x_BHWC, 1)
+        return apply(self.project, gated_BHWC, mode)
 
     def _expand(self, x_BHWC: Tensor, half: int) -> Tensor:
         """Return one half of the expansion, by itself: strided halves of one map cost far more in what follows."""
@@ -484,7 +498,7 @@ class Block(nn.Module):
         mixed, hard_share_B = self.mixer(x_BHWC, condition_BHWX, plan, mode)
         with component("norms"):
             x_BHWC = self.norm1(mixed + x_BHWC)
-            return self.norm2(self.ffn(x_BHWC) + x_BHWC), hard_share_B
+            return self.norm2(self.ffn(x_BHWC, mode) + x_BHWC), hard_share_B
 
 
 class Group(nn.Module):
@@ -500,8 +514,11 @@ class CAMixerSR(SRNetwork):
     """CAMixerSR. `routing` may be set on a trained network at any time; it acts in eval mode.
 
     In train mode every window takes both paths under a straight-through mask drawn with Gumbel noise from `generator`
-    (`routing_noise = False` takes the argmax instead, as the golden vectors do).
+    (`routing_noise = False` takes the argmax instead, as the golden vectors do). By default attention then runs in hard
+    windows only, with the same result and gradients; `is_dense`, as `is_literal`, makes it run in all of them.
     """
+
+    is_dense: bool = False
 
     def __init__(self, config: CAMixerSRConfig):
         super().__init__()
@@ -594,14 +611,15 @@ class CAMixerSR(SRNetwork):
             gumbel_SBN2 = draw_gumbel((self.config.num_blocks, B, R * Q, 2), generator, x_BHWC.device)
         elif not self.training and not is_literal:
             plan = plan.look_up_windows((R, Q))
-        mode = MixerMode(is_literal, gumbel_SBN2)
+        runs_kernels = not is_literal and fused.trains(self, x_BHWC)
+        mode = MixerMode(is_literal, is_literal or self.is_dense, runs_kernels, gumbel_SBN2)
         shares: list[Tensor] = []
         for group in self.groups:
             start_BHWC = x_BHWC
             for block in group.blocks:  # type: ignore[union-attr]
                 x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, plan, mode)
                 shares.append(hard_share_B)
-            x_BHWC = group.tail(x_BHWC) + start_BHWC  # type: ignore[operator]
+            x_BHWC = apply(group.tail, x_BHWC, mode) + start_BHWC  # type: ignore[arg-type]
         return x_BHWC, shares
 
     @part_of("predictor")

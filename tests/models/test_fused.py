@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.core.configs import RoutingConfig, SwinIRConfig
 from harness.core.errors import TrialFailedError
 from harness.models import CAMixerSR, SRNetwork, fused, kernels
-from harness.models.fused import camixersr, maps, swinir
+from harness.models.fused import camixersr, maps, swinir, training
 from harness.models.literal import word_for_word
 from tests.models.test_literal import TOLERANCE, build, images
 from tests.models.test_swinir import build_both
@@ -217,9 +217,10 @@ def test_threads_of_python_may_restore_at_once() -> None:
 def test_structures_are_as_long_here_as_there() -> None:
     loaded = kernels.load()
     assert loaded is not None
-    sizes = (ctypes.c_int64 * 5)()
+    sizes = (ctypes.c_int64 * 8)()
     loaded.function("measure_structures", (ctypes.c_void_p,))(sizes)
     ours = [camixersr._Pass, camixersr._Block, maps._Convolution, swinir._Layer, swinir._Normalisation]
+    ours += [training._MixerConvolutions, training._GatedConvolution, training._Projection]
     assert list(sizes) == [ctypes.sizeof(structure) for structure in ours]
 
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.models import CAMixerSR, build_model, camixersr
-from harness.models.camixersr import CAMixer, head_width
+from harness.models.camixersr import CAMixer, MixerMode, head_width
 from harness.models.network import Restoration
 from harness.models.registry import AnyModelConfig
 from tests.models.test_literal import ABLATIONS, NETWORKS, SIZES, build, images, routings
@@ -134,10 +134,10 @@ def test_zeros_behind_the_channels_change_nothing(
     torch.manual_seed(1)
     module = CAMixer(CAMixerSRConfig(channels=channels, window=4), 0).double().to(device)
     x, keyed, value = (torch.rand(windows, 16, channels).double().to(device).requires_grad_() for _ in range(3))
-    results = []
+    mode, results = MixerMode(is_literal=False, is_dense=False, runs_kernels=False, gumbel_SBN2=None), []
     for width, most in ((channels, 65535), (-(-channels // 8) * 8, 65535), (channels + 8, 3)):
         monkeypatch.setattr(camixersr, "MOST_ATTENDED", most)
-        attended = module.attend(x, keyed, value, width)
+        attended = module.attend(x, keyed, value, width, mode)
         assert attended.shape == (windows, 16, channels)
         leaves = [x, keyed, value, *module.query.parameters(), *module.key.parameters()]
         weights = torch.linspace(-1, 1, attended.numel()).to(attended).view_as(attended)

@@ -153,11 +153,14 @@ def assert_same_gradients(found: Gradients, expected: Gradients, what: object) -
 TRAINED = ["C24 M8", "C36 M16", "C60 M32", "scaled", "without spatial_attention", "without offsets", "without any"]
 
 
-@pytest.mark.parametrize("is_literal", [False, True])
+PATHS = {"default": (False, False), "dense": (False, True), "operator by operator": (True, True)}
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_is_the_papers(name: str, is_literal: bool) -> None:
+def test_training_is_the_papers(name: str, path: str) -> None:
     network = build(**NETWORKS[name]).train()
-    network.is_literal = is_literal
+    network.is_literal, network.is_dense = PATHS[path]
     oracle = LiteralCAMixerSR(network)
     drawn = set()
     for seed, size in enumerate([(1, 33, 40), (2, 5, 3), (1, 7, 64)]):  # few windows are often all alike
@@ -171,11 +174,12 @@ def test_training_is_the_papers(name: str, is_literal: bool) -> None:
     assert len(drawn) > 1
 
 
-@pytest.mark.parametrize("is_literal", [False, True])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("forced", ["hard", "simple", "mixed", "hard in one block"])
-def test_training_is_the_papers_whatever_the_mask(forced: str, is_literal: bool) -> None:
+def test_training_is_the_papers_whatever_the_mask(forced: str, path: str) -> None:
     network = build(channels=24, window=8).train()
-    network.is_literal, network.routing_noise = is_literal, False
+    network.is_literal, network.is_dense = PATHS[path]
+    network.routing_noise = False
     with torch.no_grad():
         for index, group in enumerate(network.groups):
             out: Any = group.blocks[0].mixer.predictor.routing_out  # type: ignore[union-attr, index]

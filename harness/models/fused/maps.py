@@ -22,6 +22,8 @@ _LARGE_BYTES = 1 << 22
 _KEPT_BYTES = 1 << 28  # of maps that are kept for the next pass
 _LEAST_VALUES = 1 << 16  # of a map for each thread: fewer, and starting threads takes longer than they save
 _DTYPES = (torch.float32, torch.bfloat16)
+_READ_MODULES = frozenset((nn.Linear, nn.Conv2d, nn.LayerNorm, nn.LeakyReLU, nn.Sequential, nn.ModuleList))
+_OURS = __name__.partition(".fused")[0]
 
 
 def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
@@ -35,12 +37,39 @@ def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and input_BCHW.dtype in _DTYPES
         and working_dtype(input_BCHW) in _DTYPES
-        and _get_current_dispatch_mode() is None  # which would see nothing
+        and _is_unseen(network)
+    )
+
+
+def trains(network: SRNetwork, features_BHWC: Tensor) -> bool:
+    """Say whether training may run kernels: in float32 on a CPU, no tracer, counter or hook looking on."""
+    return (
+        type(features_BHWC) is Tensor
+        and features_BHWC.device.type == "cpu"
+        and network.training
+        and features_BHWC.dtype == torch.float32
+        and working_dtype(features_BHWC) == torch.float32
+        and _is_unseen(network)
+    )
+
+
+def _is_unseen(network: SRNetwork) -> bool:
+    """Say whether nobody looks on, who would see nothing of what kernels do, and whether there are kernels."""
+    return (
+        _get_current_dispatch_mode() is None
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.compiler.is_compiling()
         and kernels.load() is not None
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+        and not any(_is_seen(module) for module in network.modules())
     )
+
+
+def _is_seen(module: nn.Module) -> bool:
+    """Say whether a module has to be called: it has hooks, or is one that kernels know nothing of."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    kind = type(module)
+    return kind not in _READ_MODULES and not kind.__module__.startswith(_OURS)
 
 
 def working_dtype(input_BCHW: Tensor) -> torch.dtype:

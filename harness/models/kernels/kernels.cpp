@@ -5,6 +5,8 @@
 
 #include "camixersr.h"
 #include "convolution.h"
+#include "depthwise.h"
+#include "projection.h"
 #include "swinir.h"
 
 #define CONCAT_(a, b) a##_##b
@@ -95,10 +97,45 @@ int EXPORT(normalisation_run)(const Normalisation *normalisation) {
   return 0;
 }
 
+int64_t EXPORT(mixer_convolutions_workspace)(const MixerConvolutions *convolutions) {
+  return (int64_t)MixerConvolutionsWork(*convolutions).divide(nullptr);
+}
+
+int EXPORT(mixer_convolutions_run)(const MixerConvolutions *convolutions) {
+  MixerConvolutionsWork work(*convolutions);
+  work.divide(convolutions->workspace);
+  work.run();
+  return 0;
+}
+
+int64_t EXPORT(gated_convolution_workspace)(const GatedConvolution *convolution) {
+  return (int64_t)GatedConvolutionWork(*convolution).divide(nullptr);
+}
+
+int EXPORT(gated_convolution_run)(const GatedConvolution *convolution) {
+  GatedConvolutionWork work(*convolution);
+  work.divide(convolution->workspace);
+  work.run();
+  return 0;
+}
+
+int64_t EXPORT(projection_workspace)(const Projection *projection) {
+  return (int64_t)ProjectionWork(*projection).divide(nullptr);
+}
+
+int EXPORT(projection_run)(const Projection *projection) {
+  ProjectionWork work(*projection);
+  work.divide(projection->workspace);
+  work.run();
+  return 0;
+}
+
 // The sizes of the structures above, which the callers in Python describe once more.
-void EXPORT(measure_structures)(int64_t sizes[5]) {
+void EXPORT(measure_structures)(int64_t sizes[8]) {
   sizes[0] = sizeof(CAMixerPass), sizes[1] = sizeof(CAMixerBlock), sizes[2] = sizeof(Convolution);
   sizes[3] = sizeof(SwinLayer), sizes[4] = sizeof(Normalisation);
+  sizes[5] = sizeof(MixerConvolutions), sizes[6] = sizeof(GatedConvolution);
+  sizes[7] = sizeof(Projection);
 }
 
 }  // extern "C"

@@ -35,13 +35,6 @@ INLINE Map map_of(float *data, long rows, long lines, long columns) {
   return {data, rows, lines, columns, line_pitch(columns)};
 }
 
-INLINE void store_first(float *to, v16 value, long count) {
-  if (count >= 16)
-    store(to, value);
-  else
-    for (long lane = 0; lane < count; lane++) to[lane] = value[lane];
-}
-
 // Copy `count` columns of lines.
 INLINE void copy_run(float *to, long to_pitch, const float *from, long from_pitch, long lines, long count) {
   if (count == 16)

@@ -42,6 +42,32 @@ INLINE v16 first_lanes(v16 value, long count) {
   return lane < (i16)((int)count) ? value : zeros();
 }
 
+#if defined(__AVX512F__)
+INLINE __mmask16 mask_of(long count) { return (__mmask16)(count > 0 ? (1u << count) - 1 : 0); }  // count ≤ 16
+#endif
+
+// Load or store the first `count` lanes, none if it is negative, and nothing behind them; zeros in the others.
+INLINE v16 load_first(const float *from, long count) {
+  if (count >= 16) return load(from);
+#if defined(__AVX512F__)
+  return (v16)_mm512_maskz_loadu_ps(mask_of(count), from);
+#else
+  float lanes[16] = {};
+  for (long lane = 0; lane < count; lane++) lanes[lane] = from[lane];
+  return load(lanes);
+#endif
+}
+INLINE void store_first(float *to, v16 value, long count) {
+  if (count >= 16)
+    store(to, value);
+  else
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, mask_of(count), (__m512)value);
+#else
+    for (long lane = 0; lane < count; lane++) to[lane] = value[lane];
+#endif
+}
+
 // 2^x for x in [-126, 127]: x = n + f, a polynomial through the Chebyshev points of [-1/2, 1/2] for 2^f. Of degree 5,
 // 1e-7 of the value off at most; ROUGH, for what is rounded to bfloat16 next, of degree 3 and 1e-4. NaN stays NaN.
 template <bool ROUGH = false>
@@ -100,15 +126,12 @@ INLINE v16 gelu_by_table(v16 x) {
 }
 #endif
 
-// x·Φ(x): Φ(x) − 1/2 = x·P(x²) with P through the Chebyshev points of [0, t²], written in u = 2x²/t² − 1; beyond |x| = t
+// Φ(x), the share of the normal distribution below x: Φ(x) − 1/2 = x·P(x²) with P through the Chebyshev points of [0, t²], written in u = 2x²/t² − 1; beyond |x| = t
 // the factor is that of ±t. Of degree 12 for t = 5, 2e-6 off at most for |x| ≤ 8, even and odd powers apart so that
 // no long chain of operations has to be waited for; ROUGH, for what is rounded to bfloat16 next, of degree 7 for t = 4
-// and 5e-4, or by the table above. NaN stays NaN.
+// and 5e-4. (The figures are those of x·Φ(x).) NaN stays NaN.
 template <bool ROUGH = false>
-INLINE v16 gelu_of(v16 x) {
-#if defined(__AVX512F__)
-  if constexpr (ROUGH) return gelu_by_table(x);
-#endif
+INLINE v16 normal_below(v16 x) {
   const v16 limit = splat(ROUGH ? 4.0f : 5.0f);
   v16 c = x < limit ? x : limit;
   c = c > -limit ? c : -limit;
@@ -133,7 +156,23 @@ INLINE v16 gelu_of(v16 x) {
     odd = odd * square + splat(-0.0702959372f);
     even = even * square + splat(0.141363805f);
   }
-  return x * (c * (odd * u + even) + splat(0.5f));
+  return c * (odd * u + even) + splat(0.5f);
+}
+
+// x·Φ(x); ROUGH by the table above where there is one.
+template <bool ROUGH = false>
+INLINE v16 gelu_of(v16 x) {
+#if defined(__AVX512F__)
+  if constexpr (ROUGH) return gelu_by_table(x);
+#endif
+  return x * normal_below<ROUGH>(x);
+}
+
+// The same and its derivative, Φ(x) + x·φ(x).
+INLINE v16 gelu_slope_of(v16 x, v16 &value) {
+  v16 below = normal_below(x);
+  value = x * below;
+  return below + x * splat(0.398942280f) * exp_of(x * x * splat(-0.5f));
 }
 
 // Two values as bfloat16, rounded to nearest even, in one word: `low` in its lower half.
