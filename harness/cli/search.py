@@ -66,7 +66,7 @@ def search(
     parsed = read_space(path, overrides)
     name = study or path.stem
     _check_study_name(name)
-    setup = _make_setup(name, parsed, results, device, options.resolve_threads(threads), download)
+    setup = make_setup(name, parsed, results, device, options.resolve_threads(threads), download)
     given_here = "".join(f"# on the command line: {key}: {value}\n" for key, value in overrides.items())
     record = study_record(name, parsed, path.read_text(encoding="utf-8") + given_here, setup)
     _refuse_run(setup.folder)
@@ -143,7 +143,7 @@ def _refuse_run(folder: "StudyFolder") -> None:
         )
 
 
-def _make_setup(
+def make_setup(
     name: str, space: "SearchSpace", results: Path, device: str, threads: int, download: bool
 ) -> "TrialSetup":
     """Open the images and put together what all trials share."""
@@ -204,6 +204,7 @@ def _make_setup(
         latency_process=space.profile.process,
         measure_memory="peak_memory_bytes" in wanted,
         calibration=space.calibrate,
+        stopping=space.stopping,
     )
 
 

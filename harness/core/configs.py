@@ -5,7 +5,7 @@ Every config round-trips through JSON, refuses unknown keys and has a canonical 
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -290,6 +290,40 @@ class CalibrationConfig(FrozenConfig):
         if len(set(shares)) != len(shares):
             raise ValueError("the same share stands twice")
         return shares
+
+
+class Rung(NamedTuple):
+    """Where a network is compared with others: after `step` steps of training, on `images` validation images."""
+
+    step: int
+    images: int
+
+
+class StoppingConfig(FrozenConfig):
+    """How networks that fall behind are stopped early.
+
+    A rung is a share of the whole effort, and each of them `factor` times the one before. The effort is that of
+    training (`steps`), of scoring a network when it is trained (`images`: validation images), or both together. At a
+    rung the best 1/`factor` of the networks that have come to it go on. `grace_steps`: the first rung (with `images`
+    alone, none); by default the effort over `factor`².
+    """
+
+    fidelity: Literal["steps", "images", "both"] = "steps"
+    grace_steps: Annotated[int, Field(ge=1)] | None = None
+    factor: Annotated[int, Field(ge=2)] = 3
+
+    def rungs(self, steps: int, images: int) -> tuple[Rung, ...]:
+        """Return the rungs of a training of so many steps that is scored on so many images, the earliest first."""
+        if self.fidelity == "images":
+            counts = sorted({-(-images // self.factor**power) for power in (1, 2)} - {images})
+            return tuple(Rung(steps, count) for count in counts)
+        step = self.grace_steps or max(1, steps // self.factor**2)
+        found = []
+        while step < steps:
+            share = images if self.fidelity == "steps" else -(-images * step // steps)
+            found.append(Rung(step, share))
+            step *= self.factor
+        return tuple(found)
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)

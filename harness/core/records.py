@@ -444,6 +444,39 @@ class PointRecord(FrozenConfig):
         return count
 
 
+class RungPoint(FrozenConfig):
+    """What a network scored under one routing at a rung; `macs` as in `PointRecord`."""
+
+    routing: RoutingConfig | None
+    psnr_db: float
+    ssim: float
+    attention_share: float | None
+    macs: int
+
+
+class RungRecord(FrozenConfig):
+    """A network in the middle of its training, compared with those that had come as far.
+
+    After `step` steps it was scored on `images` validation images, by its averaged weights. It was `place`, from 1,
+    among `networks`, and `promoted` or stopped; `seconds` is what scoring took.
+    """
+
+    step: int
+    images: int
+    points: tuple[RungPoint, ...]
+    place: int
+    networks: int
+    promoted: bool
+    seconds: float
+
+
+class RoutedLatency(FrozenConfig):
+    """Latencies of an untrained network under a routing whose work does not depend on weights."""
+
+    routing: RoutingConfig | None
+    latency: tuple[LatencyRecord, ...]
+
+
 class GainsRecord(FrozenConfig):
     """What attention gains in each block of a trained network, and how that was found.
 
@@ -485,7 +518,9 @@ class TrialRecord(FrozenConfig):
     States: `complete`; `rejected` before training by a hard constraint; `stopped` early; `failed` (crash, non-finite
     loss, …); `answered` from the record of a network that was trained before (`answered_by`). All but `complete` carry
     a `reason`. `violations` maps the constraint that rejected a trial to by how much it was violated. `calibration`
-    holds the gains that the calibrated routings among the points were made of, in studies that calibrate.
+    holds the gains that the calibrated routings among the points were made of, in studies that calibrate. `rungs` are
+    those that the network came to, in studies that stop early, `early_latency` what they were compared by; of a network
+    that was trained to the end it stands with its points.
     """
 
     schema_version: Literal[1] = 1
@@ -507,6 +542,8 @@ class TrialRecord(FrozenConfig):
     training_result: TrainingRecord | None = None
     untrained: EvaluationRecord | None = None
     calibration: GainsRecord | None = None
+    rungs: tuple[RungRecord, ...] = ()
+    early_latency: tuple[RoutedLatency, ...] = ()
     points: tuple[PointRecord, ...] = ()
     violations: dict[str, float] = {}
     seconds: dict[str, float] = {}
@@ -515,11 +552,12 @@ class TrialRecord(FrozenConfig):
     finished_at: str
 
     @model_serializer(mode="wrap")
-    def _leave_out_absent_calibration(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write `calibration` only where there is one, so that every other record keeps its hash."""
+    def _leave_out_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `calibration` and what belongs to rungs only where there are any: other records keep their hashes."""
         values: dict[str, Any] = handler(self)
-        if self.calibration is None:
-            values.pop("calibration", None)
+        for name in ("calibration", "rungs", "early_latency"):
+            if not getattr(self, name):
+                values.pop(name, None)
         return values
 
 

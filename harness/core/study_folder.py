@@ -3,7 +3,7 @@
 study.json              the StudyRecord
 study.db                the Optuna database (embedded default)
 trials/<record_id>.json one TrialRecord each, written in one step when the trial ends
-networks/<network_id>/  weights.safetensors, and checkpoint.pt while it trains
+networks/<network_id>/  weights.safetensors; checkpoint.pt and rungs.json while it trains
 report/                 front.csv, front.png, report.html
 bundles/                exported networks
 
@@ -61,6 +61,10 @@ class StudyFolder:
     def checkpoint_file(self, network_id: str) -> Path:
         """Return the file that a network's training goes on from."""
         return self.network_dir(network_id) / "checkpoint.pt"
+
+    def rungs_file(self, network_id: str) -> Path:
+        """Return the file of the rungs that a network has come to."""
+        return self.network_dir(network_id) / "rungs.json"
 
     def traceback_file(self, network_id: str) -> Path:
         """Return the file that says where a failed trial failed."""

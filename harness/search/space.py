@@ -34,6 +34,7 @@ from harness.core.configs import (
     FrozenConfig,
     RoutingConfig,
     Scale,
+    StoppingConfig,
     SwinIRConfig,
     Task,
     TrainingConfig,
@@ -222,6 +223,7 @@ class SearchSpace(FrozenConfig):
 
     `task: odi` is for whole panoramas: loss and score (protocol `odi`, then the default) are weighted by latitude.
     `calibrate` gives each trained network further points, whose routings are calibrated on its training images.
+    `stopping` ends the training of networks that fall behind others at rungs.
     """
 
     description: str = ""
@@ -239,6 +241,7 @@ class SearchSpace(FrozenConfig):
     sampler: SamplerConfig = SamplerConfig()
     budget: BudgetConfig = BudgetConfig()
     calibrate: CalibrationConfig | None = None
+    stopping: StoppingConfig | None = None
     baselines: tuple[Literal["bicubic", "swinir-light"], ...] = ("bicubic", "swinir-light")
     enqueue: tuple[dict[str, Any], ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
@@ -252,12 +255,13 @@ class SearchSpace(FrozenConfig):
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_not_asked_for(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write `task` only where it is not `classic`, and `calibrate` only where it stands: identities are kept."""
+        """Write `task` only where it is not `classic`, and sections only where they stand: identities are kept."""
         values: dict[str, Any] = handler(self)
         if self.task == "classic":
             values.pop("task", None)
-        if self.calibrate is None:
-            values.pop("calibrate", None)
+        for section in ("calibrate", "stopping"):
+            if getattr(self, section) is None:
+                values.pop(section, None)
         return values
 
     @field_validator("objectives", mode="before")
@@ -337,9 +341,9 @@ class SearchSpace(FrozenConfig):
         return tuple(dict.fromkeys(found))
 
     def identity(self) -> str:
-        """Return the hash of what makes results comparable: all but description, budget, sampler and queue."""
+        """Return the hash of what makes results comparable: not of description, budget, sampler, stopping and queue."""
         return SearchSpace.model_validate(
-            {**self.model_dump(exclude={"description", "budget", "enqueue", "sampler"}), "budget": {}}
+            {**self.model_dump(exclude={"description", "budget", "enqueue", "sampler", "stopping"}), "budget": {}}
         ).config_hash()
 
 
@@ -537,6 +541,7 @@ def _allowed_at(path: KeyPath) -> list[str]:
         "sampler": SamplerConfig,
         "budget": BudgetConfig,
         "calibrate": CalibrationConfig,
+        "stopping": StoppingConfig,
         "routing": RoutingSettings,
         "objectives": ObjectiveConfig,
         "dimensions": Dimension,

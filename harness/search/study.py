@@ -469,8 +469,8 @@ def _without_password(url: str) -> str:
 def _refuse_other_space(known: StudyRecord, record: StudyRecord) -> None:
     if known.space_hash != record.space_hash:
         raise UserError(
-            f"study {record.name!r} was made with another search space or other images (only budget, sampler, queue "
-            "and description may change); give this one another name with --study"
+            f"study {record.name!r} was made with another search space or other images (only budget, sampler, "
+            "stopping, queue and description may change); give this one another name with --study"
         )
 
 

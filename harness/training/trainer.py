@@ -4,12 +4,13 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from harness.core.configs import TrainingConfig
 from harness.core.errors import TrialFailedError, UserError
@@ -76,6 +77,8 @@ def train(
     progress: Callable[[TrainingProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     turn: Turn = contextlib.nullcontext,
+    rungs: Collection[int] = (),
+    at_rung: Callable[[int, Mapping[str, Tensor]], None] = lambda step, weights: None,
 ) -> TrainingRecord:
     """Train `network` in place; at the end it holds the averaged weights, is in eval mode and back on the CPU.
 
@@ -85,14 +88,17 @@ def train(
     the run is saved and `TrainingInterruptedError` raised. Each step is taken inside a `turn()`, which may wait before
     it begins; that time is none of training's. A loss or gradient norm that is not finite raises `TrialFailedError`
     before it can reach the weights.
+
+    After each step in `rungs` but the last of all, the run is saved and `at_rung` called with the step and the averaged
+    weights, which it must not change; what it raises ends the run. A run that goes on from a checkpoint of such a step
+    calls it again, having been killed in it or after it.
     """
     previous_threads = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        return _Run(network, batches, config, torch.device(device), checkpoint, identity).finish(
-            progress, should_stop, turn
-        )
+        run = _Run(network, batches, config, torch.device(device), checkpoint, identity)
+        return run.finish(progress, should_stop, turn, rungs, at_rung)
     finally:
         network.eval()
         network.to("cpu")
@@ -139,11 +145,18 @@ class _Run:
         self._resume()
 
     def finish(
-        self, progress: Callable[[TrainingProgress], None] | None, should_stop: Callable[[], bool], turn: Turn
+        self,
+        progress: Callable[[TrainingProgress], None] | None,
+        should_stop: Callable[[], bool],
+        turn: Turn,
+        rungs: Collection[int],
+        at_rung: Callable[[int, Mapping[str, Tensor]], None],
     ) -> TrainingRecord:
         """Run all steps that are left."""
         steps = self.config.steps
         while self.step < steps:
+            if self.step in rungs and self.step > 0:
+                at_rung(self.step, self.average.weights)
             with turn():
                 started = time.perf_counter()
                 loss = self._advance()
@@ -153,7 +166,7 @@ class _Run:
                 rate = self.step / self.clock.steps
                 images = rate * self.config.batch_size
                 progress(TrainingProgress(self.step, steps, loss, images, (steps - self.step) / rate))
-            if self.step % self.config.checkpoint_interval == 0 or self.step == steps:
+            if self.step % self.config.checkpoint_interval == 0 or self.step == steps or self.step in rungs:
                 self._save()
             if self.step < steps and should_stop():
                 self._save()

@@ -3,10 +3,12 @@
 from harness.models import build_seeded
 from harness.trial.evaluation import evaluate, routed, to_image
 from harness.trial.run import (
+    Judge,
     Proposal,
     Silent,
     TrialProgress,
     TrialSetup,
+    Verdict,
     abandon,
     answer_from,
     crop_centre,
@@ -16,10 +18,12 @@ from harness.trial.run import (
 )
 
 __all__ = [
+    "Judge",
     "Proposal",
     "Silent",
     "TrialProgress",
     "TrialSetup",
+    "Verdict",
     "abandon",
     "answer_from",
     "build_seeded",

@@ -46,9 +46,10 @@ def evaluate(
     tile: int | None = None,
     overlap: int = 0,
     wrap: int | None = None,
+    limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationRecord:
-    """Restore every image of `dataset` and score it; means over images, all sides in float32.
+    """Restore every image of `dataset`, or the first `limit`, and score it; means over images, all sides in float32.
 
     `tile` (low-resolution pixels) and `wrap` (see `restore_panorama`) default to the protocol's own. `progress(done,
     total)` counts the tiles of all images; an untiled image is one. The network's routing is the one it has now; its
@@ -60,7 +61,8 @@ def evaluate(
     if tile is None:
         tile, overlap = protocol.tile, protocol.overlap
     wrap = wrap_width(network, protocol.wrap if wrap is None else wrap)
-    own_sizes = [pair.lr_HWC.shape[:2] for pair in dataset]
+    pairs = range(len(dataset))[:limit]
+    own_sizes = [dataset[index].lr_HWC.shape[:2] for index in pairs]
     sizes = [(height, width + 2 * wrap) for height, width in own_sizes]
     tiles = [_count_tiles(size, tile, overlap) for size in sizes]
     started = time.perf_counter()
@@ -77,7 +79,7 @@ def evaluate(
             progress(sum(tiles[: len(scores)]) + done, sum(tiles))
 
     try:
-        for index in range(len(dataset)):
+        for index in pairs:
             pair = dataset[index]
             input_BCHW = to_tensor(pair.lr_HWC).to(device)
             with computing(lock), torch.inference_mode():

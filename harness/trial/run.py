@@ -1,7 +1,8 @@
 """One trial is one straight line.
 
-count MACs and parameters → hard constraints (reject before training) → latency, where a constraint asks for it →
-score untrained → train → calibrate, where asked for → evaluate and measure at every routing → TrialRecord.
+count MACs and parameters → hard constraints (reject before training) → latency, where a constraint asks for it or where
+networks are stopped early → score untrained → train, compared with others at rungs → calibrate, where asked for →
+evaluate and measure at every routing → TrialRecord.
 
 Whatever computes lets measurements of other processes go before it: between the steps of training, the images of an
 evaluation and the scores of a calibration.
@@ -10,14 +11,15 @@ evaluation and the scores of a calibration.
 import functools
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +31,8 @@ from harness.core.configs import (
     CAMixerSRConfig,
     DataConfig,
     RoutingConfig,
+    Rung,
+    StoppingConfig,
     SwinIRConfig,
     TrainingConfig,
 )
@@ -43,6 +47,9 @@ from harness.core.records import (
     LatencyRecord,
     MacsRecord,
     PointRecord,
+    RoutedLatency,
+    RungPoint,
+    RungRecord,
     TrainingRecord,
     TrialRecord,
     TrialState,
@@ -69,6 +76,24 @@ from harness.trial.calibration import TuningCrops, choose_images, find_gains, ro
 from harness.trial.evaluation import evaluate, routed
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
+_RUNGS = TypeAdapter(tuple[RungRecord, ...])
+
+
+class Verdict(NamedTuple):
+    """What is said of a network at a rung: whether it goes on, and its place, from 1, of all that have come to it."""
+
+    promoted: bool
+    place: int
+    networks: int
+
+
+# Who compares a network with others at a rung, by its points: evaluated on the rung's images, with the latencies of the
+# untrained network.
+Judge = Callable[[Rung, tuple[PointRecord, ...]], Verdict]
+
+
+class _StoppedEarlyError(Exception):
+    """A network is not among the best at a rung."""
 
 
 class TrialProgress(Protocol):
@@ -100,7 +125,7 @@ class TrialSetup:
     and `macs_input_size` are low-resolution (height, width). `train_device` and `threads` serve training and
     evaluation.
     `calibration`: the routing of each trained network is calibrated on images of `train`, for points beside those that
-    are proposed.
+    are proposed. `stopping`: trials are stopped early, by a `Judge`.
     """
 
     study: str
@@ -122,6 +147,11 @@ class TrialSetup:
     latency_process: Literal["fresh", "shared"] = "fresh"
     measure_memory: bool = False
     calibration: CalibrationConfig | None = None
+    stopping: StoppingConfig | None = None
+
+    def rungs(self, training: TrainingConfig) -> tuple[Rung, ...]:
+        """Return the rungs of a training, the earliest first."""
+        return () if self.stopping is None else self.stopping.rungs(training.steps, len(self.validation))
 
 
 @dataclass(frozen=True)
@@ -156,6 +186,8 @@ class _Observed:
     untrained: EvaluationRecord | None = None
     training_result: TrainingRecord | None = None
     calibration: GainsRecord | None = None
+    rungs: tuple[RungRecord, ...] = ()
+    early_latency: tuple[RoutedLatency, ...] = ()
     points: tuple[PointRecord, ...] = ()
     violations: dict[str, float] = field(default_factory=dict)
 
@@ -193,10 +225,14 @@ def run_trial(
     setup: TrialSetup,
     proposal: Proposal,
     *,
+    judge: Judge | None = None,
     progress: TrialProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrialRecord:
     """Run one trial and return its record, which is on disk before this returns.
+
+    With a `judge` it comes to the rungs of `setup.stopping`; where the judge does not promote it, its state is
+    `stopped`. A rung that an earlier process saw to the end is not judged again.
 
     Whatever goes wrong inside ends as a record of state `failed` with its reason (and the traceback beside the
     network); only `TrainingInterruptedError` (asked to stop) and what is no `Exception` get out, and then the next run
@@ -213,17 +249,20 @@ def run_trial(
             if reason is not None:
                 state = "rejected"
             else:
-                _train_and_measure(setup, proposal, observed, progress, should_stop)
+                _train_and_measure(setup, proposal, observed, judge, progress, should_stop)
     except TrainingInterruptedError:
         raise
+    except _StoppedEarlyError as stop:
+        state, reason = "stopped", str(stop)
     except Exception as error:  # a crash is a state of its own, never a bad number
         state = "failed"
         reason = f"{error}" if isinstance(error, TrialFailedError) else f"{type(error).__name__}: {error}"
         write_text(setup.folder.traceback_file(identity), traceback.format_exc())
     record = make_record(setup, proposal, observed, state, reason)
     setup.folder.write_trial(record)
-    if state == "complete":  # any other end may be mended, and then training goes on from where it was
+    if state in ("complete", "stopped"):  # a failure may be mended, and then training goes on from where it was
         setup.folder.checkpoint_file(identity).unlink(missing_ok=True)
+        setup.folder.rungs_file(identity).unlink(missing_ok=True)
         setup.folder.traceback_file(identity).unlink(missing_ok=True)
     return record
 
@@ -266,6 +305,8 @@ def make_record(
         training_result=observed.training_result,
         untrained=observed.untrained,
         calibration=observed.calibration,
+        rungs=observed.rungs,
+        early_latency=() if observed.points else observed.early_latency,
         points=observed.points,
         violations=observed.violations,
         seconds=observed.seconds,
@@ -316,6 +357,7 @@ def _train_and_measure(
     setup: TrialSetup,
     proposal: Proposal,
     observed: _Observed,
+    judge: Judge | None,
     progress: TrialProgress,
     should_stop: Callable[[], bool],
 ) -> None:
@@ -334,10 +376,31 @@ def _train_and_measure(
     with observed.timed("counting"):
         observed.macs_check = _check_macs(network, sample_BCHW)
 
+    rungs = () if judge is None or training is None else setup.rungs(training)
+    if rungs:
+        tell("measuring the untrained network")
+        with observed.timed("latency"):
+            untrained = _vary(network, proposal.routings)
+            measured = _measure(setup, untrained)
+            observed.early_latency = tuple(
+                RoutedLatency(routing=routing, latency=measured[name])
+                for name, routing in zip(untrained, proposal.routings, strict=True)
+            )
+
     if training is not None:
         tell("scoring untrained")
         with observed.timed("untrained evaluation"):
             observed.untrained = evaluate(network, setup.validation, setup.protocol, device=setup.train_device)
+
+        def climb(step: int, weights: Mapping[str, Tensor]) -> None:
+            assert judge is not None
+            for rung in rungs:
+                if rung.step == step:
+                    tell("scoring at a rung")
+                    with observed.timed("rungs"):
+                        _visit_rung(setup, proposal, rung, weights, observed, judge)
+                    tell("training")
+
         tell("training")
         with observed.timed("training"):
             batches = CropSampler(
@@ -359,7 +422,10 @@ def _train_and_measure(
                 progress=progress.training,
                 should_stop=should_stop,
                 turn=functools.partial(computing, parse_device(setup.train_device).lock),
+                rungs={rung.step for rung in rungs},
+                at_rung=climb,
             )
+        climb(training.steps, network.state_dict())  # rungs of images alone
         with atomic_path(setup.folder.weights_file(identity)) as temporary:
             save_file(network.state_dict(), temporary)
 
@@ -374,15 +440,22 @@ def _train_and_measure(
             routings += tuple(routing_by(observed.calibration, policy, share) for share in shares)
 
     tell("evaluating")
-    variants = {str(index): routed(network, routing) for index, routing in enumerate(routings)}
+    variants = _vary(network, routings)
     with observed.timed("evaluation"):
         evaluations = {
             name: evaluate(variant, setup.validation, setup.protocol, device=setup.train_device)
             for name, variant in variants.items()
         }
-    tell("measuring latency")
-    with observed.timed("latency"):
-        latencies = _measure(setup, variants)
+    early = {entry.routing: entry.latency for entry in observed.early_latency}
+    latencies = {
+        name: early[routing]
+        for (name, variant), routing in zip(variants.items(), routings, strict=True)
+        if routing in early and variant.is_static
+    }
+    if len(latencies) < len(variants):
+        tell("measuring latency")
+        with observed.timed("latency"):
+            latencies |= _measure(setup, {name: one for name, one in variants.items() if name not in latencies})
     memory_device = parse_conditions(setup.devices[0]).device
     with observed.timed("memory"):
         memory = {
@@ -413,6 +486,73 @@ def _train_and_measure(
         )
         for point in points
     )
+
+
+def _vary(network: SRNetwork, routings: tuple[RoutingConfig | None, ...]) -> dict[str, SRNetwork]:
+    """Return the network under each routing, by name."""
+    return {str(index): routed(network, routing) for index, routing in enumerate(routings)}
+
+
+def _visit_rung(
+    setup: TrialSetup,
+    proposal: Proposal,
+    rung: Rung,
+    weights: Mapping[str, Tensor],
+    observed: _Observed,
+    judge: Judge,
+) -> None:
+    """Score a network at a rung and have it compared with others; raise `_StoppedEarlyError` where it falls behind."""
+    file = setup.folder.rungs_file(proposal.network_id(setup.data))
+    if file.is_file():
+        observed.rungs = _RUNGS.validate_json(file.read_bytes())
+    known = next((seen for seen in observed.rungs if (seen.step, seen.images) == rung), None)
+    if known is None:
+        started = time.perf_counter()
+        network = build_model(proposal.model)
+        network.load_state_dict(dict(weights))
+        latencies = {entry.routing: entry.latency for entry in observed.early_latency}
+        assert observed.params is not None
+        points = []
+        for routing in proposal.routings:
+            variant = routed(network, routing)
+            evaluation = evaluate(
+                variant, setup.validation, setup.protocol, device=setup.train_device, limit=rung.images
+            )
+            macs = _point_macs(variant.config, setup.macs_input_size, evaluation)
+            points.append(
+                PointRecord(
+                    routing=routing,
+                    evaluation=evaluation,
+                    macs=macs,
+                    params=observed.params,
+                    latency=latencies[routing],
+                )
+            )
+        verdict = judge(rung, tuple(points))
+        known = RungRecord(
+            step=rung.step,
+            images=rung.images,
+            points=tuple(
+                RungPoint(
+                    routing=point.routing,
+                    psnr_db=point.evaluation.psnr_db,
+                    ssim=point.evaluation.ssim,
+                    attention_share=point.evaluation.attention_share,
+                    macs=point.macs,
+                )
+                for point in points
+            ),
+            place=verdict.place,
+            networks=verdict.networks,
+            promoted=verdict.promoted,
+            seconds=time.perf_counter() - started,
+        )
+        observed.rungs += (known,)
+        write_text(file, _RUNGS.dump_json(observed.rungs).decode())
+    if not known.promoted:
+        raise _StoppedEarlyError(
+            f"place {known.place} of {known.networks} networks after {known.step} steps, on {known.images} images"
+        )
 
 
 def load_trained(folder: StudyFolder, record: TrialRecord, routing: RoutingConfig | None) -> SRNetwork:

@@ -1,0 +1,141 @@
+"""A table of all networks of a small space, each trained and scored at every rung: what studies are replayed on.
+
+Records are those of any study; the table is made of them and can be made again. A run that was ended in whatever way
+goes on with the networks that have none.
+"""
+
+import csv
+import io
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import NamedTuple
+
+from harness.core.configs import RoutingConfig, Rung
+from harness.core.records import PointRecord, TrialRecord
+from harness.core.seeding import derive_seed
+from harness.search.proposals import Params, decode_params, grid
+from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values
+from harness.trial import Proposal, TrialSetup, Verdict, run_trial
+
+COLUMNS = ("network", "seed", "params", "step", "gamma", "psnr_db", "ssim", "macs", "latency_ms", "latency_ratio")
+
+
+class Task(NamedTuple):
+    """A network to be trained with a seed."""
+
+    record_id: str
+    number: int
+    values: Values
+    seed: int
+
+
+def plan_table(space: SearchSpace, *, seeds: int, repeated: int) -> list[Task]:
+    """Return every network of the space once, and `repeated` of them, drawn by the space's seed, `seeds` times."""
+    networks: dict[str, Params] = {}
+    for params in grid(space):
+        architecture = {name: code for name, code in params.items() if name not in ROUTING_DIMENSIONS}
+        networks[json.dumps(architecture, sort_keys=True)] = architecture
+    drawn = sorted(networks, key=lambda name: derive_seed(space.seed, "repeated", name))
+    tasks = [(name, 0) for name in sorted(networks, key=lambda name: derive_seed(space.seed, "order", name))]
+    tasks += [(name, seed) for seed in range(1, seeds) for name in drawn[:repeated]]
+    return [
+        Task(f"trial-{number:05d}", number, decode_params(space, networks[name]), seed)
+        for number, (name, seed) in enumerate(tasks)
+    ]
+
+
+def record_table(
+    space: SearchSpace,
+    setup: TrialSetup,
+    tasks: Iterable[Task],
+    *,
+    workers: int,
+    on_record: Callable[[TrialRecord], None] = lambda record: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train what has no complete record yet, in so many processes; return whether all of it was done."""
+    done = {record.record_id for record in setup.folder.read_trials() if record.state == "complete"}
+    left = [task for task in tasks if task.record_id not in done]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(space, setup)) as pool:
+        waiting: set[Future[TrialRecord]] = set()
+        while left or waiting:
+            while left and len(waiting) < workers and not should_stop():
+                waiting.add(pool.submit(_run, left.pop(0)))
+            if not waiting:
+                return False
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED, timeout=1.0)
+            for future in finished:
+                on_record(future.result())
+    return True
+
+
+_given: tuple[SearchSpace, TrialSetup] | None = None  # of a process of the pool
+
+
+def _begin(space: SearchSpace, setup: TrialSetup) -> None:
+    global _given
+    _given = (space, setup)
+
+
+def _run(task: Task) -> TrialRecord:
+    assert _given is not None
+    space, setup = _given
+    values = {**task.values, "training.seed": task.seed}
+    proposal = Proposal(
+        record_id=task.record_id,
+        kind="trial",
+        number=task.number,
+        model=space.model_config_for(values),
+        training=space.training_config(values),
+        routings=space.routings(),
+        suggested=space.routings()[0],
+        suggestion=values,
+    )
+    return run_trial(setup, proposal, judge=_promote)
+
+
+def _promote(_rung: Rung, _points: tuple[PointRecord, ...]) -> Verdict:
+    return Verdict(promoted=True, place=1, networks=1)
+
+
+def table_rows(records: Iterable[TrialRecord]) -> Iterator[dict[str, object]]:
+    """Yield a row for each network, seed, rung (and the end) and γ; latencies are those of the end."""
+    for record in records:
+        if record.state != "complete" or record.training is None:
+            continue
+        latency = {point.routing: point for point in record.points}
+        suggestion = {name: value for name, value in record.suggestion.items() if name != "training.seed"}
+        scored: list[tuple[int, RoutingConfig | None, float, float, int]] = [
+            (rung.step, point.routing, point.psnr_db, point.ssim, point.macs)
+            for rung in record.rungs
+            for point in rung.points
+        ]
+        scored += [
+            (record.training.steps, point.routing, point.evaluation.psnr_db, point.evaluation.ssim, point.macs)
+            for point in record.points
+        ]
+        for step, routing, psnr_db, ssim, macs in scored:
+            yield {
+                "network": json.dumps(suggestion, sort_keys=True, separators=(",", ":")),
+                "seed": record.training.seed,
+                "params": record.params,
+                "step": step,
+                "gamma": None if routing is None else routing.gamma,
+                "psnr_db": round(psnr_db, 5),
+                "ssim": round(ssim, 6),
+                "macs": macs,
+                "latency_ms": round(latency[routing].value("latency_ms") or 0.0, 5),
+                "latency_ratio": round(latency[routing].value("latency_ratio") or 0.0, 6),
+            }
+
+
+def write_table(records: Iterable[TrialRecord]) -> str:
+    """Return the table as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(table_rows(records), key=lambda row: (str(row["network"]), row["seed"], row["step"])))
+    return text.getvalue()
