@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from harness.search.halving import crowding, judge, rank_networks, sort_into_fronts
 
 
-def array(*points: tuple[float, ...]) -> np.ndarray:  # type: ignore[type-arg]
+def array(*points: tuple[float, ...]) -> np.ndarray:
     """Points × objectives."""
     return np.array(points, dtype=np.float64)
 
@@ -52,7 +52,7 @@ def test_the_worst_goes_on_while_few_have_come(others: int, promoted: bool) -> N
 def test_the_share_that_goes_on_is_that_of_the_factor(factor: int) -> None:
     """Networks that come in random order, each judged as it comes."""
     drawn = np.random.default_rng(0).uniform(size=(300, 2, 2))
-    seen: dict[str, np.ndarray] = {}  # type: ignore[type-arg]
+    seen: dict[str, np.ndarray] = {}
     promoted = 0
     for index, network in enumerate(drawn):
         promoted += judge(network, seen, factor).promoted
