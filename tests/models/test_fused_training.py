@@ -1,5 +1,6 @@
 """The CPU kernels of training: values and gradients of every variant, and who is not served by them."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,12 @@ def _hook_backward(network: CAMixerSR) -> None:
     ffn.expand.register_full_backward_hook(lambda *_: None)
 
 
+def _forward_otherwise(network: CAMixerSR) -> None:
+    ffn: Any = network.groups[0].blocks[0].ffn  # type: ignore[union-attr, index]
+    before = ffn.expand.forward
+    ffn.expand.forward = lambda x: 2 * before(x)
+
+
 def _go_operator_by_operator(network: CAMixerSR) -> None:
     network.is_literal = True
 
@@ -218,7 +225,10 @@ def _go_double(network: CAMixerSR) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [_replace_layer, _parametrize_layer, _hook_forward, _hook_backward, _go_operator_by_operator, _go_double],
+    [
+        *(_replace_layer, _parametrize_layer, _hook_forward, _hook_backward, _forward_otherwise),
+        *(_go_operator_by_operator, _go_double),
+    ],
     ids=lambda change: change.__name__.strip("_"),
 )
 @pytest.mark.parametrize("is_training", [True, False])
@@ -234,6 +244,35 @@ def test_who_has_to_call_layers_does(change: Callable[[CAMixerSR], None], is_tra
             assert not fused.suits(network, input_BCHW)
         expected = LiteralCAMixerSR(network).restore(input_BCHW, generator=torch.Generator().manual_seed(0)).image_BCHW
     assert (found - expected).abs().max() <= 1e-4
+
+
+def test_hooks_of_all_modules_are_called(runs: list[str]) -> None:
+    network = build(channels=24, window=8).train()
+    called: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+    try:
+        network.restore(images(1, 16, 16))
+    finally:
+        handle.remove()
+    ffn: Any = network.groups[0].blocks[0].ffn  # type: ignore[union-attr, index]
+    assert ffn.project in called
+    assert not runs
+
+
+@pytest.mark.parametrize("change", [lambda ffn: ffn.double(), lambda ffn: ffn.to("meta")])
+def test_parameters_of_other_kinds_are_left_to_torch(change: Callable[[Any], None], runs: list[str]) -> None:
+    network = build(channels=24, window=8).train()
+    change(network.groups[0].blocks[0].ffn)  # type: ignore[union-attr, index]
+    with contextlib.suppress(RuntimeError):  # what is on `meta` goes through
+        network.restore(images(1, 16, 16))
+    assert not runs
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="5 features got 7"):
+        fused.project(nn.Linear(5, 3), torch.randn(20, 7))
+    with pytest.raises(RuntimeError, match="3 channels got"):
+        fused.convolve_gated(torch.randn(1, 4, 4, 6), torch.randn(8, 1, 3, 3))
 
 
 def test_mixed_precision_trains_by_operators(runs: list[str]) -> None:

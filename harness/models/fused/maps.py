@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from harness.models import kernels
@@ -49,6 +50,10 @@ def trains(network: SRNetwork, features_BHWC: Tensor) -> bool:
         and network.training
         and features_BHWC.dtype == torch.float32
         and working_dtype(features_BHWC) == torch.float32
+        and all(
+            type(one) is nn.Parameter and one.dtype == torch.float32 and one.device.type == "cpu"
+            for one in network.parameters()
+        )
         and _is_unseen(network)
     )
 
@@ -57,6 +62,8 @@ def _is_unseen(network: SRNetwork) -> bool:
     """Say whether nobody looks on, who would see nothing of what kernels do, and whether there are kernels."""
     return (
         _get_current_dispatch_mode() is None
+        and not torch._C._len_torch_function_stack()
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.compiler.is_compiling()
         and kernels.load() is not None
@@ -67,6 +74,8 @@ def _is_unseen(network: SRNetwork) -> bool:
 def _is_seen(module: nn.Module) -> bool:
     """Say whether a module has to be called: it has hooks, or is one that kernels know nothing of."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    if "forward" in vars(module):
         return True
     kind = type(module)
     return kind not in _READ_MODULES and not kind.__module__.startswith(_OURS)

@@ -137,6 +137,8 @@ class _ConvolveGated(torch.autograd.Function):
 
 def _describe_projection(x: Tensor, weight: Tensor, **others: Tensor | None) -> Any:
     outputs, inputs = weight.shape
+    if x.shape[-1] != inputs:
+        raise RuntimeError(f"a linear layer of {inputs} features got {x.shape[-1]}")
     pixels = x.numel() // inputs
     return _Projection(
         pixels=pixels,
@@ -150,6 +152,9 @@ def _describe_projection(x: Tensor, weight: Tensor, **others: Tensor | None) -> 
 def _describe(kind: type[Any], output_BHWC: Tensor, **tensors: Tensor | None) -> Any:
     """Describe a call of a kernel for convolutions; `output_BHWC`: what it gives, or has the gradient of."""
     B, H, W, C = output_BHWC.shape
+    lengths = {name: len(one) for name, one in tensors.items() if one is not None and name.endswith(("weight", "bias"))}
+    if any(length != (2 * C if name == "weight" else C) for name, length in lengths.items()):
+        raise RuntimeError(f"convolutions of {C} channels got parameters of {lengths}")
     return kind(images=B, height=H, width=W, channels=C, threads=threads_for((B, H, W, C)), **_addressed(**tensors))
 
 
@@ -164,6 +169,6 @@ def _addressed(**tensors: Tensor | None) -> dict[str, int | None]:
 def _run(name: str, call: Any) -> None:
     library, reference = compiled(), ctypes.byref(call)
     size = library.function(f"{name}_workspace", (ctypes.c_void_p,), ctypes.c_int64)(reference)
-    workspace = torch.empty(size + 64, dtype=torch.uint8)
+    workspace = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
     call.workspace = -(-workspace.data_ptr() // 64) * 64
     library.function(f"{name}_run", (ctypes.c_void_p,), ctypes.c_int)(reference)
