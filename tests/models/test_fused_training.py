@@ -271,7 +271,7 @@ def test_parameters_of_other_kinds_are_left_to_torch(change: Callable[[Any], Non
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(RuntimeError, match="5 features got 7"):
         fused.project(nn.Linear(5, 3), torch.randn(20, 7))
-    with pytest.raises(RuntimeError, match="3 channels got"):
+    with pytest.raises(RuntimeError, match="6 channels got"):
         fused.convolve_gated(torch.randn(1, 4, 4, 6), torch.randn(8, 1, 3, 3))
 
 

@@ -152,9 +152,12 @@ def _describe_projection(x: Tensor, weight: Tensor, **others: Tensor | None) -> 
 def _describe(kind: type[Any], output_BHWC: Tensor, **tensors: Tensor | None) -> Any:
     """Describe a call of a kernel for convolutions; `output_BHWC`: what it gives, or has the gradient of."""
     B, H, W, C = output_BHWC.shape
-    lengths = {name: len(one) for name, one in tensors.items() if one is not None and name.endswith(("weight", "bias"))}
-    if any(length != (2 * C if name == "weight" else C) for name, length in lengths.items()):
-        raise RuntimeError(f"convolutions of {C} channels got parameters of {lengths}")
+    width = 2 * C if kind is _GatedConvolution else C
+    lengths = [len(one) for name, one in tensors.items() if one is not None and name.endswith(("weight", "bias"))]
+    features = tensors["input"]
+    assert features is not None
+    if {features.shape[-1], *lengths} != {width}:
+        raise RuntimeError(f"convolutions of {features.shape[-1]} channels got parameters of {sorted(set(lengths))}")
     return kind(images=B, height=H, width=W, channels=C, threads=threads_for((B, H, W, C)), **_addressed(**tensors))
 
 
