@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from harness.cli import bench, calibrate, compare, evaluate, export, profile, report, search, train, upscale
+from harness.cli import bench, calibrate, compare, evaluate, export, profile, report, search, train, upscale, worker
 
 app = typer.Typer(
     name="harness",
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
     "search": search.search,
+    "worker": worker.worker,
     "report": report.report,
     "compare": compare.compare,
     "export": export.export,

@@ -37,6 +37,9 @@ def search(
     settings: options.Settings = None,
     device: options.TrainDevice = "cpu",
     threads: options.Threads = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that train at once; they divide --threads among them.")
+    ] = 1,
     storage: Annotated[
         str | None, typer.Option(envvar="HARNESS_STORAGE", help="Optuna RDB URL.  [default: SQLite in the study]")
     ] = None,
@@ -66,7 +69,7 @@ def search(
     parsed = read_space(path, overrides)
     name = study or path.stem
     _check_study_name(name)
-    setup = make_setup(name, parsed, results, device, options.resolve_threads(threads), download)
+    setup = make_setup(name, parsed, results, device, _threads_each(threads, workers), download)
     given_here = "".join(f"# on the command line: {key}: {value}\n" for key, value in overrides.items())
     record = study_record(name, parsed, path.read_text(encoding="utf-8") + given_here, setup)
     _refuse_run(setup.folder)
@@ -103,6 +106,7 @@ def search(
             setup,
             record,
             storage=storage,
+            workers=workers,
             on_start=on_start,
             on_record=on_record,
             progress=bar,
@@ -127,6 +131,14 @@ def search(
         raise typer.Exit(130)
     if outcome.ending == "failing":
         raise typer.Exit(1)
+
+
+def _threads_each(threads: int | None, workers: int) -> int:
+    """Return the threads of each worker; `UserError` where there are fewer than workers."""
+    total = options.resolve_threads(threads)
+    if total < workers:
+        raise UserError(f"--workers {workers} on {total} threads: expected at least one for each; give fewer workers")
+    return total // workers
 
 
 def _check_study_name(name: str) -> None:

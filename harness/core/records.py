@@ -520,7 +520,7 @@ class TrialRecord(FrozenConfig):
     a `reason`. `violations` maps the constraint that rejected a trial to by how much it was violated. `calibration`
     holds the gains that the calibrated routings among the points were made of, in studies that calibrate. `rungs` are
     those that the network came to, in studies that stop early, `early_latency` what they were compared by; of a network
-    that was trained to the end it stands with its points.
+    that was trained to the end it stands with its points. `error_type` names the exception that a trial failed of.
     """
 
     schema_version: Literal[1] = 1
@@ -542,6 +542,7 @@ class TrialRecord(FrozenConfig):
     training_result: TrainingRecord | None = None
     untrained: EvaluationRecord | None = None
     calibration: GainsRecord | None = None
+    error_type: str | None = None
     rungs: tuple[RungRecord, ...] = ()
     early_latency: tuple[RoutedLatency, ...] = ()
     points: tuple[PointRecord, ...] = ()
@@ -553,9 +554,9 @@ class TrialRecord(FrozenConfig):
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write `calibration` and what belongs to rungs only where there are any: other records keep their hashes."""
+        """Write what not every trial has only where it is there: other records keep their hashes."""
         values: dict[str, Any] = handler(self)
-        for name in ("calibration", "rungs", "early_latency"):
+        for name in ("calibration", "error_type", "rungs", "early_latency"):
             if not getattr(self, name):
                 values.pop(name, None)
         return values
@@ -569,7 +570,11 @@ class ObjectiveConfig(FrozenConfig):
 
 
 class StudyRecord(FrozenConfig):
-    """What a reader of a study's folder needs to know of it; `space` is the space's text as it was run."""
+    """What a reader of a study's folder needs to know of it.
+
+    `space` is the space's text as it was run, `resolved_space` what became of it with all overrides and defaults, for
+    workers that join.
+    """
 
     schema_version: Literal[1] = 1
     name: str
@@ -587,6 +592,14 @@ class StudyRecord(FrozenConfig):
     space: str
     space_hash: str
     created_at: str
+    resolved_space: dict[str, Any] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_space(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.resolved_space is None:
+            values.pop("resolved_space", None)
+        return values
 
 
 def network_id(

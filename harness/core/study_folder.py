@@ -2,6 +2,7 @@
 
 study.json              the StudyRecord
 study.db                the Optuna database (embedded default)
+folder.token            a number that storage and folder share, so that workers elsewhere know the folder
 trials/<record_id>.json one TrialRecord each, written in one step when the trial ends
 networks/<network_id>/  weights.safetensors; checkpoint.pt and rungs.json while it trains
 report/                 front.csv, front.png, report.html
@@ -10,7 +11,7 @@ bundles/                exported networks
 Records are the source of truth: every table, plot and tracking run can be made again from them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +40,11 @@ class StudyFolder:
     def database(self) -> Path:
         """The embedded Optuna database."""
         return self.path / "study.db"
+
+    @property
+    def token_file(self) -> Path:
+        """What the study's storage knows this folder by."""
+        return self.path / "folder.token"
 
     @property
     def report_dir(self) -> Path:
@@ -84,10 +90,10 @@ class StudyFolder:
         """Write one trial's record in one step."""
         write_text(self.path / "trials" / f"{record.record_id}.json", record.model_dump_json(indent=1))
 
-    def read_trials(self) -> Iterator[TrialRecord]:
-        """Read all trial records, in the order of their ids."""
+    def read_trials(self, known: Collection[str] = ()) -> Iterator[TrialRecord]:
+        """Read all trial records but those whose ids are `known`, in the order of their ids."""
         for path in sorted((self.path / "trials").glob("*.json")):
-            if not path.name.startswith("."):
+            if not path.name.startswith(".") and path.stem not in known:
                 yield _read(TrialRecord, path)
 
 

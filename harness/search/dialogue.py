@@ -6,11 +6,12 @@ attributes of its trial, so that whoever comes to that rung reads them, wherever
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import optuna
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from harness.core.configs import Rung
 from harness.search.halving import Points, judge
@@ -18,6 +19,8 @@ from harness.search.proposals import Params, decode_params, distribution, encode
 from harness.search.samplers import make_sampler
 from harness.search.space import SearchSpace, Values
 from harness.trial import Verdict
+
+_AGAIN = "again"  # attribute of a trial that another takes the place of
 
 
 class Dialogue:
@@ -29,13 +32,29 @@ class Dialogue:
         self._signs = np.array([-1.0 if one.direction == "maximize" else 1.0 for one in space.objectives])
 
     def ask(self) -> Trial:
-        """Return a new trial, or the one that waits longest, with the sampler of its number."""
-        self.study.sampler = make_sampler(self.space, len(self.study.get_trials(deepcopy=False)))
-        return self.study.ask()
+        """Return a new trial, or the one that waits longest, with the sampler of its place in the study.
+
+        Trials that were proposed again do not count, so that a study that was interrupted goes on as it would have.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        place = sum(_AGAIN not in trial.user_attrs for trial in trials)
+        self.study.sampler = make_sampler(self.space, place)
+        with warnings.catch_warnings():  # heartbeats are the worker's, not those of `Study.optimize`
+            warnings.filterwarnings("ignore", message="Heartbeat of storage")
+            return self.study.ask()
 
     def suggest(self, trial: Trial) -> Values:
         """Return what the sampler proposes for a trial."""
         return suggest(trial, self.space)
+
+    def set_aside(self, trial: Trial | FrozenTrial) -> None:
+        """Mark a trial that still runs as one that another takes the place of."""
+        self.study._storage.set_trial_user_attr(trial._trial_id, _AGAIN, True)
+
+    def queued(self) -> set[str]:
+        """Return all proposals that were ever queued, as sorted JSON."""
+        trials = self.study.get_trials(deepcopy=False)
+        return {key(trial.user_attrs["proposal"]) for trial in trials if "proposal" in trial.user_attrs}
 
     def is_waiting(self) -> bool:
         """Whether a proposal is queued."""
@@ -97,6 +116,11 @@ class Dialogue:
     def _constrain(trial: Trial, violations: Mapping[str, float]) -> None:
         for name, violation in violations.items():
             trial.set_constraint(name, violation)
+
+
+def key(params: Params) -> str:
+    """Return a proposal as sorted JSON."""
+    return json.dumps(params, sort_keys=True)
 
 
 def relative_violation(violation: float, bound: float) -> float:

@@ -11,7 +11,7 @@ from harness.search.space import SamplerConfig, SearchSpace
 
 
 def make_sampler(space: SearchSpace, trial_number: int) -> BaseSampler:
-    """Make the space's sampler for one trial; everything else that it knows, it reads from the study."""
+    """Make the space's sampler for the trial of a number; everything else that it knows, it reads from the study."""
     seed = derive_seed(space.seed, "sampler", trial_number) % 2**32
     with warnings.catch_warnings():  # which samplers Optuna calls experimental is no news for who searches
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -205,10 +205,21 @@ class SamplerConfig(FrozenConfig):
 
 
 class BudgetConfig(FrozenConfig):
-    """When to stop: after so many trained networks in all, or when so many seconds of this run are over."""
+    """When to stop: after so many networks trained to the end, or so many training steps of all networks together, or
+    when so many seconds of this run are over.
+    """
 
     networks: Annotated[int, Field(ge=1)] = 50
+    steps: Annotated[int, Field(ge=1)] | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_steps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `steps` only where they stand: identities are kept."""
+        values: dict[str, Any] = handler(self)
+        if self.steps is None:
+            values.pop("steps", None)
+        return values
 
 
 class RoutingSettings(FrozenConfig):

@@ -186,6 +186,7 @@ class _Observed:
     untrained: EvaluationRecord | None = None
     training_result: TrainingRecord | None = None
     calibration: GainsRecord | None = None
+    error_type: str | None = None
     rungs: tuple[RungRecord, ...] = ()
     early_latency: tuple[RoutedLatency, ...] = ()
     points: tuple[PointRecord, ...] = ()
@@ -256,6 +257,7 @@ def run_trial(
         state, reason = "stopped", str(stop)
     except Exception as error:  # a crash is a state of its own, never a bad number
         state = "failed"
+        observed.error_type = type(error).__name__
         reason = f"{error}" if isinstance(error, TrialFailedError) else f"{type(error).__name__}: {error}"
         write_text(setup.folder.traceback_file(identity), traceback.format_exc())
     record = make_record(setup, proposal, observed, state, reason)
@@ -305,6 +307,7 @@ def make_record(
         training_result=observed.training_result,
         untrained=observed.untrained,
         calibration=observed.calibration,
+        error_type=observed.error_type,
         rungs=observed.rungs,
         early_latency=() if observed.points else observed.early_latency,
         points=observed.points,
@@ -393,9 +396,8 @@ def _train_and_measure(
             observed.untrained = evaluate(network, setup.validation, setup.protocol, device=setup.train_device)
 
         def climb(step: int, weights: Mapping[str, Tensor]) -> None:
-            assert judge is not None
             for rung in rungs:
-                if rung.step == step:
+                if rung.step == step and judge is not None:
                     tell("scoring at a rung")
                     with observed.timed("rungs"):
                         _visit_rung(setup, proposal, rung, weights, observed, judge)

@@ -13,7 +13,7 @@ from harness.core.records import TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.data import PairedDataset, open_dataset
 from harness.metrics import get_protocol
-from harness.search import SearchOutcome, read_space, run_search, study_record
+from harness.search import SearchOutcome, SearchSpace, read_space, run_search, study_record
 from harness.trial import TrialSetup
 from tests.photographs import Photographs
 from tests.spaces import tiny_space, write_space
@@ -29,10 +29,9 @@ class Study:
     validation: PairedDataset
     seen: list[str] = field(default_factory=list)
 
-    def run(self, overrides: dict[str, Any] | None = None, **arguments: Any) -> SearchOutcome:
-        """Search with the space as its file is now."""
-        space = read_space(self.space_file, overrides)
-        setup = TrialSetup(
+    def setup(self, space: SearchSpace) -> TrialSetup:
+        """What trials of the study share."""
+        return TrialSetup(
             study=self.folder.path.name,
             folder=self.folder,
             data=space.data_config,
@@ -49,7 +48,13 @@ class Study:
             latency_seconds=space.profile.min_seconds,
             latency_process=space.profile.process,
             calibration=space.calibrate,
+            stopping=space.stopping,
         )
+
+    def run(self, overrides: dict[str, Any] | None = None, **arguments: Any) -> SearchOutcome:
+        """Search with the space as its file is now."""
+        space = read_space(self.space_file, overrides)
+        setup = self.setup(space)
         record = study_record(setup.study, space, self.space_file.read_text(encoding="utf-8"), setup)
         arguments.setdefault("on_record", lambda finished: self.seen.append(finished.record_id))
         return run_search(space, setup, record, **arguments)

@@ -44,7 +44,11 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
     "unknown section": (SPACE + "budgets: {networks: 3}\n", 9, ["budgets: unknown key", "budget", "objectives"]),
     "unknown key in data": (SPACE + "data2: 1\n", 9, ["data2: unknown key"]),
     "unknown key in sampler": (SPACE + "sampler:\n  nmae: tpe\n", 10, ["sampler.nmae: unknown key", "name, startup"]),
-    "unknown key in budget": (SPACE + "budget: {trials: 3}\n", 9, ["budget.trials: unknown key", "networks, seconds"]),
+    "unknown key in budget": (
+        SPACE + "budget: {trials: 3}\n",
+        9,
+        ["budget.trials: unknown key", "networks, steps, seconds"],
+    ),
     "unknown key in profile": (SPACE + "profile: {device: x}\n", 9, ["profile.device: unknown key", "devices"]),
     "unknown key in routing": (SPACE + "routing: {gama: 1}\n", 9, ["routing.gama: unknown key", "gamma, policy"]),
     "unknown key in model": (replaced("groups", "group"), 3, ["model.group: unknown key", "groups", "window"]),

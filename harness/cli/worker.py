@@ -1,0 +1,60 @@
+"""`harness worker`: one more worker for a study that is being searched, on this machine or another."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli import options
+from harness.cli.output import TrainingBar, console, describe_record, stop_on_signals
+
+if TYPE_CHECKING:
+    from harness.core.records import TrialRecord
+
+
+def worker(
+    study: options.StudyName,
+    storage: Annotated[
+        str | None,
+        typer.Option(envvar="HARNESS_STORAGE", help="The study's Optuna RDB URL.  [default: SQLite in the study]"),
+    ] = None,
+    device: options.TrainDevice = "cpu",
+    threads: options.Threads = None,
+    data_dir: options.DataDir = None,
+    results: options.Results = Path("results"),
+) -> None:
+    """Train for a study until its budget is spent. The study's folder must be one that all its workers reach."""
+    from harness.cli.search import make_setup
+    from harness.core.errors import UserError
+    from harness.core.study_folder import StudyFolder
+    from harness.search import SearchSpace, join_search
+
+    path = options.study_path(study, results)
+    folder = StudyFolder(path)
+    record = folder.read_study()
+    if record.resolved_space is None:
+        raise UserError(f"{path} was begun by an older version; run `harness search` on it once, then workers may join")
+    space = SearchSpace.model_validate(record.resolved_space)
+    if data_dir is not None:
+        space = space.model_copy(update={"data": space.data.model_copy(update={"data_dir": str(data_dir)})})
+    setup = make_setup(record.name, space, path.parent, device, options.resolve_threads(threads), download=False)
+    console.print(f"working for study {record.name} in {path}; Ctrl-C ends cleanly")
+
+    def tell(finished: "TrialRecord") -> None:
+        console.print(describe_record(finished))
+
+    with stop_on_signals() as should_stop, TrainingBar() as bar:
+        outcome = join_search(
+            space,
+            setup,
+            record,
+            storage=storage or f"sqlite:///{folder.database.resolve()}",
+            on_record=tell,
+            progress=bar,
+            should_stop=should_stop,
+        )
+    console.print(f"{outcome.ending}: {outcome.reason}; {outcome.networks} networks trained")
+    if outcome.ending == "interrupted":
+        raise typer.Exit(130)
+    if outcome.ending == "failing":
+        raise typer.Exit(1)

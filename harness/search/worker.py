@@ -1,0 +1,500 @@
+"""A worker: ask, train, tell, until the study's budget is spent; as many as one likes, on any machines.
+
+Workers know of each other by what stands in the study's storage and folder. The records in the folder are the source
+of truth and are written before the sampler is told. A trial that runs carries the mark of its worker; one whose worker
+is gone, because its process ended or its heartbeat stopped, is closed by whoever sees it and, where it has no record,
+proposed again, to be trained on from its checkpoint.
+"""
+
+import contextlib
+import math
+import os
+import platform
+import secrets
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+import psutil
+from filelock import FileLock
+from optuna.storages import fail_stale_trials
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from harness.core.configs import RoutingConfig, Rung
+from harness.core.errors import UserError
+from harness.core.records import PointRecord, TrialRecord
+from harness.search.dialogue import Dialogue, key, relative_violation
+from harness.search.proposals import Params, count_networks, decode_params, encode_values, grid
+from harness.search.space import SearchSpace, Values
+from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, patience_of, patiently
+from harness.training import TrainingInterruptedError
+from harness.trial import Proposal, TrialProgress, TrialSetup, Verdict, abandon, answer_from, run_trial
+
+_MAX_DEATHS = 3  # of processes in one proposal, with no checkpoint written in between
+_MAX_RETRIES = 2  # of a network that failed for a reason that need not come again
+_MAX_FAILURES_IN_A_ROW = 5
+_MAX_IDLE_PROPOSALS = 20  # repeats and rejections in a row before the space counts as exhausted
+_POLL_SECONDS = 0.5
+_FINAL = frozenset({"TrialFailedError", "UserError"})  # what a network fails of again
+
+Ending = Literal["finished", "interrupted", "out of time", "exhausted", "failing"]
+RunTrial = Callable[..., TrialRecord]
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """How a search ended, and why in a sentence."""
+
+    ending: Ending
+    reason: str
+    networks: int
+
+
+class Mark:
+    """Who runs a trial: host, process and worker. One process may hold several workers, one after the other."""
+
+    _here: set[str] = set()  # workers of this process
+
+    def __init__(self) -> None:
+        self.token = secrets.token_hex(8)
+        self.values: dict[str, Any] = {
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "since": psutil.Process().create_time(),
+            "token": self.token,
+        }
+
+    def __enter__(self) -> "Mark":
+        self._here.add(self.token)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._here.discard(self.token)
+
+    @classmethod
+    def is_gone(cls, values: dict[str, Any] | None) -> bool:
+        """Whether a worker is known to be gone. Of other hosts nothing is known but what their heartbeats say."""
+        if values is None:
+            return True  # of a version without marks, or killed before it could mark the trial
+        if values["host"] != platform.node():
+            return False
+        if values["pid"] == os.getpid():
+            return values["token"] not in cls._here
+        try:
+            return bool(abs(psutil.Process(values["pid"]).create_time() - values["since"]) > 1)
+        except psutil.NoSuchProcess:
+            return True
+
+
+class Worker:
+    """One worker's view of a study."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        setup: TrialSetup,
+        study: optuna.Study,
+        mark: Mark,
+        *,
+        on_record: Callable[[TrialRecord], None] = lambda record: None,
+        progress: TrialProgress | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        run: RunTrial | None = None,
+    ):
+        self.space = space
+        self.setup = setup
+        self.study = study
+        self.mark = mark
+        self.dialogue = Dialogue(space, study)
+        self.on_record = on_record
+        self.progress = progress
+        self.should_stop = should_stop
+        self.run_trial: RunTrial = run or run_trial
+        self.started = time.monotonic()
+        self.routings = space.routings()
+        self.num_networks = count_networks(space)
+        self.records: dict[str, TrialRecord] = {}
+        self.trained: dict[str, TrialRecord] = {}
+        self.stopped: dict[str, TrialRecord] = {}
+        self.failures: Counter[str] = Counter()  # by network
+        self.steps = 0  # of training, in all records
+        self.plan = self._plan()
+        self.read_records()
+
+    # ---- what others have done ----
+
+    def read_records(self, *, tell: bool = False) -> None:
+        """Take note of records that others have written, and `tell` whoever waits for them."""
+        for record in self.setup.folder.read_trials(known=self.records.keys()):
+            self.remember(record)
+            if tell:
+                self.on_record(record)
+
+    def remember(self, record: TrialRecord) -> None:
+        """Take note of a record."""
+        if record.record_id in self.records:
+            return
+        self.records[record.record_id] = record
+        if record.kind != "trial":
+            return
+        if record.state == "complete":
+            self.trained[record.network_id] = record
+        elif record.state == "stopped":
+            self.stopped[record.network_id] = record
+        elif record.state == "failed":
+            self.failures[record.network_id] += 1
+        if record.state == "complete" and record.training is not None:
+            self.steps += record.training.steps
+        elif record.rungs:
+            self.steps += record.rungs[-1].step
+
+    def finish(self, record: TrialRecord) -> None:
+        """Take note of a record of ours, and tell whoever waits for it."""
+        self.remember(record)
+        self.on_record(record)
+
+    def close_left(self, *, own: bool = False) -> None:
+        """Close trials whose workers are gone, and propose them again where no record of them was written.
+
+        With `own` those of this worker too, which runs none now: the storage was lost before they were told.
+        """
+
+        def left() -> list[FrozenTrial]:
+            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            marks = [(trial, trial.user_attrs.get("worker")) for trial in running]
+            return [
+                trial
+                for trial, mark in marks
+                if (own and self._is_mine(trial)) or (Mark.is_gone(mark) and mark != self.mark.values)
+            ]
+
+        if left():
+            with FileLock(self.setup.folder.path / "closing.lock"):
+                for trial in left():
+                    self.close(trial)
+        if self._running_elsewhere():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                fail_stale_trials(self.study)  # of other hosts, by their heartbeats: `reopen` is called for each
+
+    def close(self, left: FrozenTrial) -> None:
+        """Close a trial that its worker has left open."""
+        self.reopen(left)
+        written = self.records.get(str(left.user_attrs.get("record_id")))
+        if written is None or written.state == "complete":
+            with contextlib.suppress(ValueError):
+                self.dialogue.set_aside(left)
+        is_pruned = written is not None and written.state in ("rejected", "stopped")
+        with contextlib.suppress(ValueError):  # its worker was still there, and has told it
+            self.study.tell(left.number, state=TrialState.PRUNED if is_pruned else TrialState.FAIL)
+
+    def reopen(self, left: FrozenTrial) -> None:
+        """Propose again what a worker has left without a record; add the points that it had no time to tell."""
+        self.read_records()
+        written = self.records.get(str(left.user_attrs.get("record_id")))
+        if written is None:
+            self._propose_again(left)
+        elif written.state == "complete":
+            self.add_points(written)
+
+    def _propose_again(self, left: FrozenTrial) -> None:
+        """Queue a proposal again, until processes have died too often in it without getting on."""
+        params: Params = {**left.user_attrs.get("proposal", {}), **left.params}
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not params or any(key(trial.user_attrs.get("proposal", {})) == key(params) for trial in waiting):
+            return  # nothing was proposed yet, or it was queued again before the process died once more
+        network = left.user_attrs.get("network")
+        checkpoint = self.setup.folder.checkpoint_file(network) if network is not None else None
+        mark = checkpoint.stat().st_mtime_ns if checkpoint is not None and checkpoint.is_file() else 0
+        is_stuck = mark == left.user_attrs.get("checkpoint", 0)
+        deaths = int(left.user_attrs.get("deaths", 0)) + 1 if is_stuck else 1
+        if deaths <= _MAX_DEATHS:
+            self.dialogue.queue(params, deaths=deaths, checkpoint=mark)
+            return
+        reason = f"the process died {deaths} times in this trial without getting on"
+        record_id = str(left.user_attrs["record_id"])
+        proposal = self._proposal(record_id, int(record_id.partition("-")[2]), decode_params(self.space, params))
+        self.finish(abandon(self.setup, proposal, reason))
+
+    def _running_elsewhere(self) -> list[FrozenTrial]:
+        return [
+            trial
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if not self._is_mine(trial)
+        ]
+
+    def _is_mine(self, trial: FrozenTrial) -> bool:
+        return (trial.user_attrs.get("worker") or {}).get("token") == self.mark.token
+
+    # ---- the loop ----
+
+    def run(self) -> SearchOutcome:
+        """Run trials until the budget is spent."""
+        try:
+            return self._run()
+        except TrainingInterruptedError as interruption:
+            return self._outcome("interrupted", f"training was {interruption}")
+
+    def _run(self) -> SearchOutcome:
+        failures = 0
+        idle = 0
+        lost_at: float | None = None
+        while True:
+            try:
+                state = self._turn(failures, idle)
+                lost_at = None
+            except LOST_ERRORS:  # a server may come back, and what was not told is made good then
+                lost_at = lost_at or time.monotonic()
+                if self.should_stop() or time.monotonic() - lost_at >= patience_of(self.study):
+                    raise
+                time.sleep(1)
+                continue
+            if isinstance(state, SearchOutcome):
+                return state
+            if state == "waiting":
+                time.sleep(_POLL_SECONDS)
+                continue
+            failures = 0 if state == "complete" else failures + (state == "failed")
+            is_idle = state in ("answered", "rejected")
+            idle = idle + 1 if is_idle and self.space.sampler.name != "grid" else 0
+
+    def _turn(self, failures: int, idle: int) -> str | SearchOutcome:
+        """Run one trial; return how it ended, `waiting` where others may still do it, or how the search ended."""
+        budget = self.space.budget
+        self.read_records()
+        self.close_left(own=True)
+        if len(self.trained) >= budget.networks:
+            return self._outcome("finished", f"the budget of {budget.networks} networks is spent")
+        if budget.steps is not None and self.steps >= budget.steps:
+            return self._outcome("finished", f"the budget of {budget.steps} training steps is spent")
+        if self.should_stop():
+            return self._outcome("interrupted", "stopped on request")
+        if budget.seconds is not None and time.monotonic() - self.started > budget.seconds:
+            return self._outcome("out of time", f"the budget of {budget.seconds:g} s is spent")
+        if failures >= _MAX_FAILURES_IN_A_ROW:
+            return self._outcome("failing", f"{failures} trials in a row failed; see their reasons in the report")
+        known = len(self.trained.keys() | self.stopped.keys())
+        if self.num_networks is not None and known >= self.num_networks:
+            parts = len(self.stopped.keys() - self.trained.keys())
+            stopped = f", {parts} of them in part" if parts else ""
+            return self._outcome("exhausted", f"all {self.num_networks} networks of the space are trained{stopped}")
+        if idle >= _MAX_IDLE_PROPOSALS:
+            return self._outcome("exhausted", self._describe_idling(idle))
+        others = len(self._running_elsewhere())
+        if others >= budget.networks - len(self.trained):
+            return "waiting"  # what others train may still be stopped, or fail
+        if not self._queue_next() and self.space.sampler.name == "grid":
+            return "waiting" if others else self._outcome("exhausted", "every point of the grid was proposed")
+        return self._run_one()
+
+    def _describe_idling(self, idle: int) -> str:
+        known = "" if self.num_networks is None else f" of the space's {self.num_networks}"
+        return f"{idle} proposals in a row were repeats or rejected; {len(self.trained)}{known} networks are trained"
+
+    def _outcome(self, ending: Ending, reason: str) -> SearchOutcome:
+        return SearchOutcome(ending, reason, len(self.trained))
+
+    def _plan(self) -> Iterator[Params]:
+        """Yield what is to be proposed before the sampler is asked: the space's queue, then the points of a grid."""
+        yield from (encode_values(entry) for entry in self.space.enqueue)
+        if self.space.sampler.name != "grid":
+            return
+        for params in grid(self.space):
+            try:
+                proposal = self._proposal("", 0, decode_params(self.space, params))
+            except UserError:
+                continue  # settings that do not go together
+            network = proposal.network_id(self.setup.data)
+            if network not in self.trained and network not in self.stopped:
+                yield params
+
+    def _queue_next(self) -> bool:
+        """Queue the next planned proposal, unless one is waiting; return whether one is waiting now.
+
+        At most one waits at any time, so that an interrupted proposal is the first of the next run.
+        """
+        if self.dialogue.is_waiting():
+            return True
+        queued: set[str] | None = None
+        for params in self.plan:
+            queued = self.dialogue.queued() if queued is None else queued
+            if key(params) not in queued:
+                self.dialogue.queue(params)
+                return True
+        return False
+
+    def _run_one(self) -> str:
+        """Ask for one proposal and see it through; return the state that it ended in."""
+        trial = self.dialogue.ask()
+        trial.set_user_attr("worker", self.mark.values)
+        number = trial.number
+        while f"trial-{number:05d}" in self.records:  # a new database knows nothing of older records
+            number += 1
+        record_id = f"trial-{number:05d}"
+        trial.set_user_attr("record_id", record_id)
+        try:
+            proposal = self._proposal(record_id, number, self.dialogue.suggest(trial))
+        except UserError as error:  # settings that do not go together, each of them fine alone
+            self.dialogue.tell_unfinished(trial, TrialState.PRUNED, str(error))
+            return "rejected"
+        network = proposal.network_id(self.setup.data)
+        trial.set_user_attr("network", network)
+        self.read_records()
+        for other in self._running_elsewhere():
+            if other.user_attrs.get("network") == network and other.number < trial.number:
+                reason = f"the network is being trained by {other.user_attrs.get('record_id')}"
+                self.dialogue.tell_unfinished(trial, TrialState.PRUNED, reason)
+                return "answered"
+        with self._beating(trial):
+            record, tell = self._see_through(trial, proposal)
+            self.finish(record)
+            tell()
+        return record.state
+
+    def _see_through(self, trial: Trial, proposal: Proposal) -> tuple[TrialRecord, Callable[[], None]]:
+        """Answer a proposal from a record, or run it; return the record, and what tells the study of it."""
+        network = proposal.network_id(self.setup.data)
+        trained, stopped = self.trained.get(network), self.stopped.get(network)
+        if trained is not None:
+            return answer_from(self.setup, proposal, trained), lambda: self._tell_point(trial, proposal, trained)
+        if stopped is not None and self.setup.stopping is not None:
+            answer = answer_from(self.setup, proposal, stopped)
+            return answer, lambda: self.dialogue.tell_unfinished(trial, TrialState.PRUNED, answer.reason or "")
+        if self.failures[network] > _MAX_RETRIES:
+            last = next(one for one in reversed(self.records.values()) if one.network_id == network and one.reason)
+            given_up = abandon(self.setup, proposal, f"given up after {self.failures[network]} failures: {last.reason}")
+            return given_up, lambda: self._tell_unmeasured(trial, given_up)
+
+        def judge(rung: Rung, points: Sequence[PointRecord]) -> Verdict:
+            assert self.setup.stopping is not None
+            values = [self._objective_values(point) for point in points]
+            measured = [one for one in values if one is not None]
+            factor = self.setup.stopping.factor
+            return patiently(self.study, lambda: self.dialogue.judge(trial, network, rung, measured, factor))
+
+        try:
+            record = self.run_trial(
+                self.setup,
+                proposal,
+                judge=None if self.setup.stopping is None else judge,
+                progress=self.progress,
+                should_stop=self.should_stop,
+            )
+        except TrainingInterruptedError:  # asked to stop: the next run takes this proposal up first
+            self.dialogue.queue({**trial.params})
+            self.dialogue.set_aside(trial)
+            self.dialogue.tell_unfinished(trial, TrialState.FAIL, "interrupted; proposed again")
+            raise
+        failures = self.failures[network]
+
+        def tell() -> None:
+            if record.state == "complete":
+                self._tell_point(trial, proposal, record)
+                self.add_points(record)
+                return
+            self._tell_unmeasured(trial, record)
+            may_pass = record.error_type is not None and record.error_type not in _FINAL
+            if may_pass and failures < _MAX_RETRIES:
+                self.dialogue.queue({**trial.params}, retry=failures + 1)
+
+        return record, tell
+
+    @contextlib.contextmanager
+    def _beating(self, trial: Trial) -> Iterator[None]:
+        """Let a trial's heart beat in the storage while the block runs, where it can."""
+        storage = self.study._storage
+        if not isinstance(storage, optuna.storages.RDBStorage) and not hasattr(storage, "record_heartbeat"):
+            yield
+            return
+        done = threading.Event()
+
+        def beat() -> None:
+            while True:
+                with contextlib.suppress(*LOST_ERRORS):  # a storage that is away may come back
+                    storage.record_heartbeat(trial._trial_id)
+                if done.wait(BEAT_SECONDS):
+                    return
+
+        heart = threading.Thread(target=beat, daemon=True, name="heartbeat")
+        heart.start()
+        try:
+            yield
+        finally:
+            done.set()
+            heart.join()
+
+    def _proposal(self, record_id: str, number: int, values: Values) -> Proposal:
+        model = self.space.model_config_for(values)
+        suggested = self._routing(values)
+        return Proposal(
+            record_id=record_id,
+            kind="trial",
+            number=number,
+            model=model,
+            training=self.space.training_config(values),
+            routings=(None,) if suggested is None else self.routings,
+            suggested=suggested,
+            suggestion=values,
+        )
+
+    def _routing(self, values: Values) -> RoutingConfig | None:
+        return self.space.routing_config(values) if self.space.routes else None
+
+    def _tell_point(self, trial: Trial, proposal: Proposal, record: TrialRecord) -> None:
+        """Tell the values of the suggested point of a trained network."""
+        point = next(point for point in record.points if point.routing == proposal.suggested)
+        values = self._objective_values(point)
+        if values is None:
+            self.dialogue.tell_unfinished(trial, TrialState.FAIL, "an objective was not measured")
+            return
+        self.dialogue.tell_point(trial, values, self._relative_violations(point))
+
+    def add_points(self, record: TrialRecord) -> None:
+        """Add each point of a trained network that the study does not know, as a finished sibling of its trial.
+
+        Calibrated routings are no values of the space's dimensions: their points stand in the record alone.
+        """
+        told = {
+            self._routing(self.dialogue.values_of(trial))
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if trial.user_attrs.get("network") == record.network_id
+        }
+        for point in record.points:
+            values = self._objective_values(point)
+            if values is None or point.routing in told:
+                continue
+            if point.routing is not None and point.routing not in self.routings:
+                continue
+            suggestion = dict(record.suggestion)
+            if point.routing is not None:
+                chosen: Values = {"routing.gamma": point.routing.gamma, "routing.policy": point.routing.policy}
+                if point.routing.policy == "threshold":  # γ is ignored, but it must be one of the space's
+                    del chosen["routing.gamma"]
+                suggestion |= {name: value for name, value in chosen.items() if name in self.space.dimensions}
+            marks = {"parent": record.number, "record_id": record.record_id, "network": record.network_id}
+            self.dialogue.add_point(suggestion, values, self._relative_violations(point), marks)
+
+    def _objective_values(self, point: PointRecord) -> list[float] | None:
+        values = [point.value(objective.metric) for objective in self.space.objectives]
+        measured = [float(value) for value in values if value is not None and math.isfinite(value)]
+        return measured if len(measured) == len(values) else None
+
+    def _relative_violations(self, point: PointRecord) -> dict[str, float]:
+        return {
+            constraint.name: relative_violation(point.constraints[constraint.name], constraint.bound)
+            for constraint in self.space.parsed_constraints()
+        }
+
+    def _tell_unmeasured(self, trial: Trial, record: TrialRecord) -> None:
+        violations: dict[str, float] = {}
+        if record.state == "rejected":  # the sampler learns that this region is infeasible
+            for constraint in self.space.parsed_constraints():
+                violation = record.violations.get(constraint.name, 0.0)
+                violations[constraint.name] = relative_violation(violation, constraint.bound)
+        state = TrialState.PRUNED if record.state in ("rejected", "stopped") else TrialState.FAIL
+        self.dialogue.tell_unfinished(trial, state, record.reason or "", violations)

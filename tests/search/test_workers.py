@@ -1,0 +1,199 @@
+"""Several workers of one study: what each of them may rely on, and what happens when one, or all, are killed."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.core.errors import UserError
+from harness.core.records import StudyRecord
+from harness.core.study_folder import StudyFolder
+from harness.search import SearchSpace, join_search
+from harness.search.worker import Mark
+from tests.photographs import Photographs
+from tests.search.conftest import MakeStudy, Study
+from tests.spaces import tiny_space, write_space
+
+PATIENCE_S = 120
+LONG = {"steps": 40, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 1}
+
+
+def assert_is_whole(study: Study, networks: int) -> None:
+    """Every network was trained once and every point of it told once; nothing is left open."""
+    assert len(study.trained) == networks
+    assert len({record.network_id for record in study.trained}) == networks
+    assert set(study.told_points().values()) == {1}
+    assert len(study.told_points()) == 3 * networks
+    assert not study.trials("RUNNING")
+    assert not list(study.folder.path.glob("networks/*/checkpoint.pt"))
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_share_a_budget(make_study: MakeStudy) -> None:
+    study = make_study(budget={"networks": 4})
+    outcome = study.run(workers=2)
+    assert (outcome.ending, outcome.networks) == ("finished", 4)
+    assert_is_whole(study, 4)
+    assert sorted(set(study.seen)) == sorted(study.seen) == sorted(record.record_id for record in study.records)
+    tokens = {trial.user_attrs["worker"]["token"] for trial in study.trials() if "worker" in trial.user_attrs}
+    assert len(tokens) == 2
+
+
+@pytest.mark.slow
+def test_a_grid_is_gone_through_once(make_study: MakeStudy) -> None:
+    dimensions = {"model.channels": {"choices": [8, 12, 16]}, "routing.gamma": {"choices": [0.0, 0.5, 1.0]}}
+    study = make_study(dimensions=dimensions, sampler={"name": "grid"}, budget={"networks": 9})
+    outcome = study.run(workers=3)
+    assert outcome.ending == "exhausted"
+    assert_is_whole(study, 3)
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(make_study: MakeStudy) -> None:
+    """The leader runs in this process; a worker is killed in the middle of a training, twice."""
+    study = make_study(training=LONG, budget={"networks": 3})
+    killed: list[int] = []
+
+    def kill_once_in_a_while() -> bool:
+        checkpoints = list(study.folder.path.glob("networks/*/checkpoint.pt"))
+        running = [
+            trial.user_attrs["worker"]["pid"] for trial in study.trials("RUNNING") if "network" in trial.user_attrs
+        ]
+        if checkpoints and running and len(killed) < 2 and running[0] not in killed:
+            os.kill(running[0], signal.SIGKILL)
+            killed.append(running[0])
+        return False
+
+    outcome = study.run(workers=2, should_stop=kill_once_in_a_while)
+    assert len(killed) == 2
+    assert (outcome.ending, outcome.networks) == ("finished", 3)
+    assert_is_whole(study, 3)
+    resumed = [record.training_result.resumed_from for record in study.trained if record.training_result]
+    assert any(resumed)
+
+
+class Command:
+    """`harness search` with two workers, and `harness worker`, in processes of their own."""
+
+    def __init__(self, folder: Path, photographs: Photographs, networks: int):
+        space = tiny_space(photographs, training=LONG, budget={"networks": networks}, baselines=[])
+        self.space = write_space(folder / "tiny.yaml", space)
+        self.results = folder / "results"
+        self.study = StudyFolder(self.results / "tiny")
+        self.search = ["search", str(self.space), "--results", str(self.results), "--threads", "2", "--no-tracking"]
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "harness", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def seen(self, networks: int) -> bool:
+        return sum(record.state == "complete" for record in self.study.read_trials()) >= networks
+
+    def is_training(self) -> bool:
+        return bool(list(self.study.path.glob("networks/*/checkpoint.pt")))
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_leader(tmp_path: Path, photographs: Photographs) -> None:
+    """Killed at once, the leader leaves no worker behind, and the same command finishes the study."""
+    command = Command(tmp_path, photographs, networks=4)
+    leader = command.start(*command.search, "--workers", "2")
+    wait_for(lambda: command.is_training() and command.seen(1))
+    workers = psutil.Process(leader.pid).children(recursive=True)
+    assert len(workers) >= 2
+    leader.kill()
+    leader.wait()
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+    assert not alive
+    before = {record.record_id: record for record in command.study.read_trials()}
+    second = command.start(*command.search, "--workers", "2")
+    output, _ = second.communicate(timeout=PATIENCE_S)
+    assert second.returncode == 0, output
+    after = {record.record_id: record for record in command.study.read_trials()}
+    assert all(after[name] == record for name, record in before.items())
+    trained = [record.network_id for record in after.values() if record.state == "complete"]
+    assert len(trained) == len(set(trained)) == 4
+
+
+@pytest.mark.slow
+def test_a_worker_joins_from_elsewhere(tmp_path: Path, photographs: Photographs) -> None:
+    command = Command(tmp_path, photographs, networks=5)
+    leader = command.start(*command.search)
+    wait_for(lambda: command.study.study_file.is_file() and command.is_training())
+    worker = command.start("worker", str(command.study.path), "--threads", "1")
+    outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in (leader, worker)]
+    assert (leader.returncode, worker.returncode) == (0, 0), outputs
+    assert "trial-" in outputs[1]
+    trained = [record.network_id for record in command.study.read_trials() if record.state == "complete"]
+    assert len(trained) == len(set(trained)) == 5
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_workers_cleanly(tmp_path: Path, photographs: Photographs) -> None:
+    command = Command(tmp_path, photographs, networks=50)
+    leader = command.start(*command.search, "--workers", "2")
+    wait_for(lambda: command.is_training() and command.seen(1))
+    workers = psutil.Process(leader.pid).children(recursive=True)
+    leader.send_signal(signal.SIGINT)
+    output, _ = leader.communicate(timeout=PATIENCE_S)
+    assert leader.returncode == 130, output
+    assert "goes on from here" in output
+    assert not psutil.wait_procs(workers, timeout=PATIENCE_S)[1]
+
+
+def joined(study: Study, folder: StudyFolder | None = None, **changes: Any) -> None:
+    """Join a study as it is described by its record, or by changes of that."""
+    record: StudyRecord = study.folder.read_study()
+    space = SearchSpace.model_validate(record.resolved_space)
+    setup = replace(study.setup(space), folder=folder or study.folder)
+    database = f"sqlite:///{study.folder.database}"
+    join_search(space, setup, record.model_copy(update=changes), storage=database)
+
+
+def test_who_sees_another_folder_is_refused(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(budget={"networks": 1})
+    study.run()
+    joined(study)
+    with pytest.raises(UserError, match=r"is not the folder that study 'tiny' .* is kept in"):
+        joined(study, folder=StudyFolder(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="holds no study 'other'"):
+        joined(study, name="other")
+    with pytest.raises(UserError, match="images here are not those"):
+        joined(study, space_hash="0" * 12)
+
+
+def test_more_workers_than_threads_are_refused(tmp_path: Path, photographs: Photographs) -> None:
+    command = Command(tmp_path, photographs, networks=1)
+    process = command.start(*command.search, "--workers", "3")
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert "--workers 3 on 2 threads" in output
+    assert not command.study.path.exists()
+
+
+def test_marks_tell_who_is_gone() -> None:
+    with Mark() as mark:
+        assert not Mark.is_gone(mark.values)
+        assert Mark.is_gone({**mark.values, "since": mark.values["since"] - 100, "pid": os.getppid()})
+        assert not Mark.is_gone({**mark.values, "host": "elsewhere", "pid": 0})
+    assert Mark.is_gone(mark.values)
+    assert Mark.is_gone(None)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert Mark.is_gone({**mark.values, "pid": process.pid})
