@@ -17,6 +17,8 @@ _SEEDS, _REPEATED = 3, 10  # seeds of so many networks, which say how much is ch
 def record(
     space: Annotated[str, typer.Argument(help="A search space without endless dimensions.")] = "bench_search",
     study: Annotated[str, typer.Option(help="The folder in --results that the records are kept in.")] = "bench-search",
+    train: Annotated[str | None, typer.Option(help="Training images: a folder or a dataset's name.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation images: a folder or a dataset's name.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Networks trained at once, on one thread each.")] = 2,
     results: options.Results = Path("results"),
     out: Annotated[Path | None, typer.Option(help="The table as CSV.  [default: table.csv in the folder]")] = None,
@@ -27,7 +29,8 @@ def record(
     from harness.search import find_space, read_space
     from harness.search.table import plan_table, record_table, write_table
 
-    parsed = read_space(find_space(space))
+    given = {"data.train": train, "data.validation": validation}
+    parsed = read_space(find_space(space), {key: value for key, value in given.items() if value is not None})
     setup = make_setup(study, parsed, results, "cpu", 1, download=False)
     tasks = plan_table(parsed, seeds=_SEEDS, repeated=_REPEATED)
     console.print(f"{len(tasks)} trainings of {parsed.training_config().steps} steps, in {setup.folder.path}")
