@@ -4,7 +4,19 @@ from collections.abc import Callable
 
 import typer
 
-from harness.cli import bench, calibrate, compare, evaluate, export, profile, report, search, train, upscale
+from harness.cli import (
+    bench,
+    calibrate,
+    compare,
+    evaluate,
+    export,
+    profile,
+    report,
+    search,
+    status,
+    train,
+    upscale,
+)
 
 app = typer.Typer(
     name="harness",
@@ -17,6 +29,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
     "search": search.search,
+    "status": status.status,
     "report": report.report,
     "compare": compare.compare,
     "export": export.export,

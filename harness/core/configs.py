@@ -292,6 +292,13 @@ class CalibrationConfig(FrozenConfig):
         return shares
 
 
+class BudgetConfig(FrozenConfig):
+    """When a search stops: after so many trained networks in all, or when so many seconds of this run are over."""
+
+    networks: Annotated[int, Field(ge=1)] = 50
+    seconds: Annotated[float, Field(gt=0)] | None = None
+
+
 class Rung(NamedTuple):
     """Where a network is compared with others: after `step` steps of training, on `images` validation images."""
 

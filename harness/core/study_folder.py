@@ -22,6 +22,7 @@ from harness.core.files import write_text
 from harness.core.records import StudyRecord, TrialRecord
 
 RecordT = TypeVar("RecordT", bound=FrozenConfig)
+KnownTrials = dict[Path, tuple[int, TrialRecord]]  # by file: when it was changed, and what is in it
 
 
 class StudyFolder:
@@ -39,6 +40,11 @@ class StudyFolder:
     def database(self) -> Path:
         """The embedded Optuna database."""
         return self.path / "study.db"
+
+    @property
+    def search_lock(self) -> Path:
+        """The file that a search holds the lock of while it runs."""
+        return self.path / "search.lock"
 
     @property
     def report_dir(self) -> Path:
@@ -84,11 +90,18 @@ class StudyFolder:
         """Write one trial's record in one step."""
         write_text(self.path / "trials" / f"{record.record_id}.json", record.model_dump_json(indent=1))
 
-    def read_trials(self) -> Iterator[TrialRecord]:
-        """Read all trial records, in the order of their ids."""
+    def read_trials(self, known: KnownTrials | None = None) -> Iterator[TrialRecord]:
+        """Read all trial records, in the order of their ids.
+
+        `known` is kept by who reads again and again: what was read before, so that only new files are read.
+        """
+        known = {} if known is None else known
         for path in sorted((self.path / "trials").glob("*.json")):
             if not path.name.startswith("."):
-                yield _read(TrialRecord, path)
+                changed = path.stat().st_mtime_ns
+                if path not in known or known[path][0] != changed:
+                    known[path] = (changed, _read(TrialRecord, path))
+                yield known[path][1]
 
 
 def _read(record_type: type[RecordT], path: Path) -> RecordT:

@@ -73,7 +73,7 @@ def study_record(name: str, space: SearchSpace, space_text: str, setup: TrialSet
         devices=setup.devices,
         validation_images=tuple(setup.validation[index].name for index in range(len(setup.validation))),
         space=space_text,
-        space_hash=_identity(space, setup),
+        space_hash=study_identity(space, setup),
         created_at=now(),
     )
 
@@ -408,7 +408,7 @@ def _relative(violation: float, bound: float) -> float:
 
 @contextlib.contextmanager
 def _exclusive(folder: StudyFolder) -> Iterator[None]:
-    lock = FileLock(folder.path / "search.lock")
+    lock = FileLock(folder.search_lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -474,7 +474,7 @@ def _refuse_other_space(known: StudyRecord, record: StudyRecord) -> None:
         )
 
 
-def _identity(space: SearchSpace, setup: TrialSetup) -> str:
+def study_identity(space: SearchSpace, setup: TrialSetup) -> str:
     """Hash the space and the images: results of different ones must not be mixed."""
     content = "/".join((space.identity(), setup.train.content_hash, setup.validation.content_hash))
     return hashlib.sha256(content.encode()).hexdigest()[:12]
