@@ -11,6 +11,7 @@ from harness.cli import (
     evaluate,
     export,
     profile,
+    replay,
     report,
     search,
     status,
@@ -30,6 +31,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "search": search.search,
     "status": status.status,
+    "replay": replay.replay,
     "report": report.report,
     "compare": compare.compare,
     "export": export.export,
