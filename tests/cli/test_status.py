@@ -80,6 +80,10 @@ def test_while_a_search_runs_is_stopped_and_goes_on(call: Call, photographs: Pho
     volumes = [moment["hypervolume"] for moment in document["history"]]
     assert volumes == sorted(volumes)
 
+    (resumed,) = (one for one in search.trained() if one.training_result and one.training_result.resumed_from)
+    again = call("replay", "tiny", "--trial", str(resumed.number), "--no-latency")
+    assert (again.code, "identical to the bit" in again.out) == (0, True)
+
 
 def test_the_last_failure_is_told(call: Call, study: FinishedStudy, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "results" / "tiny")
