@@ -31,6 +31,6 @@ def test_every_command_and_option_exists() -> None:
     for words in used:
         command = commands[words[1]]
         command = getattr(command, "commands", {}).get(words[2], command)
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         options = {word for word in words if word.startswith("--")}
         assert options <= known, (words, options - known)

@@ -4,7 +4,21 @@ from collections.abc import Callable
 
 import typer
 
-from harness.cli import bench, calibrate, compare, evaluate, export, profile, report, search, train, upscale, worker
+from harness.cli import (
+    bench,
+    calibrate,
+    compare,
+    evaluate,
+    export,
+    profile,
+    replay,
+    report,
+    search,
+    status,
+    train,
+    upscale,
+    worker,
+)
 
 app = typer.Typer(
     name="harness",
@@ -18,6 +32,8 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "search": search.search,
     "worker": worker.worker,
+    "status": status.status,
+    "replay": replay.replay,
     "report": report.report,
     "compare": compare.compare,
     "export": export.export,

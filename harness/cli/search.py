@@ -22,7 +22,7 @@ from harness.core.units import format_seconds
 
 if TYPE_CHECKING:
     from harness.core.records import StudyRecord, TrialRecord
-    from harness.core.study_folder import StudyFolder
+    from harness.core.study_folder import KnownTrials, StudyFolder
     from harness.search import SearchSpace
     from harness.tracking import MlflowTracker
     from harness.trial import TrialSetup
@@ -55,6 +55,9 @@ def search(
 ) -> None:
     """Search for Pareto-optimal networks. The same command again resumes; Ctrl-C ends cleanly."""
     started = time.perf_counter()
+    from harness.core.given import write_given
+    from harness.reporting.progress import describe_progress, read_budget
+    from harness.reporting.study import make_study
     from harness.search import find_space, read_space, run_search, study_record
 
     path = find_space(space)
@@ -70,18 +73,24 @@ def search(
     name = study or path.stem
     _check_study_name(name)
     setup = make_setup(name, parsed, results, device, _threads_each(threads, workers), download)
-    given_here = "".join(f"# on the command line: {key}: {value}\n" for key, value in overrides.items())
-    record = study_record(name, parsed, path.read_text(encoding="utf-8") + given_here, setup)
+    space_text = path.read_text(encoding="utf-8").rstrip("\n") + "\n" + write_given(overrides)
+    record = study_record(name, parsed, space_text, setup)
     _refuse_run(setup.folder)
     if setup.folder.study_file.is_file():
         known = setup.folder.read_study()
         if known.space_hash == record.space_hash:  # the study goes on under the record that it began with
             record = known
+            if read_budget(known.space) != parsed.budget:
+                later = write_given({"budget": parsed.budget.model_dump()})
+                record = known.model_copy(update={"space": known.space + later})
+    known_trials: KnownTrials = {}
     tracker = _open_tracker(tracking_uri, record, results) if tracking else None
     phases = {"set-up": time.perf_counter() - started}
 
     def on_record(finished: "TrialRecord") -> None:
         console.print(describe_record(finished))
+        study_now = make_study(record, setup.folder.read_trials(known_trials))
+        console.print(f"  {describe_progress(study_now, parsed.budget)}", style="dim")
         group = "baselines" if finished.kind == "baseline" else "trials"
         phases[group] = phases.get(group, 0.0) + sum(finished.seconds.values())
         if tracker is not None:

@@ -292,6 +292,24 @@ class CalibrationConfig(FrozenConfig):
         return shares
 
 
+class BudgetConfig(FrozenConfig):
+    """When a search stops: after so many networks trained to the end, or so many training steps of all networks
+    together, or when so many seconds of this run are over.
+    """
+
+    networks: Annotated[int, Field(ge=1)] = 50
+    steps: Annotated[int, Field(ge=1)] | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_steps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `steps` only where they stand: identities are kept."""
+        values: dict[str, Any] = handler(self)
+        if self.steps is None:
+            values.pop("steps", None)
+        return values
+
+
 class Rung(NamedTuple):
     """Where a network is compared with others: after `step` steps of training, on `images` validation images."""
 

@@ -43,3 +43,38 @@ def require_folder_place(what: str, path: Path) -> None:
             if not place.is_dir():
                 raise UserError(f"{what} {path}: {place} is a file, expected a folder; give another {what}")
             return
+
+
+def lock_holders(path: Path) -> tuple[int, ...] | None:
+    """Return the processes of this machine that hold the lock (flock) of `path`; the file is not even opened.
+
+    None where the system does not tell: Linux does, in /proc/locks.
+    """
+    try:
+        lines = Path("/proc/locks").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    try:
+        wanted = path.stat()
+    except FileNotFoundError:
+        return ()
+    holders = []
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 6 or fields[1] != "FLOCK":  # `->` instead: a process that waits
+            continue
+        process, (device, _, inode) = int(fields[4]), fields[5].rpartition(":")
+        here = f"{os.major(wanted.st_dev):02x}:{os.minor(wanted.st_dev):02x}"
+        if int(inode) == wanted.st_ino and (device == here or _has_opened(process, wanted)):
+            holders.append(process)
+    return tuple(holders)
+
+
+def _has_opened(process: int, wanted: os.stat_result) -> bool:
+    """Whether a process has a file open; some file systems are listed under another device than their files name."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(entry.stat(), wanted):
+                    return True
+    return False

@@ -23,6 +23,7 @@ from harness.core.files import write_text
 from harness.core.records import StudyRecord, TrialRecord
 
 RecordT = TypeVar("RecordT", bound=FrozenConfig)
+KnownTrials = dict[Path, tuple[int, TrialRecord]]  # by file: when it was changed, and what is in it
 
 
 class StudyFolder:
@@ -45,6 +46,11 @@ class StudyFolder:
     def token_file(self) -> Path:
         """What the study's storage knows this folder by."""
         return self.path / "folder.token"
+
+    @property
+    def search_lock(self) -> Path:
+        """The file that a search holds the lock of while it runs."""
+        return self.path / "search.lock"
 
     @property
     def report_dir(self) -> Path:
@@ -90,11 +96,18 @@ class StudyFolder:
         """Write one trial's record in one step."""
         write_text(self.path / "trials" / f"{record.record_id}.json", record.model_dump_json(indent=1))
 
-    def read_trials(self, known: Collection[str] = ()) -> Iterator[TrialRecord]:
-        """Read all trial records but those whose ids are `known`, in the order of their ids."""
+    def read_trials(self, known: KnownTrials | None = None, *, but: Collection[str] = ()) -> Iterator[TrialRecord]:
+        """Read all trial records, in the order of their ids, but those whose ids are in `but`.
+
+        `known` is kept by who reads again and again: what was read before, so that only new files are read.
+        """
+        known = {} if known is None else known
         for path in sorted((self.path / "trials").glob("*.json")):
-            if not path.name.startswith(".") and path.stem not in known:
-                yield _read(TrialRecord, path)
+            if not path.name.startswith(".") and path.stem not in but:
+                changed = path.stat().st_mtime_ns
+                if path not in known or known[path][0] != changed:
+                    known[path] = (changed, _read(TrialRecord, path))
+                yield known[path][1]
 
 
 def _read(record_type: type[RecordT], path: Path) -> RecordT:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import correlate1d  # type: ignore[import-untyped]
 
 from harness.core.errors import UserError
 from harness.metrics.colour import FloatArray
@@ -87,6 +86,8 @@ def _ssim_of_rows(a: FloatArray, b: FloatArray, data_range: float) -> FloatArray
 
 def _gaussian_mean(x: FloatArray) -> FloatArray:
     """Return the Gaussian-weighted mean around each pixel of the valid region."""
+    from scipy.ndimage import correlate1d  # type: ignore[import-untyped]  # late: reports score nothing
+
     offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
     kernel = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     kernel /= kernel.sum()

@@ -6,6 +6,7 @@ The first three functions know nothing of studies: an array of one row per point
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -101,17 +102,68 @@ def study_front(study: Study) -> Front:
     qualities count as the difference from bicubic's value, costs as a multiple of SwinIR-light's, so it is comparable
     over the whole study. Where a baseline has no value, the worst value of the feasible points stands in for it.
     """
-    candidates = [point for point in study.points if point.measured.feasible and _objectives(study, point) is not None]
-    values = np.array([_objectives(study, point) for point in candidates], dtype=np.float64)
-    directions = [objective.direction for objective in study.record.objectives]
+    candidates, values = _candidates(study)
+    directions = _directions(study)
     chosen = [point for point, kept in zip(candidates, non_dominated(values, directions), strict=True) if kept]
     sign = -1.0 if directions[0] == "maximize" else 1.0
     chosen.sort(key=lambda point: [sign * value for value in _objectives(study, point) or ()])
-    volume, words = _study_hypervolume(study, values, directions)
+    volume, words = 0.0, "no feasible point yet"
+    if chosen:
+        scale = _find_scale(study, values)
+        volume, words = hypervolume(scale.apply(values), scale.reference, directions), scale.words
     knee = None
     if chosen:
         knee = chosen[knee_index([_objectives(study, point) or () for point in chosen], directions)]
     return Front(tuple(chosen), knee, volume, words)
+
+
+class Moment(NamedTuple):
+    """What a study had come to when a network was trained: so many networks, and the hypervolume of their points."""
+
+    record_id: str
+    finished_at: str
+    networks: int
+    hypervolume: float
+
+
+def hypervolume_history(study: Study, most: int = 200) -> tuple[Moment, ...]:
+    """Return the hypervolume after each network, in the order in which they were finished.
+
+    All are measured from the reference of the study as it is now, so they are comparable and the last one is that of
+    `study_front`. Of more than `most` networks, so many evenly spaced ones are told, the last among them.
+    """
+    candidates, values = _candidates(study)
+    rows: dict[str, list[int]] = {}
+    for row, point in enumerate(candidates):
+        rows.setdefault(point.record.record_id, []).append(row)
+    directions = _directions(study)
+    scale = _find_scale(study, values) if len(values) else None
+    finished = sorted(study.networks, key=lambda trial: (trial.finished_at, trial.record_id))
+    told = set(np.linspace(len(finished), 1, min(most, len(finished))).round().astype(int).tolist())
+    front = np.empty((0, len(directions)))
+    moments = []
+    for count, trial in enumerate(finished, start=1):
+        if scale is not None and trial.record_id in rows:
+            front = np.concatenate([front, scale.apply(values[rows[trial.record_id]])])
+        if count in told:
+            front = front[non_dominated(front, directions)]
+            volume = 0.0 if scale is None else hypervolume(front, scale.reference, directions)
+            moments.append(Moment(trial.record_id, trial.finished_at, count, volume))
+    return tuple(moments)
+
+
+def _candidates(study: Study) -> tuple[list[Point], Values]:
+    """Return the points that may be on the front, feasible and with a value for every objective, and these values."""
+    found = [
+        (point, values)
+        for point in study.points
+        if point.measured.feasible and (values := _objectives(study, point)) is not None
+    ]
+    return [point for point, _ in found], np.array([values for _, values in found], dtype=np.float64)
+
+
+def _directions(study: Study) -> list[Direction]:
+    return [objective.direction for objective in study.record.objectives]
 
 
 def _objectives(study: Study, point: Point) -> tuple[float, ...] | None:
@@ -122,10 +174,24 @@ def _objectives(study: Study, point: Point) -> tuple[float, ...] | None:
     return tuple(float(value) for value in values if value is not None)
 
 
-def _study_hypervolume(study: Study, values: Values, directions: list[Direction]) -> tuple[float, str]:
-    if not len(values):
-        return 0.0, "no feasible point yet"
-    scaled, reference, words = [], [], []
+@dataclass(frozen=True)
+class _Scale:
+    """How objectives become unitless: qualities less bicubic's value, costs as multiples of SwinIR-light's."""
+
+    origin: Values
+    unit: Values
+    reference: Values
+    words: str
+
+    def apply(self, values: Values) -> Values:
+        """Scale rows of objective values."""
+        scaled: Values = (values - self.origin) / self.unit
+        return scaled
+
+
+def _find_scale(study: Study, values: Values) -> _Scale:
+    """Find the scale of a study whose feasible points have these objective values; there is at least one."""
+    origins, units, reference, words = [], [], [], []
     for column, objective in enumerate(study.record.objectives):
         name = objective.metric.partition("/")[0]
         quality = name in _QUALITIES
@@ -140,18 +206,17 @@ def _study_hypervolume(study: Study, values: Values, directions: list[Direction]
             worst = values[:, column].min() if objective.direction == "maximize" else values[:, column].max()
             base, source = float(worst), "the worst feasible point's"
         label = metric_label(objective.metric, study.record.protocol)
+        unit = base if base > 0 and not quality else 1.0
+        origins.append(base if quality else 0.0)
+        units.append(unit)
+        reference.append(0.0 if quality else base / unit)
         if quality:
-            scaled.append(values[:, column] - base)
-            reference.append(0.0)
             words.append(f"{label}: above {source} {base:.4f}")
         else:
-            unit = base if base > 0 else 1.0
-            scaled.append(values[:, column] / unit)
-            reference.append(base / unit)
             words.append(
                 f"{label}: as a share of {source} {format_count(base)}".rstrip() if base > 0 else f"{label}: from 0"
             )
-    return hypervolume(np.stack(scaled, axis=1), reference, directions), "; ".join(words)
+    return _Scale(np.array(origins), np.array(units), np.array(reference), "; ".join(words))
 
 
 def pick(study: Study, how: str) -> Point:

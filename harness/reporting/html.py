@@ -17,7 +17,7 @@ from harness.core.units import format_count, format_seconds
 from harness.metrics import metric_label
 from harness.reporting.comparison import compare, format_difference
 from harness.reporting.front import study_front
-from harness.reporting.plots import draw_front_html, draw_front_png, draw_training_curves
+from harness.reporting.plots import draw_front_html, draw_front_png, draw_hypervolume, draw_training_curves
 from harness.reporting.study import Study, load_study
 from harness.reporting.table import front_table, write_csv
 
@@ -63,6 +63,7 @@ def render_report(study: Study) -> str:
     sections = [
         f"<header><h1>{name}</h1><p class='lead'>{escape(comparison['headline'])}</p>{_facts(study)}</header>",
         _section("Front", _front_figure(study)),
+        _section("Hypervolume over trained networks", _hypervolume_figure(study)),
         _section("Against SwinIR-light", _comparison_table(study, comparison["rows"])),
         _section("Trials", _trials(study)),
         _section("Training", _training_figure(study)),
@@ -90,6 +91,7 @@ def _facts(study: Study) -> str:
         ("points measured", f"{len(study.points):,}"),
         ("points on the front", f"{len(front.points):,}"),
         ("hypervolume", f"{front.hypervolume:.4g}"),
+        *([("knee", front.knee.label)] if front.knee else []),
         ("training", study.convergence_note or "full recipe"),
     ]
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
@@ -110,6 +112,14 @@ def _front_figure(study: Study) -> str:
         f"{front.hypervolume:.4g}, measured from {front.hypervolume_reference}."
     )
     return f"{_figure(draw_front_html(study), 'front')}<p class='note'>{escape(words)}</p>"
+
+
+def _hypervolume_figure(study: Study) -> str:
+    figure = draw_hypervolume(study)
+    if figure is None:
+        return ""
+    words = "After each network in the order in which they were finished, all measured from the reference above."
+    return f"{_figure(figure, 'hypervolume')}<p class='note'>{words}</p>"
 
 
 def _training_figure(study: Study) -> str:

@@ -15,7 +15,7 @@ from harness.core.files import atomic_path
 from harness.core.records import METRIC_DIRECTIONS, TrialRecord
 from harness.core.units import format_count, format_seconds
 from harness.metrics import metric_label
-from harness.reporting.front import Front, non_dominated, study_front
+from harness.reporting.front import Front, hypervolume_history, non_dominated, study_front
 from harness.reporting.study import BASELINE_IDS, Point, Study
 
 if TYPE_CHECKING:
@@ -404,6 +404,30 @@ def draw_training_curves(study: Study) -> "go.Figure | None":
     loss = "L1 loss" if study.record.task == "classic" else "L1 loss, weighted by latitude"
     figure.update_yaxes(title={"text": loss}, type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     return _styled(figure, height=380)
+
+
+def draw_hypervolume(study: Study) -> "go.Figure | None":
+    """Return the hypervolume over trained networks, in the order in which they were finished; None below two."""
+    import plotly.graph_objects as go
+
+    history = hypervolume_history(study)
+    if len(history) < 2:
+        return None
+    labels = {record.record_id: record.label for record in study.trials}
+    figure = go.Figure(
+        go.Scatter(
+            x=[moment.networks for moment in history],
+            y=[moment.hypervolume for moment in history],
+            mode="lines+markers",
+            line={"color": _BLUE, "width": 2, "shape": "hv"},
+            marker={"size": 6},
+            text=[html.escape(f"{moment.record_id}: {labels[moment.record_id]}") for moment in history],
+            hovertemplate="%{text}<br>%{x} networks: %{y:.4g}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title={"text": "trained networks"})
+    figure.update_yaxes(title={"text": "hypervolume"})
+    return _styled(figure, height=320)
 
 
 def describe_point(study: Study, point: Point) -> str:

@@ -82,6 +82,15 @@ class Study:
                 return Point(record, record.points[0])
         return None
 
+    @cached_property
+    def networks(self) -> tuple[TrialRecord, ...]:
+        """The trials that trained a network to the end; of repeated networks, the first counts."""
+        distinct: dict[str, TrialRecord] = {}
+        for trial in self.trials:
+            if trial.state == "complete":
+                distinct.setdefault(trial.network_id, trial)
+        return tuple(distinct.values())
+
     @property
     def num_architectures(self) -> int:
         """The number of distinct networks that trials trained to the end."""
@@ -130,13 +139,16 @@ def not_converged(recipes: Iterable[TrainingConfig]) -> str:
 def load_study(folder: Path) -> Study:
     """Read a study's folder; `UserError` where there is no study, or a file is not a record of this version."""
     source = StudyFolder(folder)
-    record = source.read_study()
+    return make_study(source.read_study(), source.read_trials())
+
+
+def make_study(record: StudyRecord, found: Iterable[TrialRecord]) -> Study:
+    """Put a study together of its record and those of its trials and baselines; `UserError` where one stands twice."""
     trials: list[TrialRecord] = []
     baselines: list[TrialRecord] = []
-    for found in source.read_trials():
-        (baselines if found.kind == "baseline" else trials).append(found)
+    for one in found:
+        (baselines if one.kind == "baseline" else trials).append(one)
     trials.sort(key=lambda trial: (trial.number is None, trial.number or 0, trial.record_id))
-    repeated = len({trial.record_id for trial in trials}) != len(trials)
-    if repeated:
-        raise UserError(f"{folder}: two files in trials/ hold the same record_id; keep one of them")
+    if len({trial.record_id for trial in trials}) != len(trials):
+        raise UserError(f"study {record.name!r}: two files in trials/ hold the same record_id; keep one of them")
     return Study(record=record, trials=tuple(trials), baselines=tuple(baselines))

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from harness.core.files import atomic_path
 from harness.reporting.front import Front, study_front
 from harness.reporting.study import Point, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What every report shows of a point, of the row that `point_row` makes.
 POINT_FIELDS = (
@@ -82,27 +83,29 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def points_table(study: Study, front: Front | None = None) -> pd.DataFrame:
+def points_table(study: Study, front: Front | None = None) -> "pd.DataFrame":
     """Return one row per distinct point of the trials, then one per baseline; columns as `point_row` names them."""
     front = front or study_front(study)
     baselines = [Point(record, record.points[0]) for record in study.baselines if record.points]
     return _table(study, [*study.points, *baselines], front)
 
 
-def front_table(study: Study, front: Front | None = None) -> pd.DataFrame:
+def front_table(study: Study, front: Front | None = None) -> "pd.DataFrame":
     """Return the rows of the front only, best in the first objective first."""
     front = front or study_front(study)
     return _table(study, front.points, front)
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
+def write_csv(table: "pd.DataFrame", path: Path) -> None:
     """Write a table as CSV (UTF-8) in one step; what was not measured is an empty cell."""
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
 
 
-def _table(study: Study, points: Iterable[Point], front: Front) -> pd.DataFrame:
+def _table(study: Study, points: Iterable[Point], front: Front) -> "pd.DataFrame":
     rows = [point_row(study, point, front) for point in points]
+    import pandas as pd
+
     table = pd.DataFrame(rows, columns=None if rows else _columns(study), dtype=object)
     whole = [name for name in ("trial", "macs", "params", "peak_memory_bytes", "steps") if name in table]
     return table.infer_objects().astype(dict.fromkeys(whole, "Int64"))

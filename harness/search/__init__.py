@@ -1,7 +1,7 @@
 """Optuna: search spaces, samplers, the study and its resumption."""
 
-from harness.search.space import SearchSpace, find_space, preset_names, read_space
-from harness.search.study import baseline_config, join_search, run_search, study_record
+from harness.search.space import SearchSpace, find_space, preset_names, read_space, read_study_space
+from harness.search.study import baseline_config, join_search, run_search, study_identity, study_record
 from harness.search.worker import SearchOutcome
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "join_search",
     "preset_names",
     "read_space",
+    "read_study_space",
     "run_search",
+    "study_identity",
     "study_record",
 ]

@@ -27,6 +27,7 @@ from harness.core.conditions import parse_conditions
 from harness.core.configs import (
     PAPER_RECIPE,
     BicubicConfig,
+    BudgetConfig,
     CalibratedPolicy,
     CalibrationConfig,
     CAMixerSRConfig,
@@ -44,9 +45,10 @@ from harness.core.configs import (
 )
 from harness.core.constraints import Constraint, parse_constraint, parse_metric
 from harness.core.errors import UserError, describe_finding
-from harness.core.records import METRIC_DIRECTIONS, ObjectiveConfig
+from harness.core.given import read_given
+from harness.core.records import METRIC_DIRECTIONS, ObjectiveConfig, StudyRecord
 from harness.metrics import get_protocol
-from harness.search.yaml_lines import KeyPath, LocatedYaml, read_yaml
+from harness.search.yaml_lines import KeyPath, LocatedYaml, parse_yaml, read_yaml
 
 Scalar = bool | int | float | str | None
 Values = dict[str, Any]
@@ -202,24 +204,6 @@ class SamplerConfig(FrozenConfig):
     name: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid"] = "tpe"
     startup_networks: Annotated[int, Field(ge=1)] = 10
     population_size: Annotated[int, Field(ge=2)] = 20
-
-
-class BudgetConfig(FrozenConfig):
-    """When to stop: after so many networks trained to the end, or so many training steps of all networks together, or
-    when so many seconds of this run are over.
-    """
-
-    networks: Annotated[int, Field(ge=1)] = 50
-    steps: Annotated[int, Field(ge=1)] | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
-
-    @model_serializer(mode="wrap")
-    def _leave_out_absent_steps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write `steps` only where they stand: identities are kept."""
-        values: dict[str, Any] = handler(self)
-        if self.steps is None:
-            values.pop("steps", None)
-        return values
 
 
 class RoutingSettings(FrozenConfig):
@@ -589,8 +573,17 @@ def find_space(name_or_path: str) -> Path:
 
 def read_space(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchSpace:
     """Read a space; `overrides` maps dotted keys (`budget.networks`, `data.train`) to values that win over the file."""
-    located = read_yaml(path)
-    for dotted, value in (overrides or {}).items():
+    return _override(read_yaml(path), overrides or {})
+
+
+def read_study_space(record: StudyRecord) -> SearchSpace:
+    """Return the space that a study was begun with, from its record."""
+    source = f"the space of study {record.name!r}"
+    return _override(parse_yaml(record.space, source), read_given(record.space))
+
+
+def _override(located: LocatedYaml, overrides: Mapping[str, Any]) -> SearchSpace:
+    for dotted, value in overrides.items():
         parts = dotted.split(".", 1 if dotted.startswith("dimensions.") else -1)
         target = located.values
         for part in parts[:-1]:

@@ -49,7 +49,7 @@ def study_record(name: str, space: SearchSpace, space_text: str, setup: TrialSet
         devices=setup.devices,
         validation_images=tuple(setup.validation[index].name for index in range(len(setup.validation))),
         space=space_text,
-        space_hash=identity(space, setup),
+        space_hash=study_identity(space, setup),
         resolved_space=space.model_dump(mode="json"),
         created_at=now(),
     )
@@ -164,7 +164,7 @@ def join_search(
         raise UserError(
             f"storage {describe(connection)} holds no study {record.name!r}; begin it with `harness search --storage`"
         ) from None
-    if identity(space, setup) != record.space_hash:
+    if study_identity(space, setup) != record.space_hash:
         raise UserError(
             f"the images here are not those of study {record.name!r}: {setup.train.name} or {setup.validation.name} "
             "differ; give the same ones, by --data-dir if they are elsewhere"
@@ -195,7 +195,7 @@ def baseline_config(space: SearchSpace, name: str) -> CAMixerSRConfig | SwinIRCo
     return model
 
 
-def identity(space: SearchSpace, setup: TrialSetup) -> str:
+def study_identity(space: SearchSpace, setup: TrialSetup) -> str:
     """Hash the space and the images: results of different ones must not be mixed."""
     content = "/".join((space.identity(), setup.train.content_hash, setup.validation.content_hash))
     return hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -223,7 +223,7 @@ def _run_baseline(
 
 @contextlib.contextmanager
 def _exclusive(folder: StudyFolder) -> Iterator[None]:
-    lock = FileLock(folder.path / "search.lock")
+    lock = FileLock(folder.search_lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:

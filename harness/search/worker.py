@@ -130,7 +130,7 @@ class Worker:
 
     def read_records(self, *, tell: bool = False) -> None:
         """Take note of records that others have written, and `tell` whoever waits for them."""
-        for record in self.setup.folder.read_trials(known=self.records.keys()):
+        for record in self.setup.folder.read_trials(but=self.records.keys()):
             self.remember(record)
             if tell:
                 self.on_record(record)

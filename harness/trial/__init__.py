@@ -2,6 +2,7 @@
 
 from harness.models import build_seeded
 from harness.trial.evaluation import evaluate, routed, to_image
+from harness.trial.replay import Replay, refuse_replay, replay
 from harness.trial.run import (
     Judge,
     Proposal,
@@ -20,6 +21,7 @@ from harness.trial.run import (
 __all__ = [
     "Judge",
     "Proposal",
+    "Replay",
     "Silent",
     "TrialProgress",
     "TrialSetup",
@@ -30,6 +32,8 @@ __all__ = [
     "crop_centre",
     "evaluate",
     "load_trained",
+    "refuse_replay",
+    "replay",
     "representative_input",
     "routed",
     "run_trial",

@@ -146,6 +146,7 @@ class TrialSetup:
     latency_seconds: float = 1.0
     latency_process: Literal["fresh", "shared"] = "fresh"
     measure_memory: bool = False
+    measure_latency: bool = True
     calibration: CalibrationConfig | None = None
     stopping: StoppingConfig | None = None
 
@@ -602,7 +603,8 @@ def _check_macs(network: SRNetwork, input_BCHW: Tensor) -> MacsRecord:
 
 def _measure(setup: TrialSetup, variants: dict[str, SRNetwork]) -> dict[str, tuple[LatencyRecord, ...]]:
     """Measure all variants of a network under all conditions, interleaved with the reference."""
-    measured = [_measure_under(setup, variants, parse_conditions(text)) for text in setup.devices]
+    devices = setup.devices if setup.measure_latency else ()
+    measured = [_measure_under(setup, variants, parse_conditions(text)) for text in devices]
     return {name: tuple(records[name] for records in measured) for name in variants}
 
 

@@ -53,6 +53,11 @@ def run_harness(*arguments: str | Path, cwd: Path | None = None, **environment: 
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def written(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Everything in a folder: when it was written, and what is in it."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
 Call = Callable[..., Outcome]
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 
-from harness.core.files import atomic_path, write_text
+from harness.core.files import atomic_path, lock_holders, write_text
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
@@ -95,3 +96,16 @@ def test_files_have_the_permissions_that_the_umask_gives(tmp_path: Path, umask: 
 def test_text_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     write_text(tmp_path / "text", "γ ≤ ½")
     assert (tmp_path / "text").read_bytes() == "γ ≤ ½".encode()
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="this system does not tell who holds locks")
+def test_who_holds_a_lock_is_told_without_touching_it(tmp_path: Path) -> None:
+    path = tmp_path / "search.lock"
+    assert lock_holders(path) == ()
+    assert not path.exists()
+    with FileLock(path):
+        assert lock_holders(path) == (os.getpid(),)
+        other = tmp_path / "another.lock"
+        other.touch()
+        assert lock_holders(other) == ()
+    assert lock_holders(path) == ()

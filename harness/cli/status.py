@@ -1,0 +1,109 @@
+"""`harness status`: how far a study has come, from another terminal while its search runs."""
+
+import gc
+import json as json_text
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli import options
+from harness.cli.output import console, describe_point, print_json
+from harness.core.units import format_seconds
+
+if TYPE_CHECKING:
+    from harness.core.study_folder import KnownTrials
+    from harness.reporting.progress import Progress
+
+
+def status(
+    study: options.StudyName,
+    watch: Annotated[
+        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Say it again so often, until Ctrl-C.")
+    ] = None,
+    results: options.Results = Path("results"),
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout; with --watch, a line each time.")
+    ] = False,
+) -> None:
+    """Say how far a study has come; nothing is written or locked, so its search is not disturbed."""
+    from harness.reporting.progress import observe_progress, progress_document
+
+    folder = options.study_path(study, results)
+    known: KnownTrials = {}
+    gc.disable()  # records hold no cycles, and looking for some in thousands takes longer than reading them
+    while True:
+        progress = observe_progress(folder, known)
+        gc.freeze()
+        gc.enable()
+        if watch is not None and not json and console.is_terminal:
+            console.clear()
+        if json and watch is not None:
+            print(json_text.dumps(progress_document(progress), allow_nan=False), flush=True)
+        elif json:
+            print_json(progress_document(progress))
+        else:
+            _print_progress(progress, folder)
+        if watch is None:
+            return
+        try:
+            time.sleep(watch)
+        except KeyboardInterrupt:  # the way to end it
+            return
+        if not json and not console.is_terminal:
+            console.print()
+
+
+def _print_progress(progress: "Progress", folder: Path) -> None:
+    from harness.reporting.progress import describe_networks, sparkline
+
+    study, front = progress.study, progress.front
+    console.print(f"[bold]{study.record.name}[/bold] in {folder}: {_describe_search(progress)}")
+    rows = {"networks": f"{describe_networks(study, progress.budget)} trained{_describe_time(progress)}"}
+    states = {state: count for state, count in progress.states.items() if count or state == "complete"}
+    trials = [f"{count} {state}" for state, count in states.items()]
+    rows["trials"] = ", ".join([*trials, f"{progress.running} running"])
+    if study.baselines:
+        rows["baselines"] = ", ".join(
+            f"{one.record_id.removeprefix('baseline-')} {one.state}" for one in study.baselines
+        )
+    rows["front"] = f"{len(front.points)} of {len(study.points)} points"
+    if front.knee is not None:
+        rows["knee"] = f"{front.knee.label}: {describe_point(front.knee.measured)}"
+    rows["hypervolume"] = f"{front.hypervolume:.4g}"
+    if len(progress.history) > 1:
+        first, bars = progress.history[0], sparkline([moment.hypervolume for moment in progress.history])
+        rows["hypervolume"] += f" {bars} from {first.hypervolume:.4g} after the first network"
+    if progress.checkpoints:
+        rows["in training" if progress.running else "interrupted"] = ", ".join(
+            f"network {one.network_id} (checkpoint of {one.size_bytes / 2**20:.1f} MiB, {_ago(one.seconds_old)})"
+            for one in progress.checkpoints
+        )
+    last, ago = progress.last, progress.last_seconds_ago
+    if last is not None and ago is not None:
+        rows["last"] = f"{last.record_id} {last.state}, {_ago(ago)} ({last.finished_at})"
+    if progress.last_failure is not None:
+        rows["last failure"] = f"{progress.last_failure.record_id}: {progress.last_failure.reason}"
+    for name, words in rows.items():
+        console.print(f"{name:<12} {words}", markup=False, soft_wrap=True)
+
+
+def _describe_search(progress: "Progress") -> str:
+    if progress.processes is None:
+        return "whether a search is running cannot be told on this system"
+    if not progress.processes:
+        return "no search is running here"
+    return f"a search is running (process {', '.join(map(str, progress.processes))})"
+
+
+def _describe_time(progress: "Progress") -> str:
+    if progress.seconds_per_network is None:
+        return ""
+    left = progress.seconds_left
+    ahead = f", about {format_seconds(left)} left" if left else ""
+    return f"; {format_seconds(progress.seconds_per_network)} each{ahead}"
+
+
+def _ago(seconds: float) -> str:
+    return f"{format_seconds(seconds)} ago"
