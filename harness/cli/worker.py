@@ -25,16 +25,13 @@ def worker(
 ) -> None:
     """Train for a study until its budget is spent. The study's folder must be one that all its workers reach."""
     from harness.cli.search import make_setup
-    from harness.core.errors import UserError
     from harness.core.study_folder import StudyFolder
-    from harness.search import SearchSpace, join_search
+    from harness.search import join_search, read_study_space
 
     path = options.study_path(study, results)
     folder = StudyFolder(path)
     record = folder.read_study()
-    if record.resolved_space is None:
-        raise UserError(f"{path} was begun by an older version; run `harness search` on it once, then workers may join")
-    space = SearchSpace.model_validate(record.resolved_space)
+    space = read_study_space(record)
     if data_dir is not None:
         space = space.model_copy(update={"data": space.data.model_copy(update={"data_dir": str(data_dir)})})
     setup = make_setup(record.name, space, path.parent, device, options.resolve_threads(threads), download=False)

@@ -570,11 +570,7 @@ class ObjectiveConfig(FrozenConfig):
 
 
 class StudyRecord(FrozenConfig):
-    """What a reader of a study's folder needs to know of it.
-
-    `space` is the space's text as it was run, `resolved_space` what became of it with all overrides and defaults, for
-    workers that join.
-    """
+    """What a reader of a study's folder needs to know of it; `space` is the space's text as it was run."""
 
     schema_version: Literal[1] = 1
     name: str
@@ -592,14 +588,6 @@ class StudyRecord(FrozenConfig):
     space: str
     space_hash: str
     created_at: str
-    resolved_space: dict[str, Any] | None = None
-
-    @model_serializer(mode="wrap")
-    def _leave_out_absent_space(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        if self.resolved_space is None:
-            values.pop("resolved_space", None)
-        return values
 
 
 def network_id(

@@ -50,7 +50,6 @@ def study_record(name: str, space: SearchSpace, space_text: str, setup: TrialSet
         validation_images=tuple(setup.validation[index].name for index in range(len(setup.validation))),
         space=space_text,
         space_hash=study_identity(space, setup),
-        resolved_space=space.model_dump(mode="json"),
         created_at=now(),
     )
 

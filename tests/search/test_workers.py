@@ -17,7 +17,7 @@ import pytest
 from harness.core.errors import UserError
 from harness.core.records import StudyRecord
 from harness.core.study_folder import StudyFolder
-from harness.search import SearchSpace, join_search
+from harness.search import join_search, read_study_space
 from harness.search.worker import Mark
 from tests.photographs import Photographs
 from tests.search.conftest import MakeStudy, Study
@@ -160,7 +160,7 @@ def test_ctrl_c_ends_all_workers_cleanly(tmp_path: Path, photographs: Photograph
 def joined(study: Study, folder: StudyFolder | None = None, **changes: Any) -> None:
     """Join a study as it is described by its record, or by changes of that."""
     record: StudyRecord = study.folder.read_study()
-    space = SearchSpace.model_validate(record.resolved_space)
+    space = read_study_space(record)
     setup = replace(study.setup(space), folder=folder or study.folder)
     database = f"sqlite:///{study.folder.database}"
     join_search(space, setup, record.model_copy(update=changes), storage=database)
