@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from harness.cli import options
+from harness.cli import bench_search, options
 from harness.cli.output import console, counting, format_number, messages, print_json, print_table
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ app = typer.Typer(
     help="Measure this machine: its peak, and what inference and training reach of it, checked word for word.",
     no_args_is_help=True,
 )
+app.command()(bench_search.table)
+app.command()(bench_search.search)
 _Bench = TypeVar("_Bench", "InferenceBench", "TrainingBench")
 _COLUMNS = ["network, input", "γ", "runs", "median\nms", "IQR", "of\npeak", "time\n/ γ=1", "MACs\n/ γ=1"]
 _COLUMNS += ["word\nfor word", "by\noperator", "bf16\n/ fp32", "bf16\nof peak"]

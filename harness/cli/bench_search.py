@@ -1,4 +1,4 @@
-"""`harness bench search`: what samplers and early stopping save of a study's training, replayed on a recorded table."""
+"""`harness bench table` and `harness bench search`: what samplers and early stopping save of a study's training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli import options
-from harness.cli.output import console, describe_record, stop_on_signals
+from harness.cli.output import console, counting, describe_record, print_json, print_table, stop_on_signals
+from harness.core.errors import UserError
 
 if TYPE_CHECKING:
+    from harness.core.configs import StoppingConfig
     from harness.core.records import TrialRecord
+    from harness.search.simulation import Curve, SearchBench
 
 _SEEDS, _REPEATED = 3, 10  # seeds of so many networks, which say how much is chance
 
 
-def record(
+def table(
     space: Annotated[str, typer.Argument(help="A search space without endless dimensions.")] = "bench_search",
     study: Annotated[str, typer.Option(help="The folder in --results that the records are kept in.")] = "bench-search",
     train: Annotated[str | None, typer.Option(help="Training images: a folder or a dataset's name.")] = None,
@@ -45,3 +48,93 @@ def record(
     console.print(f"table    {target}" if is_whole else "the same command again goes on from here")
     if not is_whole:
         raise typer.Exit(130)
+
+
+def search(
+    recorded: Annotated[Path, typer.Argument(help="A table that `harness bench table` has made.")],
+    space: Annotated[str, typer.Option(help="The space that it is of.")] = "bench_search",
+    samplers: Annotated[str, typer.Option(help="Samplers, each with and without early stopping.")] = "random,nsga2,tpe",
+    stopping: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GRACE:FACTOR", help="Early stopping; several times.  [default: the space's]"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Studies of each kind.")] = 20,
+    networks: Annotated[int, typer.Option(min=1, help="Whole trainings that a study may spend.")] = 40,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curves as a PNG.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Replay studies on a recorded table: hypervolume against training steps, with and without early stopping."""
+    from harness.search import find_space, read_space
+    from harness.search.simulation import Table, compare_searches
+
+    parsed = read_space(find_space(space))
+    known = Table.read(recorded, tuple(one.metric for one in parsed.objectives))
+    rules = [_parse_stopping(text) for text in stopping] if stopping else [parsed.stopping]
+    names = [name.strip() for name in samplers.split(",")]
+    unknown = sorted(set(names) - set(_SAMPLERS))
+    if unknown:
+        raise UserError(f"--samplers {unknown[0]}: expected some of {', '.join(_SAMPLERS)}")
+    ways = [(name, rule) for name in names for rule in (None, *rules)]
+    with counting("replaying") as progress:
+        bench = compare_searches(
+            parsed,
+            known,
+            ways,
+            source=recorded.name,
+            seeds=seeds,
+            max_steps=networks * known.steps,
+            progress=progress,
+        )
+    if plot is not None:
+        from harness.reporting import draw_searches
+
+        draw_searches(bench.model_dump(), plot)
+    if json:
+        print_json(bench.model_dump(mode="json"))
+        return
+    print_searches(bench)
+
+
+_SAMPLERS = ("random", "nsga2", "nsga3", "tpe", "gp", "qmc")
+
+
+def _parse_stopping(text: str) -> "StoppingConfig":
+    from harness.core.configs import StoppingConfig, parse_config
+
+    grace, colon, factor = text.partition(":")
+    if not (colon and grace.isdigit() and factor.isdigit()):
+        raise UserError(f"--stopping {text!r}: expected GRACE:FACTOR, for example 30:3")
+    return parse_config(StoppingConfig, {"grace_steps": int(grace), "factor": int(factor)}, "--stopping")
+
+
+def print_searches(bench: "SearchBench") -> None:
+    """Print what each way to search comes to, and how much the rungs say."""
+    marks = [len(bench.grid) * part // 4 - 1 for part in (1, 2, 3, 4)]
+
+    def row(curve: "Curve") -> list[str]:
+        to_target = "never" if curve.steps_to_target is None else f"{curve.steps_to_target / bench.max_steps:.2f}"
+        cells = [f"{curve.median[mark]:.3f} ({curve.lower[mark]:.3f}-{curve.upper[mark]:.3f})" for mark in marks]
+        return [curve.sampler, _describe(curve.stopping), *cells, to_target, f"{curve.networks:.0f}/{curve.begun:.0f}"]
+
+    shares = [f"at {bench.grid[mark]} steps" for mark in marks]
+    title = f"hypervolume, share of all {bench.networks} networks': median and quartiles of {bench.seeds} studies"
+    columns = ["sampler", "stopping", *shares, "steps to what\nTPE comes to", "trained/\nbegun"]
+    print_table(title, columns, [row(curve) for curve in bench.curves])
+    rungs = [
+        [
+            str(one.step),
+            f"{one.rank_correlation:.2f}",
+            f"{one.spread:.4f}",
+            "–" if one.seed_spread is None else f"{one.seed_spread:.4f}",
+        ]
+        for one in bench.reliability
+    ]
+    print_table(
+        f"what a rung says of the end ({bench.objectives[0]}, best of each network)",
+        ["step", "rank correlation", "spread of networks", "spread of seeds"],
+        rungs,
+    )
+
+
+def _describe(stopping: "StoppingConfig | None") -> str:
+    return "none" if stopping is None else f"from {stopping.grace_steps}, best 1/{stopping.factor}"

@@ -8,6 +8,7 @@ from harness.reporting.plots import draw_front_html, draw_front_png
 from harness.reporting.profile_plots import draw_breakdown_png, draw_sweep_png
 from harness.reporting.profiles import compare_profiles, load_profiles
 from harness.reporting.published import load_published, published_dir
+from harness.reporting.search_plots import draw_searches
 from harness.reporting.study import Point, Study, load_study
 from harness.reporting.summary import summarise
 from harness.reporting.table import front_table, points_table
@@ -22,6 +23,7 @@ __all__ = [
     "draw_breakdown_png",
     "draw_front_html",
     "draw_front_png",
+    "draw_searches",
     "draw_sweep_png",
     "front_table",
     "load_profiles",

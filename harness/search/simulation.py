@@ -7,15 +7,17 @@ up what the table says of it at every rung, and counts the steps.
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import moocore
 import numpy as np
+import numpy.typing as npt
 import optuna
 from optuna.trial import TrialState
 
-from harness.core.configs import Rung, StoppingConfig
+from harness.core.configs import FrozenConfig, Rung, StoppingConfig
 from harness.core.errors import UserError
 from harness.search.dialogue import Dialogue
 from harness.search.halving import Points
@@ -67,12 +69,92 @@ class Table:
         """Return all points of all networks at the end."""
         return np.array([values for entry in self.entries.values() for values in entry.steps[self.steps].values()])
 
+    def reliability(self, signs: npt.NDArray[np.float64]) -> "tuple[RungReliability, ...]":
+        """Say of each rung how well the first objective there foretells that of the end."""
+        ends = self._best(self.steps, signs)
+        found = []
+        for step in sorted({step for entry in self.entries.values() for step in entry.steps}):
+            spread = [
+                float(np.std([self._best_of(entry, step, signs) for entry in same], ddof=1))
+                for same in self.repeated.values()
+                if len(same) > 1
+            ]
+            values = self._best(step, signs)
+            found.append(
+                RungReliability(
+                    step=step,
+                    rank_correlation=_rank_correlation(values, ends),
+                    spread=float(np.std(values, ddof=1)),
+                    seed_spread=float(np.mean(spread)) if spread else None,
+                )
+            )
+        return tuple(found)
+
+    def _best(self, step: int, signs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.array([self._best_of(entry, step, signs) for entry in self.entries.values()])
+
+    @staticmethod
+    def _best_of(entry: Entry, step: int, signs: npt.NDArray[np.float64]) -> float:
+        return min(float(values[0] * signs[0]) for values in entry.steps[step].values())
+
+
+class RungReliability(FrozenConfig):
+    """What a rung says of the end: of each network's best value of the first objective, over its routings.
+
+    `rank_correlation`: Spearman's, with the end. `spread`: the standard deviation over networks; `seed_spread` that
+    over seeds of one network, on average; None without networks that were trained more than once.
+    """
+
+    step: int
+    rank_correlation: float
+    spread: float
+    seed_spread: float | None
+
+
+class Curve(FrozenConfig):
+    """Hypervolume against training steps of one way to search, over seeds: median and quartiles.
+
+    Hypervolumes are shares of that of all the table's points, objectives scaled to the table's range.
+    `steps_to_target`: when the median comes to the target, None if it never does. `networks`: trained to the end, and
+    `begun`, on average.
+    """
+
+    sampler: str
+    stopping: StoppingConfig | None
+    lower: tuple[float, ...]
+    median: tuple[float, ...]
+    upper: tuple[float, ...]
+    steps_to_target: int | None
+    networks: float
+    begun: float
+
+
+class SearchBench(FrozenConfig):
+    """Ways to search, replayed on a table; `target` is the hypervolume that plain TPE comes to for `max_steps`."""
+
+    table: str
+    networks: int
+    objectives: tuple[str, ...]
+    seeds: int
+    max_steps: int
+    grid: tuple[int, ...]
+    target: float
+    reliability: tuple[RungReliability, ...]
+    curves: tuple[Curve, ...]
+
+
+def _rank_correlation(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """Return Spearman's rank correlation; ties get ranks in the order given, which equal floats hardly ever need."""
+    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (one, other)]
+    return float(np.corrcoef(np.array(ranks))[0, 1])
+
 
 class Progress(NamedTuple):
-    """A replayed study after a network was trained to the end: steps so far, and objectives of all points found."""
+    """A replayed study after a whole training: steps so far, objectives of all points, networks begun."""
 
     steps: int
     points: Points
+    begun: int
 
 
 def network_key(values: Values) -> str:
@@ -125,5 +207,98 @@ def replay(space: SearchSpace, table: Table, *, stopping: StoppingConfig | None,
             if other != gamma:
                 dialogue.add_point({**values, "routing.gamma": other}, objectives, {}, {})
         found += told.values()
-        progress.append(Progress(spent, np.array(found)))
+        progress.append(Progress(spent, np.array(found), len(ended)))
     return progress
+
+
+def compare_searches(
+    space: SearchSpace,
+    table: Table,
+    ways: Sequence[tuple[str, StoppingConfig | None]],
+    *,
+    source: str,
+    seeds: int,
+    max_steps: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SearchBench:
+    """Replay studies of each way, a sampler with or without early stopping, under so many seeds.
+
+    The target is what plain TPE comes to, which is replayed in any case.
+    """
+    plain: tuple[str, StoppingConfig | None] = ("tpe", None)
+    ways = [plain, *(way for way in ways if way != plain)]
+    grid = np.linspace(table.steps, max_steps, 200).round().astype(int)
+    signs = np.array([-1.0 if one.direction == "maximize" else 1.0 for one in space.objectives])
+    measure = _Volume(table.points() * signs)
+    replayed: dict[tuple[str, StoppingConfig | None], list[list[Progress]]] = {}
+    for index, way in enumerate(ways):
+        sampler, stopping = way
+        replayed[way] = []
+        for seed in range(seeds):
+            changes: Mapping[str, object] = {
+                "sampler": space.sampler.model_copy(update={"name": sampler}),
+                "seed": seed,
+                "stopping": stopping,
+            }
+            study = space.model_copy(update=changes)
+            replayed[way].append(replay(study, table, stopping=stopping, max_steps=max_steps))
+            progress(index * seeds + seed + 1, len(ways) * seeds)
+    volumes = {
+        way: np.array([_at(grid, run, [measure.of(one.points * signs) for one in run]) for run in runs])
+        for way, runs in replayed.items()
+    }
+    target = float(np.median(volumes[plain][:, -1]))
+    return SearchBench(
+        table=source,
+        networks=len(table.entries),
+        objectives=tuple(one.metric for one in space.objectives),
+        seeds=seeds,
+        max_steps=max_steps,
+        grid=tuple(grid.tolist()),
+        target=target,
+        reliability=table.reliability(signs),
+        curves=tuple(_curve(way, volumes[way], replayed[way], grid, target) for way in ways),
+    )
+
+
+def _curve(
+    way: tuple[str, StoppingConfig | None],
+    volumes: npt.NDArray[np.float64],
+    runs: list[list[Progress]],
+    grid: npt.NDArray[np.int64],
+    target: float,
+) -> Curve:
+    lower, median, upper = np.quantile(volumes, (0.25, 0.5, 0.75), axis=0)
+    reached = np.flatnonzero(median >= target - 1e-12)
+    lasts = [run[-1] for run in runs if run]
+    return Curve(
+        sampler=way[0],
+        stopping=way[1],
+        lower=tuple(lower.tolist()),
+        median=tuple(median.tolist()),
+        upper=tuple(upper.tolist()),
+        steps_to_target=int(grid[reached[0]]) if len(reached) else None,
+        networks=float(np.mean([len(run) for run in runs])),
+        begun=float(np.mean([last.begun for last in lasts])) if lasts else 0.0,
+    )
+
+
+def _at(grid: npt.NDArray[np.int64], run: list[Progress], volumes: list[float]) -> npt.NDArray[np.float64]:
+    """Return the hypervolume that a replayed study has come to at each number of steps."""
+    steps = np.array([0, *(one.steps for one in run)])
+    return np.array([0.0, *volumes])[np.searchsorted(steps, grid, side="right") - 1]
+
+
+class _Volume:
+    """Hypervolume of points as a share of that of all points, each objective scaled to the range of all."""
+
+    def __init__(self, points: Points):
+        self.best, self.worst = points.min(axis=0), points.max(axis=0)
+        self.whole = 1.0
+        self.whole = self.of(points)
+
+    def of(self, points: Points) -> float:
+        """Return the share."""
+        span = np.where(self.worst > self.best, self.worst - self.best, 1.0)
+        scaled = (points - self.best) / span
+        return float(moocore.hypervolume(scaled, ref=np.full(scaled.shape[1], 1.0 + 1e-3))) / self.whole
