@@ -145,8 +145,9 @@ class SearchBench(FrozenConfig):
 
 def _rank_correlation(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
     """Return Spearman's rank correlation; ties get ranks in the order given, which equal floats hardly ever need."""
-    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (one, other)]
-    return float(np.corrcoef(np.array(ranks))[0, 1])
+    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(float) for values in (one, other)]
+    first, second = (rank - rank.mean() for rank in ranks)
+    return float(first @ second / np.sqrt((first @ first) * (second @ second)))
 
 
 class Progress(NamedTuple):
