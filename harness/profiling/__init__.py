@@ -5,6 +5,7 @@ from harness.profiling.breakdown import measure_breakdown
 from harness.profiling.closed_form import (
     canonical_activations,
     canonical_macs,
+    count_params,
     macs_by_part,
     paper_flops_tile,
     paper_macs_fvcore,
@@ -37,6 +38,7 @@ __all__ = [
     "count_macs",
     "count_onnx",
     "count_operations",
+    "count_params",
     "describe_device",
     "load_target",
     "macs_by_part",

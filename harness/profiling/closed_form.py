@@ -121,6 +121,30 @@ def paper_flops_tile(
     return 2 * sum(parts.values()) - parts["attention"]
 
 
+def count_params(model: CAMixerSRConfig | SwinIRConfig | BicubicConfig) -> int:
+    """Return the number of trainable parameters, without building the network."""
+    if isinstance(model, BicubicConfig):
+        return 0
+    image_channels = 3 * model.scale**2
+    if isinstance(model, SwinIRConfig):
+        C, hidden = model.embed_dim, int(model.embed_dim * model.mlp_ratio)
+        attention = 4 * (C * C + C) + (2 * model.window - 1) ** 2 * model.num_heads
+        layer = attention + 2 * C * hidden + hidden + C + 4 * C
+        groups = sum(depth * layer + 9 * C * C + C for depth in model.depths)
+        return groups + (27 * C + C) + (9 * C * C + C) + 4 * C + 9 * C * image_channels + image_channels
+    C, M = model.channels, model.window
+    D = _predictor_channels(model)
+    E, offsets = D // 4, D // 8
+    predictor = D * E + E + 2 * E + (M**3 + M) + (2 * M + 2)
+    predictor += (E * offsets + offsets + 2 * offsets + 2) * model.offsets
+    predictor += (E * C + C) * model.channel_attention + (9 * E + 1) * model.spatial_attention
+    mixer = 4 * (C * C + C) + 2 * (9 * C + C)
+    block = mixer + predictor + 3 * C * C + 18 * C + 4 * C
+    groups = model.num_blocks * block + len(model.groups) * (C * C + C)
+    conditions = (8 * C + 8 + 9 * 8 * 2 + 2) * model.global_condition
+    return groups + conditions + (27 * C + C) + (9 * C * C + C) + 9 * C * image_channels + image_channels
+
+
 def padded_size(input_size: tuple[int, int], window: int) -> tuple[int, int]:
     """Return (height, width) rounded up to multiples of the window."""
     height, width = input_size

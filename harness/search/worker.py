@@ -38,7 +38,8 @@ from harness.trial import Proposal, TrialProgress, TrialSetup, Verdict, abandon,
 _MAX_DEATHS = 3  # of processes in one proposal, with no checkpoint written in between
 _MAX_RETRIES = 2  # of a network that failed for a reason that need not come again
 _MAX_FAILURES_IN_A_ROW = 5
-_MAX_IDLE_PROPOSALS = 20  # repeats and rejections in a row before the space counts as exhausted
+_MAX_REPEATS = 20  # proposals in a row that are answered before the space counts as exhausted
+_MAX_REJECTIONS = 200  # the same of rejected ones, which cost next to nothing
 _POLL_SECONDS = 0.5
 _FINAL = frozenset({"TrialFailedError", "UserError"})  # what a network fails of again
 
@@ -241,12 +242,11 @@ class Worker:
             return self._outcome("interrupted", f"training was {interruption}")
 
     def _run(self) -> SearchOutcome:
-        failures = 0
-        idle = 0
+        failures = repeats = rejections = 0
         lost_at: float | None = None
         while True:
             try:
-                state = self._turn(failures, idle)
+                state = self._turn(failures, repeats, rejections)
                 lost_at = None
             except LOST_ERRORS:  # a server may come back, and what was not told is made good then
                 lost_at = lost_at or time.monotonic()
@@ -260,10 +260,12 @@ class Worker:
                 time.sleep(_POLL_SECONDS)
                 continue
             failures = 0 if state == "complete" else failures + (state == "failed")
-            is_idle = state in ("answered", "rejected")
-            idle = idle + 1 if is_idle and self.space.sampler.name != "grid" else 0
+            if state in ("answered", "rejected") and self.space.sampler.name != "grid":
+                repeats, rejections = repeats + (state == "answered"), rejections + (state == "rejected")
+            else:
+                repeats = rejections = 0
 
-    def _turn(self, failures: int, idle: int) -> str | SearchOutcome:
+    def _turn(self, failures: int, repeats: int, rejections: int) -> str | SearchOutcome:
         """Run one trial; return how it ended, `waiting` where others may still do it, or how the search ended."""
         budget = self.space.budget
         self.read_records()
@@ -283,8 +285,8 @@ class Worker:
             parts = len(self.stopped.keys() - self.trained.keys())
             stopped = f", {parts} of them in part" if parts else ""
             return self._outcome("exhausted", f"all {self.num_networks} networks of the space are trained{stopped}")
-        if idle >= _MAX_IDLE_PROPOSALS:
-            return self._outcome("exhausted", self._describe_idling(idle))
+        if repeats >= _MAX_REPEATS or rejections >= _MAX_REJECTIONS:
+            return self._outcome("exhausted", self._describe_idling(repeats, rejections))
         others = len(self._running_elsewhere())
         if others >= budget.networks - len(self.trained):
             return "waiting"  # what others train may still be stopped, or fail
@@ -292,8 +294,9 @@ class Worker:
             return "waiting" if others else self._outcome("exhausted", "every point of the grid was proposed")
         return self._run_one()
 
-    def _describe_idling(self, idle: int) -> str:
+    def _describe_idling(self, repeats: int, rejections: int) -> str:
         known = "" if self.num_networks is None else f" of the space's {self.num_networks}"
+        idle = repeats + rejections
         return f"{idle} proposals in a row were repeats or rejected; {len(self.trained)}{known} networks are trained"
 
     def _outcome(self, ending: Ending, reason: str) -> SearchOutcome:

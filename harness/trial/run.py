@@ -66,6 +66,7 @@ from harness.profiling import (
     canonical_macs,
     chosen_threads,
     count_macs,
+    count_params,
     measure_in_processes,
     measure_latencies,
     measure_peak_memory,
@@ -322,8 +323,7 @@ def make_record(
 
 def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, progress: TrialProgress) -> str | None:
     """Check the hard constraints that need no training, cheapest first; return why the proposal is rejected."""
-    network = build_seeded(proposal.model, proposal.training.seed if proposal.training else 0)
-    observed.params = sum(parameter.numel() for parameter in network.parameters())
+    observed.params = count_params(proposal.model)
     model = _with_routing(proposal.model, proposal.suggested)
     values: dict[str, float | None] = {"params": observed.params}
     if proposal.suggested is None or proposal.suggested.policy != "threshold":  # its share is known after training
@@ -340,6 +340,7 @@ def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, 
     if not costly:
         return None
     progress.phase(proposal.record_id, proposal.model.label(), "measuring the untrained network")
+    network = build_seeded(proposal.model, proposal.training.seed if proposal.training else 0)
     latency: tuple[LatencyRecord, ...] = ()
     memory = None
     if any(constraint.metric.startswith("latency") for constraint in costly):
@@ -373,6 +374,7 @@ def _train_and_measure(
     model = _with_routing(proposal.model, proposal.suggested)
     training = proposal.training
     network = build_seeded(model, training.seed if training else 0)
+    assert observed.params == sum(parameter.numel() for parameter in network.parameters())
     identity = proposal.network_id(setup.data)
     sample_BCHW = representative_input(setup.validation, setup.latency_input_size)
 

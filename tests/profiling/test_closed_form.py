@@ -1,11 +1,15 @@
 """The closed form against the published figures and against counts by hand."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
+from harness.models import build_model
 from harness.profiling.closed_form import (
     canonical_macs,
+    count_params,
     macs_by_part,
     padded_size,
     paper_flops_tile,
@@ -151,3 +155,32 @@ def test_what_makes_no_sense_is_refused() -> None:
         canonical_macs(config, (0, 16))
     with pytest.raises(UserError, match="does not route"):
         canonical_macs(SwinIRConfig(), (16, 16), attention_share=0.5)
+
+
+CAMIXERSRS = st.builds(
+    CAMixerSRConfig,
+    groups=st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple),
+    channels=st.integers(8, 48),
+    window=st.sampled_from([2, 4, 8, 16]),
+    scale=st.sampled_from([2, 3, 4]),
+    **{
+        name: st.booleans()
+        for name in ("offsets", "channel_attention", "spatial_attention", "global_condition", "window_condition")
+    },
+)
+SWINIRS = st.builds(
+    SwinIRConfig,
+    depths=st.lists(st.integers(1, 2), min_size=1, max_size=2).map(tuple),
+    embed_dim=st.integers(1, 6).map(lambda sixth: 6 * sixth),
+    num_heads=st.sampled_from([1, 2, 3, 6]),
+    window=st.sampled_from([4, 8]),
+    scale=st.sampled_from([2, 3, 4]),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.one_of(CAMIXERSRS, SWINIRS))
+def test_parameters_are_those_of_the_network(config: CAMixerSRConfig | SwinIRConfig) -> None:
+    network = build_model(config)
+    assert count_params(config) == sum(parameter.numel() for parameter in network.parameters())
+    assert count_params(BicubicConfig(scale=4)) == 0

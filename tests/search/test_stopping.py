@@ -139,9 +139,10 @@ def ends(study: Study) -> list[tuple[object, ...]]:
 def test_killed_between_rungs_a_study_ends_as_if_nothing_had_happened(
     make_study: MakeStudy, training: int, step: int
 ) -> None:
-    whole = make_study("whole", **STOPPING, budget={"networks": 2})
+    settings = {**STOPPING, "sampler": {"name": "tpe", "startup_networks": 1}, "budget": {"networks": 3}}
+    whole = make_study("whole", **settings)
     whole.run()
-    killed = make_study("killed", **STOPPING, budget={"networks": 2})
+    killed = make_study("killed", **settings)
     with pytest.raises(Killed):
         killed.run(progress=KillInTraining(training, step))
     killed.run()

@@ -267,7 +267,7 @@ class TestConstraints:
         study = make_study(constraints=[constraint, "psnr_db >= 1"], sampler={"name": "tpe", "startup_networks": 2})
         outcome = study.run()
         assert (outcome.ending, outcome.networks) == ("exhausted", 0)
-        assert study.states() == {"rejected": 20}
+        assert study.states() == {"rejected": 200}
         for record in study.records:
             assert record.reason is not None
             assert record.reason.startswith(f"{metric} is ")
