@@ -10,7 +10,7 @@ bundles/                exported networks
 Records are the source of truth: every table, plot and tracking run can be made again from them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,13 +82,20 @@ class StudyFolder:
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write one trial's record in one step."""
-        write_text(self.path / "trials" / f"{record.record_id}.json", record.model_dump_json(indent=1))
+        write_text(self._trial_file(record.record_id), record.model_dump_json(indent=1))
 
-    def read_trials(self) -> Iterator[TrialRecord]:
-        """Read all trial records, in the order of their ids."""
+    def read_trial(self, record_id: str) -> TrialRecord:
+        """Read one trial's record; `UserError` where the file is none of this version."""
+        return _read(TrialRecord, self._trial_file(record_id))
+
+    def read_trials(self, known: Collection[str] = ()) -> Iterator[TrialRecord]:
+        """Read all trial records but those whose ids are `known`, in the order of their ids."""
         for path in sorted((self.path / "trials").glob("*.json")):
-            if not path.name.startswith("."):
+            if not path.name.startswith(".") and path.stem not in known:
                 yield _read(TrialRecord, path)
+
+    def _trial_file(self, record_id: str) -> Path:
+        return self.path / "trials" / f"{record_id}.json"
 
 
 def _read(record_type: type[RecordT], path: Path) -> RecordT:
