@@ -3,8 +3,6 @@
 from typing import Any
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig, SwinIRConfig, parse_config
-from harness.models import build_model
-from harness.profiling import canonical_macs, paper_flops_tile, paper_macs_fvcore
 from harness.reporting.published import read_published_table
 
 TABLE_3 = "MACs of a 1280×720 output as fvcore counts them: canonical + 4 per output of the warp + 1 per pooled element"
@@ -19,6 +17,8 @@ def compare_with_paper() -> list[dict[str, Any]]:
     `difference_percent` and `convention`. Below γ = 1 the published counts lie within 2 % only: the released code draws
     K at random. Parameters are published in thousands.
     """
+    from harness.profiling import canonical_macs, paper_flops_tile, paper_macs_fvcore  # torch, which reports do without
+
     rows = []
     seen: set[tuple[int, float]] = set()
     for line in read_published_table("light_by_gamma.csv"):
@@ -55,6 +55,8 @@ def _camixersr(channels: int, scale: int, gamma: float) -> CAMixerSRConfig:
 
 
 def _count(config: CAMixerSRConfig | SwinIRConfig) -> int:
+    from harness.models import build_model
+
     return sum(parameter.numel() for parameter in build_model(config).parameters())
 
 
