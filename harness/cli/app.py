@@ -4,7 +4,19 @@ from collections.abc import Callable
 
 import typer
 
-from harness.cli import bench, calibrate, compare, evaluate, export, profile, report, search, train, upscale
+from harness.cli import (
+    bench,
+    bench_overhead,
+    calibrate,
+    compare,
+    evaluate,
+    export,
+    profile,
+    report,
+    search,
+    train,
+    upscale,
+)
 
 app = typer.Typer(
     name="harness",
@@ -28,4 +40,5 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in _COMMANDS.items():
     app.command(name, cls=profile.ProfileCommand if name == "profile" else None)(command)
+bench.app.command("overhead")(bench_overhead.overhead)
 app.add_typer(bench.app)
