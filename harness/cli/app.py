@@ -6,6 +6,7 @@ import typer
 
 from harness.cli import (
     bench,
+    bench_overhead,
     calibrate,
     compare,
     evaluate,
@@ -45,4 +46,5 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in _COMMANDS.items():
     app.command(name, cls=profile.ProfileCommand if name == "profile" else None)(command)
+bench.app.command("overhead")(bench_overhead.overhead)
 app.add_typer(bench.app)

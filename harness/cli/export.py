@@ -35,11 +35,13 @@ def export_point(folder: Path, pick: str, out: Path | None, *, overwrite: bool) 
     study = load_study(folder)
     point = pick_point(study, pick)
     study_folder = StudyFolder(folder)
-    network = load_trained(study_folder, point.record, point.measured.routing)
+    record = study_folder.read_trial(point.record.record_id)  # with samples and scores of single images
+    measured = next(found for found in record.points if found.routing == point.measured.routing)
+    network = load_trained(study_folder, record, measured.routing)
     baselines = {
         record.record_id.removeprefix("baseline-"): record.points[0] for record in study.baselines if record.points
     }
     path = out or study_folder.bundles_dir / re.sub(r"[^\w.-]+", "-", pick)
-    write_bundle(path, network, point.record, point.measured, picked_as=pick, baselines=baselines, overwrite=overwrite)
+    write_bundle(path, network, record, measured, picked_as=pick, baselines=baselines, overwrite=overwrite)
     console.print(f"\n{pick}: {point.label}, {describe_point(point.measured)}")
     return path

@@ -1,7 +1,7 @@
 """`harness report`: the front of a study, as files, a table or JSON."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.cli import options
 from harness.cli.output import (
@@ -14,6 +14,9 @@ from harness.cli.output import (
 )
 from harness.core.units import format_count
 
+if TYPE_CHECKING:
+    from harness.reporting import Study
+
 _COST_COLUMNS = ["MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"]
 
 
@@ -22,21 +25,21 @@ def report(study: options.StudyName, results: options.Results = Path("results"),
     from harness.reporting import load_study, summarise, write_report
 
     folder = options.study_path(study, results)
+    loaded = load_study(folder)
     if json:
-        print_json(summarise(load_study(folder)))
+        print_json(summarise(loaded))
         return
-    files = write_report(folder)
-    print_front(folder)
+    files = write_report(folder, study=loaded)
+    print_front(loaded)
     console.print(f"\nreport   {files.report_html}\nfront    {files.front_csv}, {files.front_png}")
 
 
-def print_front(folder: Path) -> None:
+def print_front(study: "Study") -> None:
     """Print a study's front beside its baselines, and what it comes to."""
     from harness.metrics import metric_label
-    from harness.reporting import load_study, summarise
+    from harness.reporting import summarise
     from harness.reporting.comparison import headline
 
-    study = load_study(folder)
     summary = summarise(study)
     rows = [_row(entry, _describe_front(entry, summary["knee"])) for entry in summary["front"]]
     for name, entry in summary["baselines"].items():

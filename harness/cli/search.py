@@ -1,5 +1,6 @@
 """`harness search`: a Pareto search, from the start or from where it was left."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,8 +24,9 @@ from harness.core.units import format_seconds
 if TYPE_CHECKING:
     from harness.core.records import StudyRecord, TrialRecord
     from harness.core.study_folder import KnownTrials, StudyFolder
+    from harness.reporting import ReportFiles, Study
     from harness.search import SearchSpace
-    from harness.tracking import MlflowTracker
+    from harness.tracking import BackgroundTracker
     from harness.trial import TrialSetup
 
 
@@ -94,9 +96,7 @@ def search(
         group = "baselines" if finished.kind == "baseline" else "trials"
         phases[group] = phases.get(group, 0.0) + sum(finished.seconds.values())
         if tracker is not None:
-            before = time.perf_counter()
             tracker.log_record(finished)
-            phases["tracking"] = phases.get("tracking", 0.0) + time.perf_counter() - before
 
     def on_start() -> None:
         images = f"{setup.train.name} ({len(setup.train)} images) → {setup.validation.name} ({len(setup.validation)})"
@@ -109,7 +109,7 @@ def search(
             tracker.start()
             tracker.sync(setup.folder)
 
-    with stop_on_signals() as should_stop, TrainingBar() as bar:
+    with tracker or contextlib.nullcontext(), stop_on_signals() as should_stop, TrainingBar() as bar:
         outcome = run_search(
             parsed,
             setup,
@@ -123,12 +123,16 @@ def search(
         )
     console.print(f"\n{outcome.ending}: {outcome.reason}; {outcome.networks} networks trained")
     before = time.perf_counter()
-    files = _write_report(setup.folder, tracker, interrupted=outcome.ending == "interrupted")
+    files, loaded = _write_report(setup.folder)
     phases["report"] = time.perf_counter() - before
+    if tracker is not None:
+        before = time.perf_counter()
+        _track_report(tracker, setup.folder, files, loaded, interrupted=outcome.ending == "interrupted")
+        phases["tracking"] = time.perf_counter() - before
     if report:
         from harness.cli.report import print_front
 
-        print_front(setup.folder.path)
+        print_front(loaded)
     bundle = None
     if export is not None and outcome.networks:
         from harness.cli.export import export_point
@@ -237,39 +241,45 @@ def _warn(text: str) -> None:
     messages.print(f"warning: {text}")
 
 
-def _open_tracker(tracking_uri: str | None, record: "StudyRecord", results: Path) -> "MlflowTracker":
-    from harness.tracking import MlflowTracker
+def _open_tracker(tracking_uri: str | None, record: "StudyRecord", results: Path) -> "BackgroundTracker":
+    from harness.tracking import BackgroundTracker, MlflowTracker
 
     results.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri or _default_store(results)
     artifacts = None if tracking_uri else (results / "mlartifacts").resolve()
-    return MlflowTracker(uri, record, artifact_root=artifacts, warn=_warn)
+    return BackgroundTracker(MlflowTracker(uri, record, artifact_root=artifacts, warn=_warn))
 
 
-def _write_report(folder: "StudyFolder", tracker: "MlflowTracker | None", *, interrupted: bool) -> Any:
-    """Write the report and put it, with whatever the store is missing, on the parent run."""
-    from harness.reporting import load_study, summarise, write_report
+def _write_report(folder: "StudyFolder") -> "tuple[ReportFiles, Study]":
+    """Write the report; return its files and the study that it was made of."""
+    from harness.reporting import load_study, write_report
 
-    files = write_report(folder.path)
-    if tracker is not None:
-        study = load_study(folder.path)
-        summary = summarise(study)
-        numbers = {
-            "hypervolume": summary["hypervolume"],
-            "front_size": len(summary["front"]),
-            "num_architectures": summary["num_architectures"],
-            "num_points": summary["num_points"],
-        }
-        tracker.sync(folder)
-        tracker.log_front(
-            files.front_csv,
-            files.front_png,
-            files.report_html,
-            [dict(row) for row in summary["front"]],
-            {name: float(value) for name, value in numbers.items() if value is not None},
-        )
-        tracker.finish(interrupted=interrupted)
-    return files
+    study = load_study(folder.path)
+    return write_report(folder.path, study=study), study
+
+
+def _track_report(
+    tracker: "BackgroundTracker", folder: "StudyFolder", files: "ReportFiles", study: "Study", *, interrupted: bool
+) -> None:
+    """Put the report, with whatever the store is missing, on the parent run."""
+    from harness.reporting import summarise
+
+    summary = summarise(study)
+    numbers = {
+        "hypervolume": summary["hypervolume"],
+        "front_size": len(summary["front"]),
+        "num_architectures": summary["num_architectures"],
+        "num_points": summary["num_points"],
+    }
+    tracker.sync(folder)
+    tracker.log_front(
+        files.front_csv,
+        files.front_png,
+        files.report_html,
+        [dict(row) for row in summary["front"]],
+        {name: float(value) for name, value in numbers.items() if value is not None},
+    )
+    tracker.finish(interrupted=interrupted)
 
 
 def _print_whereabouts(
@@ -277,7 +287,7 @@ def _print_whereabouts(
     folder: "StudyFolder",
     files: Any,
     bundle: Path | None,
-    tracker: "MlflowTracker | None",
+    tracker: "BackgroundTracker | None",
     tracking_uri: str | None,
     results: Path,
     phases: dict[str, float],

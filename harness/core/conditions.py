@@ -4,6 +4,7 @@
 more. The order of what follows the device does not matter.
 """
 
+import functools
 import re
 from typing import Literal, NamedTuple, get_args
 
@@ -45,6 +46,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return size
 
 
+@functools.lru_cache(maxsize=256)
 def parse_conditions(text: str) -> Conditions:
     """Read conditions; whether the device is there shows when it is used. `UserError` names the part that is wrong."""
     device, *rest = text.split("/")

@@ -62,10 +62,11 @@ def measuring(device: str = CPU, *, folder: Path | None = None) -> Iterator[floa
 
 
 @contextlib.contextmanager
-def computing(device: str = CPU, *, folder: Path | None = None) -> Iterator[float]:
+def computing(device: str = CPU, *, folder: Path | None = None, announced: bool = True) -> Iterator[float]:
     """Run the block while nobody measures `device`; yield the seconds waited for that.
 
-    Keep the block short: whoever wants to measure waits for its end. Inside another block of the same thread nothing is
+    Keep the block short: whoever wants to measure waits for its end. `announced`: say so where that takes long, which
+    nobody wants to know of work in the background. Inside another block of the same thread nothing is
     waited for. A process started inside must not enter blocks of its own before this one ends.
     """
     if getattr(_here, "doing", None) is not None:
@@ -73,7 +74,7 @@ def computing(device: str = CPU, *, folder: Path | None = None) -> Iterator[floa
         return
     started = time.monotonic()
     with contextlib.ExitStack() as held:
-        with _announced(device):
+        with _announced(device) if announced else contextlib.nullcontext():
             for name in dict.fromkeys((CPU, device)):
                 _enter(held, name, folder, exclusive=False)
         with _doing("computing"):

@@ -94,7 +94,11 @@ class StudyFolder:
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write one trial's record in one step."""
-        write_text(self.path / "trials" / f"{record.record_id}.json", record.model_dump_json(indent=1))
+        write_text(self._trial_file(record.record_id), record.model_dump_json(indent=1))
+
+    def read_trial(self, record_id: str) -> TrialRecord:
+        """Read one trial's record; `UserError` where the file is none of this version."""
+        return _read(TrialRecord, self._trial_file(record_id))
 
     def read_trials(self, known: KnownTrials | None = None, *, but: Collection[str] = ()) -> Iterator[TrialRecord]:
         """Read all trial records, in the order of their ids, but those whose ids are in `but`.
@@ -108,6 +112,9 @@ class StudyFolder:
                 if path not in known or known[path][0] != changed:
                     known[path] = (changed, _read(TrialRecord, path))
                 yield known[path][1]
+
+    def _trial_file(self, record_id: str) -> Path:
+        return self.path / "trials" / f"{record_id}.json"
 
 
 def _read(record_type: type[RecordT], path: Path) -> RecordT:

@@ -9,12 +9,13 @@ from harness.core.records import LatencyRecord, find_latency
 from harness.metrics import metric_label
 from harness.reporting.front import Front, study_front
 from harness.reporting.published import load_published
-from harness.reporting.study import BASELINE_IDS, Point, Study, not_converged
+from harness.reporting.study import BASELINE_IDS, Point, Study, not_converged, without_collection
 from harness.reporting.table import POINT_FIELDS, point_row
 
 _SHOWN = (*POINT_FIELDS, "dataset", "steps", "training_seconds")
 
 
+@without_collection()
 def compare(study: Study, published: bool = False, *, mix: bool = False) -> dict[str, Any]:
     """Return the front, the baselines and, if asked, the published tables as rows of one JSON-able table.
 

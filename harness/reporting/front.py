@@ -6,6 +6,7 @@ The first three functions know nothing of studies: an array of one row per point
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ Values = npt.NDArray[np.float64]
 
 # Qualities are measured from a reference in their own unit; everything else is a cost, measured as a multiple of one.
 _QUALITIES = ("psnr_db", "ssim")
+_MOST_LISTED = 100  # trials in a message
 PICKS = ("knee", "best-psnr", "fastest", "smallest", "trial:N", "point:ID")
 
 
@@ -94,6 +96,14 @@ class Front:
     hypervolume: float
     hypervolume_reference: str
 
+    @cached_property
+    def _places(self) -> frozenset[tuple[str, str]]:
+        return frozenset((point.record.record_id, point.point_id) for point in self.points)
+
+    def holds(self, point: Point) -> bool:
+        """Whether a point is on the front."""
+        return (point.record.record_id, point.point_id) in self._places
+
 
 def study_front(study: Study) -> Front:
     """Find the front, its knee and its hypervolume over the study's objectives.
@@ -102,6 +112,13 @@ def study_front(study: Study) -> Front:
     qualities count as the difference from bicubic's value, costs as a multiple of SwinIR-light's, so it is comparable
     over the whole study. Where a baseline has no value, the worst value of the feasible points stands in for it.
     """
+    if "front" not in study.found:
+        study.found["front"] = _find_front(study)
+    front: Front = study.found["front"]
+    return front
+
+
+def _find_front(study: Study) -> Front:
     candidates, values = _candidates(study)
     directions = _directions(study)
     chosen = [point for point, kept in zip(candidates, non_dominated(values, directions), strict=True) if kept]
@@ -270,16 +287,33 @@ def _pick_point(study: Study, identity: str) -> Point:
 
 def _pick_trial(study: Study, text: str) -> Point:
     numbers = {trial.number: trial for trial in study.trials if trial.number is not None}
-    possible = [f"trial:{number}" for number, trial in sorted(numbers.items()) if _trial_point(study, trial)]
-    listed = ", ".join(possible) or "none yet"
     trial = numbers.get(int(text)) if text.isdecimal() else None
     if trial is None:
+        listed = _trials_with_points(study)
         raise UserError(f"no trial {text!r} in study {study.record.name!r}; trials with points: {listed}")
     found = _trial_point(study, trial)
     if found is None:
         why = f": {trial.reason}" if trial.reason else ""
+        listed = _trials_with_points(study)
         raise UserError(f"trial {text} has no point (it was {trial.state}{why}); trials with points: {listed}")
     return found
+
+
+def _trials_with_points(study: Study) -> str:
+    records = {point.record.record_id for point in study.all_points}
+    networks = {point.record.network_id for point in study.all_points}
+    possible = [
+        f"trial:{trial.number}"
+        for trial in sorted(study.trials, key=lambda trial: trial.number or 0)
+        if trial.number is not None
+        and ((trial.answered_by or trial.record_id) in records or _is_answered(trial, networks))
+    ]
+    more = f" and {len(possible) - _MOST_LISTED:,} more" if len(possible) > _MOST_LISTED else ""
+    return ", ".join(possible[:_MOST_LISTED]) + more or "none yet"
+
+
+def _is_answered(trial: TrialRecord, networks: set[str]) -> bool:
+    return trial.state == "answered" and trial.network_id in networks
 
 
 def _trial_point(study: Study, trial: TrialRecord) -> Point | None:

@@ -4,6 +4,7 @@ Everything that comes from a record is escaped. plotly.js is inside the file, so
 and inside other pages that show artifacts.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,14 +12,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 from harness.core.files import write_text
-from harness.core.records import TrialRecord, TrialState
+from harness.core.records import LatencyRecord, TrialRecord, TrialState
 from harness.core.study_folder import StudyFolder
 from harness.core.units import format_count, format_seconds
 from harness.metrics import metric_label
 from harness.reporting.comparison import compare, format_difference
 from harness.reporting.front import study_front
-from harness.reporting.plots import draw_front_html, draw_front_png, draw_hypervolume, draw_training_curves
-from harness.reporting.study import Study, load_study
+from harness.reporting.plots import (
+    MOST_CURVES_DRAWN,
+    MOST_POINTS_DRAWN,
+    draw_front_html,
+    draw_front_png,
+    draw_hypervolume,
+    draw_training_curves,
+)
+from harness.reporting.study import Study, load_study, without_collection
 from harness.reporting.table import front_table, write_csv
 
 _STATE_MEANINGS: dict[TrialState, str] = {
@@ -40,12 +48,14 @@ class ReportFiles:
     report_html: Path
 
 
-def write_report(study_dir: Path, out_dir: Path | None = None) -> ReportFiles:
+@without_collection()
+def write_report(study_dir: Path, out_dir: Path | None = None, study: Study | None = None) -> ReportFiles:
     """Write front.csv, front.png and report.html, each in one step, to `out_dir` (default: the study's `report/`).
 
-    A study without a finished trial or without baselines gets a report that says so. `UserError` where there is none.
+    `study` is what `load_study` read of the folder, for those who have done so already. A study without a finished
+    trial or without baselines gets a report that says so. `UserError` where there is none.
     """
-    study = load_study(study_dir)
+    study = study or load_study(study_dir)
     folder = out_dir or StudyFolder(study_dir).report_dir
     files = ReportFiles(folder / "front.csv", folder / "front.png", folder / "report.html")
     write_csv(front_table(study), files.front_csv)
@@ -111,6 +121,9 @@ def _front_figure(study: Study) -> str:
         f"the star is the knee, furthest on the good side of the line between the extremes. Hypervolume "
         f"{front.hypervolume:.4g}, measured from {front.hypervolume_reference}."
     )
+    off_front = len(study.points) - len(front.points)
+    if off_front > MOST_POINTS_DRAWN:
+        words += f" Of the {off_front:,} other points {MOST_POINTS_DRAWN:,} are drawn; front.png has all of them."
     return f"{_figure(draw_front_html(study), 'front')}<p class='note'>{escape(words)}</p>"
 
 
@@ -124,7 +137,12 @@ def _hypervolume_figure(study: Study) -> str:
 
 def _training_figure(study: Study) -> str:
     figure = draw_training_curves(study)
-    return _figure(figure, "training") if figure is not None else ""
+    if figure is None:
+        return ""
+    trained = sum(trial.training_result is not None for trial in study.trials)
+    words = f"Curves of {MOST_CURVES_DRAWN:,} of {trained:,} networks, evenly spread over the study."
+    note = f"<p class='note'>{escape(words)}</p>" if trained > MOST_CURVES_DRAWN else ""
+    return _figure(figure, "training") + note
 
 
 def _figure(figure: Any, identity: str) -> str:
@@ -233,14 +251,19 @@ def _protocol(study: Study) -> str:
     ]
     if study.seam_note:
         lines.append(("seam", study.seam_note))
-    latencies = [latency for point in study.points for latency in point.measured.latency]
-    for conditions in dict.fromkeys(latency.conditions for latency in latencies):
-        one = next(latency for latency in latencies if latency.conditions == conditions)
+    firsts: dict[str, LatencyRecord] = {}
+    noisy_runs: Counter[str] = Counter()
+    for latency in (latency for point in study.points for latency in point.measured.latency):
+        conditions = latency.conditions
+        noisy_runs[conditions] += latency.is_noisy
+        if conditions not in firsts or (latency.samples and not firsts[conditions].samples):
+            firsts[conditions] = latency  # of lean records, one of each condition has its samples
+    for conditions, one in firsts.items():
         threads = f", {one.threads} thread{'' if one.threads == 1 else 's'}" if one.threads else ""
         against = f", interleaved with {one.reference}" if one.reference else ""
         runs = f"median of {len(one.samples)} runs after {one.warmup_runs} warm-up runs"
         runtime = "" if one.runtime == "eager" else f", {one.runtime}"
-        noisy = sum(latency.is_noisy for latency in latencies if latency.conditions == conditions)
+        noisy = noisy_runs[conditions]
         doubt = f"; {noisy} noisy" if noisy else ""
         lines.append(
             (
@@ -268,7 +291,7 @@ def _protocol(study: Study) -> str:
 
 def _one_per_environment(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     distinct: dict[str, TrialRecord] = {}
-    for record in records:
+    for record in {id(record.environment): record for record in records}.values():
         distinct.setdefault(record.environment.canonical_json(), record)
     return list(distinct.values())
 

@@ -17,7 +17,7 @@ def compare_with_paper() -> list[dict[str, Any]]:
     `difference_percent` and `convention`. Below γ = 1 the published counts lie within 2 % only: the released code draws
     K at random. Parameters are published in thousands.
     """
-    from harness.profiling import canonical_macs, paper_flops_tile, paper_macs_fvcore
+    from harness.profiling import canonical_macs, paper_flops_tile, paper_macs_fvcore  # torch, which reports do without
 
     rows = []
     seen: set[tuple[int, float]] = set()

@@ -7,11 +7,12 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from harness.core.files import atomic_path
+from harness.core.lean import LOSSES
 from harness.core.records import METRIC_DIRECTIONS, TrialRecord
 from harness.core.units import format_count, format_seconds
 from harness.metrics import metric_label
@@ -33,6 +34,12 @@ _UNITS = {
 # From this span on, points at the small end of a linear axis cannot be told apart.
 _LOG_AXIS_RATIO = 8.0
 _LONGEST_LABEL = 44
+# What an interactive figure draws at most beside the front: more can neither be told apart nor moved at a good rate.
+MOST_POINTS_DRAWN = 2000
+MOST_CURVES_DRAWN = 200
+
+
+_T = TypeVar("_T")
 
 
 class _Axis:
@@ -125,8 +132,8 @@ def _draw_panel(panel: "Axes", study: Study, front: Front, cost: _Axis, quality:
     for side in ("left", "bottom"):
         panel.spines[side].set_color("#B5BAC3")
     panel.tick_params(which="both", color="#B5BAC3", labelcolor="#3C4049", labelsize=10)
-    on_front = {point.point_id for point in front.points}
-    feasible = _pairs((p for p in study.points if p.measured.feasible and p.point_id not in on_front), cost, quality)
+    on_front = {id(point) for point in front.points}
+    feasible = _pairs((p for p in study.points if p.measured.feasible and id(p) not in on_front), cost, quality)
     violating = _pairs((p for p in study.points if not p.measured.feasible), cost, quality)
     best = _pairs(front.points, cost, quality)
     swinir = study.baseline("swinir-light")
@@ -246,7 +253,7 @@ def _annotate_knee(panel: "Axes", knee: Point, at: tuple[float, float], marks: l
         bbox={"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": "#D0D4DB", "alpha": 0.94},
         arrowprops={"arrowstyle": "-", "color": "#6B7079", "linewidth": 0.9, "shrinkB": 9},
     )
-    taken = [tuple(place) for place in panel.transData.transform([at, *marks])]
+    taken = [tuple(place) for place in panel.transData.transform([at, *_spread(marks, MOST_POINTS_DRAWN)])]
     for text in panel.texts:
         if text is not note:
             box = text.get_window_extent()
@@ -281,7 +288,10 @@ def _shorten(label: str) -> str:
 
 
 def draw_front_html(study: Study) -> "go.Figure":
-    """Return the front as an interactive plotly figure: one panel per cost; hovering shows all of a point."""
+    """Return the front as an interactive plotly figure: one panel per cost; hovering shows all of a point.
+
+    Of the points beside the front at most `MOST_POINTS_DRAWN` are drawn, evenly spread over the study.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -289,9 +299,11 @@ def draw_front_html(study: Study) -> "go.Figure":
     quality = _Axis(quality_metric(study), study.record.protocol)
     costs = [_Axis(metric, study.record.protocol) for metric in cost_metrics(study)]
     figure = make_subplots(rows=1, cols=len(costs), shared_yaxes=True, horizontal_spacing=0.04)
-    on_front = {point.point_id for point in front.points}
-    others = [point for point in study.points if point.measured.feasible and point.point_id not in on_front]
-    violating = [point for point in study.points if not point.measured.feasible]
+    on_front = {id(point) for point in front.points}
+    off_front = [point for point in study.points if id(point) not in on_front]
+    drawn = _spread(off_front, MOST_POINTS_DRAWN)
+    others = [point for point in drawn if point.measured.feasible]
+    violating = [point for point in drawn if not point.measured.feasible]
     floor = study.baseline("bicubic")
     for column, cost in enumerate(costs, start=1):
         line = _lower_hull_line(_pairs(front.points, cost, quality), quality)
@@ -363,16 +375,28 @@ def draw_front_html(study: Study) -> "go.Figure":
     return _styled(figure, height=520)
 
 
+def _spread(entries: list[_T], most: int) -> list[_T]:
+    """Return `most` entries, evenly spread, or all where there are no more."""
+    if len(entries) <= most:
+        return entries
+    return [entries[index * len(entries) // most] for index in range(most)]
+
+
 def draw_training_curves(study: Study) -> "go.Figure | None":
-    """Return the training loss of every network and of SwinIR-light over steps; None where nothing was trained."""
+    """Return the training loss of networks and of SwinIR-light over steps; None where nothing was trained.
+
+    At most `MOST_CURVES_DRAWN` networks are drawn, evenly spread over the study.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    records = [record for record in (*study.baselines, *study.trials) if record.training_result]
+    trained = [record for record in study.trials if record.training_result]
+    records = [*(record for record in study.baselines if record.training_result), *_spread(trained, MOST_CURVES_DRAWN)]
+    first_trial = next((record for record in records if record.kind == "trial"), None)
     for record in records:
         result = record.training_result
         assert result is not None
-        curve = next((name for name in ("l1_loss", "ws_l1_loss") if name in result.curves), "loss")
+        curve = next((name for name in LOSSES if name in result.curves), "loss")
         pairs = [
             (step, value)
             for step, value in zip(result.curve_steps, result.curves.get(curve, ()), strict=False)
@@ -390,7 +414,7 @@ def draw_training_curves(study: Study) -> "go.Figure | None":
                 mode="lines",
                 name="SwinIR-light" if baseline else "trials",
                 legendgroup="SwinIR-light" if baseline else "trials",
-                showlegend=baseline or record is next(r for r in records if r.kind == "trial"),
+                showlegend=baseline or record is first_trial,
                 line={"color": _VERMILION if baseline else _BLUE, "width": 3 if baseline else 1.5},
                 opacity=1 if baseline else 0.55,
                 hovertemplate=f"{html.escape(name)}<br>step %{{x}}: %{{y:.4f}}<extra></extra>",

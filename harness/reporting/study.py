@@ -1,13 +1,16 @@
 """A study as it is read for reports: its record, its trials, its baselines, and the points they hold."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import contextlib
+import gc
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.core.configs import TrainingConfig
 from harness.core.errors import UserError
+from harness.core.lean import LeanReader
 from harness.core.records import LatencyRecord, PointRecord, StudyRecord, TrialRecord, find_latency, point_id
 from harness.core.study_folder import StudyFolder
 
@@ -15,7 +18,7 @@ BaselineName = Literal["bicubic", "swinir-light"]
 BASELINE_IDS: dict[BaselineName, str] = {"bicubic": "baseline-bicubic", "swinir-light": "baseline-swinir-light"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """One point with the record of the network that it belongs to."""
 
@@ -54,11 +57,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that a study's folder says. Reports are functions of this and of nothing else."""
+    """Everything that a study's folder says. Reports are functions of this and of nothing else.
+
+    `found` is for what is expensive to find and needed by several reports, such as the front.
+    """
 
     record: StudyRecord
     trials: tuple[TrialRecord, ...]
     baselines: tuple[TrialRecord, ...]
+    found: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def all_points(self) -> tuple[Point, ...]:
@@ -96,23 +103,24 @@ class Study:
         """The number of distinct networks that trials trained to the end."""
         return len({point.record.network_id for point in self.points})
 
-    @property
+    @cached_property
     def recipes(self) -> tuple[TrainingConfig, ...]:
         """How the networks behind the points and baselines were trained; the study's own recipe when there are none."""
-        holders = [*(point.record for point in self.points), *(found for found in self.baselines if found.points)]
-        return tuple(record.training for record in holders if record.training) or (self.record.training,)
+        holders = {id(point.record): point.record for point in self.points}
+        records = [*holders.values(), *(found for found in self.baselines if found.points)]
+        return tuple(record.training for record in records if record.training) or (self.record.training,)
 
-    @property
+    @cached_property
     def converged(self) -> bool:
         """Whether every network had a full recipe; otherwise comparisons in dB say 'not converged'."""
         return all(recipe.is_full_recipe for recipe in self.recipes)
 
-    @property
+    @cached_property
     def convergence_note(self) -> str | None:
         """The words 'not converged' with the steps, or None after full recipes."""
         return None if self.converged else not_converged(recipe for recipe in self.recipes if not recipe.is_full_recipe)
 
-    @property
+    @cached_property
     def seam_note(self) -> str | None:
         """What MACs and latencies leave out of panoramas, in words; None where nothing was continued around a seam."""
         holders = [*self.all_points, *(point for name in BASELINE_IDS if (point := self.baseline(name)))]
@@ -136,10 +144,28 @@ def not_converged(recipes: Iterable[TrainingConfig]) -> str:
     return f"not converged: {low if low == high else f'{low}–{high}'} steps"
 
 
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Let the garbage collector wait: it would look through all records of a study again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@without_collection()
 def load_study(folder: Path) -> Study:
-    """Read a study's folder; `UserError` where there is no study, or a file is not a record of this version."""
+    """Read a study's folder; `UserError` where there is no study, or a file is not a record of this version.
+
+    The records of trials are lean: without samples, scores of single images and rungs (see `core/lean.py`).
+    """
     source = StudyFolder(folder)
-    return make_study(source.read_study(), source.read_trials())
+    reader = LeanReader()
+    found = (one if one.kind == "baseline" else reader.lean(one) for one in source.read_trials())
+    return make_study(source.read_study(), found)
 
 
 def make_study(record: StudyRecord, found: Iterable[TrialRecord]) -> Study:

@@ -4,10 +4,11 @@ from typing import Any, get_args
 
 from harness.core.records import TrialState
 from harness.reporting.front import study_front
-from harness.reporting.study import BASELINE_IDS, Point, Study
+from harness.reporting.study import BASELINE_IDS, Point, Study, without_collection
 from harness.reporting.table import POINT_FIELDS, point_row
 
 
+@without_collection()
 def summarise(study: Study) -> dict[str, Any]:
     """Return the study as a dict that is valid JSON: no NaN, null where something was not measured.
 

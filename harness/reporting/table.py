@@ -40,7 +40,7 @@ def point_row(study: Study, point: Point, front: Front | None = None) -> dict[st
     """
     record, measured = point.record, point.measured
     routing, evaluation, result = measured.routing, measured.evaluation, record.training_result
-    on_front = front is not None and any(found is point or found == point for found in front.points)
+    on_front = front is not None and front.holds(point)
     row: dict[str, Any] = {
         "record_id": record.record_id,
         "trial": record.number,
@@ -71,7 +71,7 @@ def point_row(study: Study, point: Point, front: Front | None = None) -> dict[st
         "feasible": measured.feasible,
         "violated": "; ".join(text for text, value in measured.constraints.items() if value > 0) or None,
         "on_front": on_front,
-        "knee": front is not None and front.knee is not None and front.knee == point,
+        "knee": front is not None and front.knee is not None and (front.knee is point or front.knee == point),
         "steps": record.training.steps if record.training else 0,
         "training_seconds": result.seconds if result else (None if trained else 0.0),
         "converged": record.training.is_full_recipe if record.training else None,

@@ -17,6 +17,7 @@ from harness.metrics import metric_label
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 LONGEST_NAME = 250
+MOST_CURVE_POINTS = 50  # of each curve: they are most of what a record costs a store; its artifact has all of them
 
 # How a run ended, in MLflow's words. A rejected or stopped trial was ended on purpose, a failed one was not.
 RUN_STATUS: dict[TrialState, str] = {
@@ -92,6 +93,8 @@ def study_params(study: StudyRecord) -> dict[str, str]:
 def record_metrics(record: TrialRecord) -> list[MetricEntry]:
     """Return every measured value: curves with their steps, each point under its routing, counts and times.
 
+    Of a curve there are at most `MOST_CURVE_POINTS`, evenly spread, its first and last among them.
+
     A point's metrics are named like `psnr_db/fixed/gamma_0.50` and `latency_ms/cpu:1/fixed/gamma_0.50`, for a schedule
     with the mean of its γ_b, `psnr_db/schedule/share_0.25`, so that networks can be laid side by side. The point that
     the trial suggested, and a baseline's only point, have the plain names too (`psnr_db`, `latency_ms/cpu:1`), so that
@@ -101,9 +104,8 @@ def record_metrics(record: TrialRecord) -> list[MetricEntry]:
     if record.training_result:
         result = record.training_result
         for curve, points in result.curves.items():
-            values += [
-                (f"training/{curve}", value, step) for step, value in zip(result.curve_steps, points, strict=False)
-            ]
+            pairs = list(zip(result.curve_steps, points, strict=False))
+            values += [(f"training/{curve}", value, step) for step, value in _thinned(pairs)]
         for name in ("steps", "seconds", "images_per_second", "loader_images_per_second"):
             values.append((f"training/{name}", getattr(result, name), 0))
     if record.untrained:
@@ -155,6 +157,14 @@ def profile_metrics(record: ProfileRecord) -> list[MetricEntry]:
 def milliseconds(time: str) -> int:
     """Return an ISO 8601 time as milliseconds since 1970."""
     return round(datetime.fromisoformat(time).timestamp() * 1000)
+
+
+def _thinned(pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    finite = [pair for pair in pairs if math.isfinite(pair[1])]
+    if len(finite) <= MOST_CURVE_POINTS:
+        return finite
+    last = len(finite) - 1
+    return [finite[round(last * index / (MOST_CURVE_POINTS - 1))] for index in range(MOST_CURVE_POINTS)]
 
 
 def _point_values(point: PointRecord) -> Iterator[tuple[str, float | None]]:

@@ -7,17 +7,25 @@ Thread- and crash-safety: a fresh database store must be initialised once, in th
 (`initialise_store`). A tracker belongs to one process. Runs carry the record's id as a tag, and a second tag once they
 are whole, so logging twice adds nothing and a run that was half logged before a crash is completed. Values are logged
 with the record's own time, so that completing a run repeats no value.
+
+A record costs a few calls: its run with all tags, its files, its end, and one batch for its parameters, values and the
+tag that says that it is whole (a store writes the tags of a batch last). While a database is written to, nothing is
+measured on this machine, because the writing takes a core.
 """
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.device_lock import computing
 from harness.core.errors import UserError
 from harness.core.records import ProfileRecord, StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
@@ -50,9 +58,9 @@ _GOES_ON = (
 )
 PROFILES = "profiles"  # the experiment of `harness profile`
 _RETRY_DELAYS_S = (0.5, 2.0)
-_METRICS_PER_BATCH = 1000
+_ENTRIES_PER_BATCH = 1000  # metrics, parameters and tags together
 _PARAMS_PER_BATCH = 100
-_RUNS_PER_PAGE = 1000
+_RUNS_PER_PAGE = 200  # a second's work of a database
 # MLflow's client has no arguments for these. Its defaults (7 retries of 120 s) would hold up a search for minutes when
 # a server is away; retrying is done here. What the user has set wins. The last three keep stdout and the network quiet.
 _CLIENT_SETTINGS = {
@@ -87,6 +95,9 @@ class MlflowTracker:
         self._artifact_root = artifact_root
         self._attempts = _Attempts(tracking_uri, warn)
         self._opened: tuple[MlflowClient, str, str] | None = None  # client, experiment id, parent run id
+        self._is_new = False  # whether the store knew nothing of the study: then no run of a record need be looked for
+        self._begun: set[str] = set()  # records that this tracker may have made a run for
+        self._whole: set[str] = set()  # records that the store is known to have whole
 
     def start(self) -> bool:
         """Create the experiment and the parent run, or find them, and mark the study as running."""
@@ -94,7 +105,9 @@ class MlflowTracker:
 
     def log_record(self, record: TrialRecord) -> bool:
         """Log one record as a child run; False when the store failed, so that a later `sync` has to do it."""
-        return self._attempts.make(lambda: self._log_record(record))
+        is_logged = self._attempts.make(lambda: self._log_record(record))
+        (self._whole.add if is_logged else self._whole.discard)(record.record_id)
+        return is_logged
 
     def log_front(
         self,
@@ -109,13 +122,24 @@ class MlflowTracker:
         return self._attempts.make(lambda: self._log_front(files, table, metrics))
 
     def sync(self, study_folder: StudyFolder) -> int:
-        """Log every record of the folder that the store does not have whole; return how many are still missing."""
-        records = list(study_folder.read_trials())
+        """Log every record of the folder that the store does not have whole; return how many are still missing.
+
+        What this tracker logged, or found whole in an earlier `sync`, is not looked at again.
+        """
+        records = study_folder.read_trials(but=self._whole)
+        first = next(records, None)
+        if first is None:
+            return 0
         whole: dict[str, str] = {}
         if not self._attempts.make(lambda: whole.update(self._whole_records())):
-            return len(records)
-        missing = [record for record in records if whole.get(record.record_id) != record.config_hash()]
-        return sum(not self.log_record(record) for record in missing)
+            return 1 + sum(1 for _ in records)
+        missing = 0
+        for record in itertools.chain((first,), records):
+            if whole.get(record.record_id) == record.config_hash():
+                self._whole.add(record.record_id)
+            else:
+                missing += not self.log_record(record)
+        return missing
 
     def finish(self, *, interrupted: bool = False) -> bool:
         """Mark the parent run as finished, or as killed when the search was interrupted."""
@@ -131,15 +155,17 @@ class MlflowTracker:
 
     def _open(self) -> "tuple[MlflowClient, str, str]":
         if self._opened is not None:
-            _probe(self._uri)
+            if self._attempts.failing:
+                _probe(self._uri)
             return self._opened
         client = _connect(self._uri)
         experiment = _find_experiment(client, self._study.name, self._artifact_root)
         created = milliseconds(self._study.created_at)
         parent = _find_or_create_run(client, experiment, study_tags(self._study), self._study.name, created)
         run_id = str(parent.info.run_id)
-        if "harness.complete" not in parent.data.tags:
-            _log_params(client, run_id, study_params(self._study))
+        self._is_new = "harness.complete" not in parent.data.tags
+        if self._is_new:
+            _log_batches(client, run_id, (), created, study_params(self._study))
             client.log_text(run_id, self._study.model_dump_json(indent=1), "study.json")
             client.log_text(run_id, self._study.space, "space.yaml")
             client.set_tag(run_id, "mlflow.note.content", study_note(self._study))
@@ -148,27 +174,33 @@ class MlflowTracker:
         return self._opened
 
     def _log_record(self, record: TrialRecord) -> None:
-        from mlflow.entities import RunTag
-
         client, experiment, parent = self._open()
-        identity = {"mlflow.parentRunId": parent, "harness.record_id": record.record_id}
-        content, name, started = record.config_hash(), record_name(record), milliseconds(record.started_at)
-        run = _find_or_create_run(client, experiment, identity, name, started)
-        if run.data.tags.get("harness.complete") == content:
-            return
-        if run.data.tags.get("harness.content", content) != content:  # another record: its parameters would clash
-            client.delete_run(run.info.run_id)
-            run = _find_or_create_run(client, experiment, identity, name, started)
-        run_id, finished = str(run.info.run_id), milliseconds(record.finished_at)
-        tags = {"harness.content": content, **record_tags(record)}
-        client.log_batch(run_id, tags=[RunTag(tag, value) for tag, value in tags.items()])
-        _log_params(client, run_id, record_params(record))
-        _log_metrics(client, run_id, record_metrics(record), finished)
-        client.log_text(run_id, record.model_dump_json(indent=1), "record.json")
-        config = record.model_dump(mode="json", include={"model", "training", "data"})
-        client.log_text(run_id, json.dumps(config, indent=1, ensure_ascii=False), "config.json")
-        client.set_terminated(run_id, status=RUN_STATUS[record.state], end_time=finished)
-        client.set_tag(run_id, "harness.complete", content)
+        with self._writing():
+            identity = {"mlflow.parentRunId": parent, "harness.record_id": record.record_id}
+            content, name, started = record.config_hash(), record_name(record), milliseconds(record.started_at)
+            tags = {"harness.content": content, **record_tags(record)}
+            is_new = self._is_new and record.record_id not in self._begun
+            self._begun.add(record.record_id)
+            run = _find_or_create_run(client, experiment, identity, name, started, tags, is_new=is_new)
+            if run.data.tags.get("harness.complete") == content:
+                return
+            if run.data.tags.get("harness.content", content) != content:  # another record: its parameters would clash
+                client.delete_run(run.info.run_id)
+                run = _find_or_create_run(client, experiment, identity, name, started, tags)
+            run_id, finished = str(run.info.run_id), milliseconds(record.finished_at)
+            config = record.model_dump(mode="json", include={"model", "training", "data"})
+            files = {
+                "record.json": record.model_dump_json(indent=1),
+                "config.json": json.dumps(config, indent=1, ensure_ascii=False),
+            }
+            _log_texts(client, run_id, files)
+            client.set_terminated(run_id, status=RUN_STATUS[record.state], end_time=finished)
+            whole = {**tags, "harness.complete": content}
+            _log_batches(client, run_id, record_metrics(record), finished, record_params(record), whole)
+
+    def _writing(self) -> contextlib.AbstractContextManager[object]:
+        """Let no measurement begin while a database is at work; a server does its work elsewhere."""
+        return computing(announced=False) if _is_database(self._uri) else contextlib.nullcontext()
 
     def _log_front(
         self, files: Iterable[Path], table: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]
@@ -183,7 +215,7 @@ class MlflowTracker:
         client.set_tag(parent, "mlflow.loggedArtifacts", json.dumps([{"path": "front.json", "type": "table"}]))
         values = {"front_size": float(len(table)), **metrics}
         entries = [MetricEntry(name, value, 0) for name, value in values.items()]
-        _log_metrics(client, parent, entries, round(time.time() * 1000))
+        _log_batches(client, parent, entries, round(time.time() * 1000))
 
     def _whole_records(self) -> dict[str, str]:
         """Return the content hash of every record that the store has whole, by record id."""
@@ -192,7 +224,8 @@ class MlflowTracker:
         found: dict[str, str] = {}
         token: str | None = None
         while True:
-            page = client.search_runs([experiment], condition, max_results=_RUNS_PER_PAGE, page_token=token)
+            with self._writing():
+                page = client.search_runs([experiment], condition, max_results=_RUNS_PER_PAGE, page_token=token)
             for run in page:
                 tags = run.data.tags
                 if "harness.record_id" in tags and "harness.complete" in tags:
@@ -216,8 +249,7 @@ def log_profile(record: ProfileRecord, tracking_uri: str, *, artifact_root: Path
         content = record.config_hash()
         run = _find_or_create_run(client, experiment, {"harness.content": content}, record.label, measured)
         run_id = str(run.info.run_id)
-        _log_params(client, run_id, profile_params(record))
-        _log_metrics(client, run_id, profile_metrics(record), measured)
+        _log_batches(client, run_id, profile_metrics(record), measured, profile_params(record))
         client.log_text(run_id, record.model_dump_json(indent=1), "record.json")
         client.set_terminated(run_id, status="FINISHED", end_time=measured)
 
@@ -232,22 +264,22 @@ class _Attempts:
         self._uri = tracking_uri
         self._warn = warn
         self._consequence = consequence
-        self._failing = False
+        self.failing = False  # whether the last call failed
         self._warned = False
 
     def make(self, call: Callable[[], object]) -> bool:
         """Return whether the call succeeded in the end."""
-        for delay in (None,) if self._failing else (*_RETRY_DELAYS_S, None):
+        for delay in (None,) if self.failing else (*_RETRY_DELAYS_S, None):
             try:
                 call()
             except Exception as error:  # whatever a store, a driver or a server raises: the trial goes on
                 reason = f"{type(error).__name__}: {error}"
             else:
-                self._failing = False
+                self.failing = False
                 return True
             if delay is not None:
                 time.sleep(delay)
-        self._failing = True
+        self.failing = True
         if not self._warned:
             self._warned = True
             where, why = _without_password(self._uri), _without_password(" ".join(reason.split()))[:300]
@@ -285,9 +317,13 @@ def _check(tracking_uri: str) -> None:
         )
 
 
+def _is_database(tracking_uri: str) -> bool:
+    return tracking_uri.partition(":")[0].partition("+")[0] in _DATABASES
+
+
 def _probe(tracking_uri: str) -> None:
     """Raise at once where a database cannot be read; MLflow's own first connection would try for 100 s."""
-    if tracking_uri.partition(":")[0].partition("+")[0] not in _DATABASES:
+    if not _is_database(tracking_uri):
         return
     import sqlalchemy
 
@@ -312,19 +348,28 @@ def _connect(tracking_uri: str) -> "MlflowClient":
 
 
 def _find_or_create_run(
-    client: "MlflowClient", experiment: str, identity: Mapping[str, str], name: str, start_ms: int
+    client: "MlflowClient",
+    experiment: str,
+    identity: Mapping[str, str],
+    name: str,
+    start_ms: int,
+    further_tags: Mapping[str, str] | None = None,
+    *,
+    is_new: bool = False,
 ) -> "Run":
-    """Return the one run that carries these tags. Where two processes create it at once, both keep the same one."""
+    """Return the one run that carries the tags of `identity`; `is_new` says that there is none yet, most likely.
+
+    Where two processes create it at once, both keep the same one.
+    """
     condition = " and ".join(f"tags.`{tag}` = {_quote(value)}" for tag, value in identity.items())
 
     def search() -> "list[Run]":
         runs = client.search_runs([experiment], condition)
         return sorted(runs, key=lambda run: (run.data.tags.get("harness.logged_at", ""), run.info.run_id))
 
-    found = search()
-    if found:
+    if not is_new and (found := search()):
         return found[0]
-    tags = {**identity, "harness.logged_at": str(time.time_ns())}
+    tags = {**(further_tags or {}), **identity, "harness.logged_at": str(time.time_ns())}
     created = client.create_run(experiment, start_time=start_ms, tags=tags, run_name=name)
     found = search()
     if found and found[0].info.run_id != created.info.run_id:
@@ -337,20 +382,37 @@ def _quote(value: str) -> str:
     return f'"{value}"' if "'" in value else f"'{value}'"
 
 
-def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -> None:
-    from mlflow.entities import Param
+def _log_texts(client: "MlflowClient", run_id: str, files: Mapping[str, str]) -> None:
+    """Put small files on a run, by one call."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        client.log_artifacts(run_id, folder)
 
-    entries = [Param(name, value) for name, value in params.items()]
-    for start in range(0, len(entries), _PARAMS_PER_BATCH):
-        client.log_batch(run_id, params=entries[start : start + _PARAMS_PER_BATCH])
 
+def _log_batches(
+    client: "MlflowClient",
+    run_id: str,
+    values: Iterable[MetricEntry],
+    timestamp_ms: int,
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Log all of it by as few calls as a store takes; the tags come last of all."""
+    from mlflow.entities import Metric, Param, RunTag
 
-def _log_metrics(client: "MlflowClient", run_id: str, values: Iterable[MetricEntry], timestamp_ms: int) -> None:
-    from mlflow.entities import Metric
-
-    entries = [Metric(name, value, timestamp_ms, step) for name, value, step in values]
-    for start in range(0, len(entries), _METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=entries[start : start + _METRICS_PER_BATCH])
+    metrics = [Metric(name, value, timestamp_ms, step) for name, value, step in values]
+    entries = [Param(name, value) for name, value in (params or {}).items()]
+    room = _ENTRIES_PER_BATCH - len(tags or {})
+    while True:
+        now_params, entries = entries[:_PARAMS_PER_BATCH], entries[_PARAMS_PER_BATCH:]
+        taken = room - len(now_params)
+        now_metrics, metrics = metrics[:taken], metrics[taken:]
+        is_last = not entries and not metrics
+        last = [RunTag(name, value) for name, value in (tags or {}).items()] if is_last else []
+        client.log_batch(run_id, metrics=now_metrics, params=now_params, tags=last)
+        if is_last:
+            return
 
 
 def _without_password(text: str) -> str:
