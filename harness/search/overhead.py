@@ -11,13 +11,12 @@ background has no idle core to hide on where there is but one.
 Commands that read a large folder are timed in fresh processes, from the start of the interpreter on.
 """
 
-import contextlib
 import json
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.core.configs import FrozenConfig, RoutingConfig
@@ -25,7 +24,6 @@ from harness.core.environment import EnvironmentRecord
 from harness.core.records import PointRecord, StudyRecord, TrialRecord
 from harness.core.seeding import derive_seed
 from harness.core.study_folder import StudyFolder
-from harness.search import study as study_module
 from harness.search.space import SearchSpace, Values
 from harness.search.study import baseline_config, run_search
 from harness.trial import Proposal, TrialSetup, Verdict, run_trial
@@ -151,8 +149,7 @@ def measure_loop(
         handed[0] += time.perf_counter() - started
         progress(len(repeater.costs), space.budget.networks)
 
-    with _instead_of_trials(repeater):
-        run_search(space, setup, record, on_start=on_start, on_record=hand_on)
+    run_search(space, setup, record, on_start=on_start, on_record=hand_on, run_trial=repeater)
     started = _clocks()
     at_end()
     end = _between(started, _clocks())
@@ -270,18 +267,6 @@ def _repeat_point(
         "latency": latencies,
     }
     return point.model_copy(update=changes)
-
-
-@contextlib.contextmanager
-def _instead_of_trials(repeater: _Repeater) -> Iterator[None]:
-    """Have the search call `repeater` where it would run a trial."""
-    names = vars(study_module)
-    real = names["run_trial"]
-    names["run_trial"] = repeater
-    try:
-        yield
-    finally:
-        names["run_trial"] = real
 
 
 def _clocks() -> tuple[float, float]:
