@@ -81,7 +81,7 @@ def search(
     phases = {"set-up": time.perf_counter() - started}
 
     def on_record(finished: "TrialRecord") -> None:
-        console.print(describe_record(finished))
+        console.print(describe_record(finished), markup=False)
         group = "baselines" if finished.kind == "baseline" else "trials"
         phases[group] = phases.get(group, 0.0) + sum(finished.seconds.values())
         if tracker is not None:
