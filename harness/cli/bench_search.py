@@ -39,7 +39,7 @@ def table(
     console.print(f"{len(tasks)} trainings of {parsed.training_config().steps} steps, in {setup.folder.path}")
 
     def tell(finished: "TrialRecord") -> None:
-        console.print(describe_record(finished))
+        console.print(describe_record(finished), markup=False)
 
     with stop_on_signals() as should_stop:
         is_whole = record_table(parsed, setup, tasks, workers=workers, on_record=tell, should_stop=should_stop)

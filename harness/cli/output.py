@@ -87,15 +87,16 @@ def describe_point(point: PointRecord) -> str:
 def describe_record(record: TrialRecord) -> str:
     """Describe how a trial ended on one line."""
     name = f"{record.record_id}  {record.label}"
+    notes = "".join(f"; {note}" for note in record.notes)
     if record.state != "complete":
-        return f"{name}: {record.state}, {record.reason}"
+        return f"{name}: {record.state}, {record.reason}{notes}"
     best = max(record.points, key=lambda point: point.evaluation.psnr_db)
     seconds = sum(record.seconds.values())
     points = f"{len(record.points)} points, best " if len(record.points) > 1 else ""
     note = ""
     if record.calibration is not None and record.calibration.note is not None:
         note = f"; no calibrated points: {record.calibration.note}"
-    return f"{name}: {points}{describe_point(best)}, took {seconds:.0f} s{note}"
+    return f"{name}: {points}{describe_point(best)}, took {seconds:.0f} s{note}{notes}"
 
 
 def describe_routing(row: dict[str, Any]) -> str:

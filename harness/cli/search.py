@@ -90,7 +90,7 @@ def search(
     phases = {"set-up": time.perf_counter() - started}
 
     def on_record(finished: "TrialRecord") -> None:
-        console.print(describe_record(finished))
+        console.print(describe_record(finished), markup=False)
         study_now = make_study(record, setup.folder.read_trials(known_trials))
         console.print(f"  {describe_progress(study_now, parsed.budget)}", style="dim")
         group = "baselines" if finished.kind == "baseline" else "trials"

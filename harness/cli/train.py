@@ -128,7 +128,7 @@ def train(
         except TrainingInterruptedError as interruption:
             console.print(f"{interruption}; the same command again goes on from here")
             raise typer.Exit(130) from None
-    console.print(describe_record(record))
+    console.print(describe_record(record), markup=False)
     if record.state != "complete":
         raise typer.Exit(1)
     if known is None or not bundle.exists() or read_bundle_config(bundle).network_id != record.network_id:

@@ -38,7 +38,7 @@ def worker(
     console.print(f"working for study {record.name} in {path}; Ctrl-C ends cleanly")
 
     def tell(finished: "TrialRecord") -> None:
-        console.print(describe_record(finished))
+        console.print(describe_record(finished), markup=False)
 
     with stop_on_signals() as should_stop, TrainingBar() as bar:
         outcome = join_search(

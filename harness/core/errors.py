@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+_NO_MEMORY = ("cannot allocate memory", "can't allocate memory", "out of memory", "could not create a primitive")
 _LONGEST_INPUT = 100  # characters of a value that an error quotes
 _LONGEST_REASON = 160  # characters of somebody else's error message that ours quotes
 
@@ -16,8 +17,29 @@ class UserError(ValueError):
     """
 
 
+class OutageError(UserError):
+    """What no trial is to blame for and the next one would meet as well: a full disk, images that are gone.
+
+    It ends a search; nothing is lost by it, and the same command goes on once it is mended.
+    """
+
+
 class TrialFailedError(RuntimeError):
     """A trial that cannot go on for a reason worth recording (for example a loss that is not finite)."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it was made of, says that there was too little memory.
+
+    PyTorch says so by a RuntimeError; oneDNN says no more than that it could not create what it needs.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        text = str(found).lower()
+        if isinstance(found, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> UserError:

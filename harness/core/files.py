@@ -1,12 +1,15 @@
 """Files that are never half written."""
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.core.errors import UserError
+from harness.core.errors import OutageError, UserError
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 
 
 @contextlib.contextmanager
@@ -14,20 +17,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and takes `path`'s place in one step.
 
     Readers see the old file or the whole new one. When the block raises, the old file stays and nothing is left over.
+    Raises `OutageError` where there is no room on the disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
-    temporary.touch(exist_ok=False)
-    permissions = temporary.stat().st_mode  # those that the user's umask gives to new files
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        permissions = temporary.stat().st_mode  # those that the user's umask gives to new files
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(permissions)  # safetensors puts a file of its own there, which only its owner can read
         temporary.replace(path)
-    except BaseException:
+        _sync_folder(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise OutageError(no_room(path, error)) from error
         raise
+
+
+def no_room(path: Path, error: OSError) -> str:
+    """Say that there is no room for a file, and what to do."""
+    return f"{path} cannot be written: {error.strerror}; make room there, and the same command goes on"
+
+
+def _sync_folder(folder: Path) -> None:
+    """See to it that a file's new name outlasts a crash of the machine, where folders can be synced."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

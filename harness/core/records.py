@@ -521,6 +521,7 @@ class TrialRecord(FrozenConfig):
     holds the gains that the calibrated routings among the points were made of, in studies that calibrate. `rungs` are
     those that the network came to, in studies that stop early, `early_latency` what they were compared by; of a network
     that was trained to the end it stands with its points. `error_type` names the exception that a trial failed of.
+    `notes` say what was made good on the way, such as a damaged checkpoint.
     """
 
     schema_version: Literal[1] = 1
@@ -545,6 +546,7 @@ class TrialRecord(FrozenConfig):
     error_type: str | None = None
     rungs: tuple[RungRecord, ...] = ()
     early_latency: tuple[RoutedLatency, ...] = ()
+    notes: tuple[str, ...] = ()
     points: tuple[PointRecord, ...] = ()
     violations: dict[str, float] = {}
     seconds: dict[str, float] = {}
@@ -556,7 +558,7 @@ class TrialRecord(FrozenConfig):
     def _leave_out_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Write what not every trial has only where it is there: other records keep their hashes."""
         values: dict[str, Any] = handler(self)
-        for name in ("calibration", "error_type", "rungs", "early_latency"):
+        for name in ("calibration", "error_type", "rungs", "early_latency", "notes"):
             if not getattr(self, name):
                 values.pop(name, None)
         return values

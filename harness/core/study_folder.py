@@ -122,5 +122,6 @@ def _read(record_type: type[RecordT], path: Path) -> RecordT:
         return record_type.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(
-            f"{path}: not a {record_type.__name__} of this version: {describe_validation_error(error)}"
+            f"{path}: not a {record_type.__name__} of this version: {describe_validation_error(error)}; "
+            "delete it where it is damaged, and a search goes on without it"
         ) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from harness.core.errors import OutageError
 from harness.core.files import atomic_path
 from harness.data.imresize import ImageArray
 from harness.data.pairs import hash_pixels
@@ -30,8 +31,17 @@ class CachedImage:
     pixel_hash: bytes
 
     def open(self) -> ImageArray:
-        """Map the image (H, W, 3) read-only into memory; pixels are read from disk when they are looked at."""
-        return np.asarray(np.memmap(self.path, np.uint8, mode="r", offset=self.offset, shape=self.shape))
+        """Map the image (H, W, 3) read-only into memory; pixels are read from disk when they are looked at.
+
+        `OutageError` where the entry is gone, or was cut short, since it was found.
+        """
+        try:
+            return np.asarray(np.memmap(self.path, np.uint8, mode="r", offset=self.offset, shape=self.shape))
+        except (OSError, ValueError) as error:
+            raise OutageError(
+                f"{self.path}: the cached image cannot be read any more: {error}; the same command makes it again and "
+                "goes on"
+            ) from error
 
 
 def load_or_make(path: Path, make: Callable[[], ImageArray]) -> CachedImage:
@@ -40,7 +50,8 @@ def load_or_make(path: Path, make: Callable[[], ImageArray]) -> CachedImage:
     if entry is None:
         image_HWC = make()
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            npy.write_array(file, np.ascontiguousarray(image_HWC), allow_pickle=False)
+            npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(np.ascontiguousarray(image_HWC)))
+            file.write(np.ascontiguousarray(image_HWC).data)  # NumPy's own writing does not say why it cannot
             file.write(hash_pixels(image_HWC))
         entry = _find_entry(path)
         assert entry is not None, f"{path} was just written"

@@ -10,8 +10,9 @@ from multiprocessing.synchronize import Event
 
 import optuna
 
+from harness.core.errors import UserError
 from harness.search.space import SearchSpace
-from harness.search.storage import LOST_ERRORS, connect, first_line, patience_of
+from harness.search.storage import LOST_ERRORS, connect, lost, patience_of
 from harness.search.worker import Ending, Mark, SearchOutcome, Worker
 from harness.trial import TrialSetup
 
@@ -25,7 +26,7 @@ class _Started:
     """A worker's process, and how it ended; `deaths` since a record was last written."""
 
     process: SpawnProcess
-    outcomes: "multiprocessing.queues.Queue[SearchOutcome | str]"
+    outcomes: "multiprocessing.queues.Queue[SearchOutcome | UserError]"
     outcome: SearchOutcome | None = None
     deaths: int = 0
 
@@ -34,7 +35,8 @@ def lead(leader: Worker, storage: str, workers: int) -> SearchOutcome:
     """Let so many processes work for a study, until all are done; report the records that they write.
 
     A process that ends without an outcome (killed, out of memory) is replaced, and what it was at is proposed again.
-    Ctrl-C, or an end of the leader, ends them after the step that they are at.
+    Ctrl-C, or an end of the leader, ends them after the step that they are at; so does an error of the user's that one
+    of them meets, such as a full disk, which is raised once all have ended.
     """
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
@@ -48,6 +50,7 @@ def lead(leader: Worker, storage: str, workers: int) -> SearchOutcome:
 
     started = [start() for _ in range(workers)]
     lost_at: float | None = None
+    met: UserError | None = None
     try:
         while True:
             if leader.should_stop():
@@ -66,7 +69,11 @@ def lead(leader: Worker, storage: str, workers: int) -> SearchOutcome:
                     one.deaths = 0
                 if one.outcome is None and not one.outcomes.empty():
                     told = one.outcomes.get()
-                    one.outcome = SearchOutcome("failing", told, 0) if isinstance(told, str) else told
+                    if isinstance(told, UserError):
+                        met = met or told
+                        stop.set()
+                        told = SearchOutcome("failing", str(told), 0)
+                    one.outcome = told
                 if one.outcome is None and not one.process.is_alive() and one.outcomes.empty():
                     leader.close_left()
                     if one.deaths + 1 >= _MAX_DEATHS_WITHOUT_RECORD:
@@ -84,6 +91,8 @@ def lead(leader: Worker, storage: str, workers: int) -> SearchOutcome:
         stop.set()
         for one in started:
             one.process.join()
+    if met is not None:
+        raise met
     leader.read_records(tell=True)
     leader.close_left()
     outcomes = [one.outcome for one in started if one.outcome is not None]
@@ -98,20 +107,22 @@ def _work(
     name: str,
     storage: str,
     stop: Event,
-    outcomes: "multiprocessing.queues.Queue[SearchOutcome | str]",
+    outcomes: "multiprocessing.queues.Queue[SearchOutcome | UserError]",
     parent: int,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is told, and tells
     working: list[Worker] = []
-    connection = connect(storage, on_stale=lambda study, left: working[0].reopen(left))
-    study = optuna.load_study(study_name=name, storage=connection)
     try:
+        connection = connect(storage, on_stale=lambda study, left: working[0].reopen(left))
+        study = optuna.load_study(study_name=name, storage=connection)
         with Mark() as mark:
             working.append(
                 Worker(space, setup, study, mark, should_stop=lambda: stop.is_set() or os.getppid() != parent)
             )
             outcomes.put(working[0].run())
+    except UserError as error:
+        outcomes.put(error)
     except LOST_ERRORS as error:
-        outcomes.put(f"the storage failed: {first_line(error)}")
+        outcomes.put(lost(connection, error))
     except OSError as error:
-        outcomes.put(f"{error.strerror or error}: {error.filename or setup.folder.path}")
+        outcomes.put(UserError(f"{error.filename or setup.folder.path}: {error.strerror or error}"))

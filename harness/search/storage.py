@@ -53,7 +53,7 @@ def connect(url: str, on_stale: OnStale | None = None) -> RDBStorage:
             with storage.engine.connect() as connection:
                 connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
     except STORAGE_ERRORS as error:
-        raise UserError(f"storage {_without_password(url)} cannot be used: {first_line(error)}") from None
+        raise UserError(f"storage {_without_password(url)} cannot be used: {_explain(error)}") from None
     return storage
 
 
@@ -69,7 +69,7 @@ def open_study(space: SearchSpace, record: StudyRecord, storage: RDBStorage) -> 
             if is_ours:
                 study.set_user_attr("space_hash", record.space_hash)
     except STORAGE_ERRORS as error:
-        raise UserError(f"storage {describe(storage)} cannot be used: {first_line(error)}") from None
+        raise UserError(f"storage {describe(storage)} cannot be used: {_explain(error)}") from None
     if not is_ours:
         raise UserError(
             f"study {record.name!r} in {describe(storage)} was made with another search space or other images; "
@@ -100,6 +100,22 @@ def patiently(study: optuna.Study, call: Callable[[], ResultT]) -> ResultT:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _explain(error: BaseException) -> str:
+    """Return the first line of an error's message, and what to do about an SQLite file that is damaged."""
+    text = first_line(error)
+    if "malformed" in text or "not a database" in text:
+        text += "; delete the file, and `harness search` makes it again from the study's records"
+    return text
+
+
+def lost(storage: RDBStorage, error: BaseException) -> UserError:
+    """Return what to raise where a storage is lost in the middle of a search."""
+    return UserError(
+        f"storage {describe(storage)} failed: {_explain(error)}; every finished trial is on disk, and the same "
+        "command goes on from there once the storage is back"
+    )
 
 
 def describe(storage: RDBStorage) -> str:

@@ -7,7 +7,6 @@ join it. Two folders must not share a study of the same name in one storage.
 """
 
 import contextlib
-import errno
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
@@ -17,19 +16,18 @@ from filelock import FileLock, Timeout
 
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig, TrainingConfig
 from harness.core.environment import now
-from harness.core.errors import UserError
-from harness.core.files import write_text
+from harness.core.errors import OutageError, UserError
+from harness.core.files import NO_ROOM, no_room, write_text
 from harness.core.records import StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.models import preset_config
 from harness.search.processes import lead
 from harness.search.space import SearchSpace
-from harness.search.storage import LOST_ERRORS, connect, describe, first_line, open_study
+from harness.search.storage import LOST_ERRORS, connect, describe, lost, open_study
 from harness.search.worker import Mark, RunTrial, SearchOutcome, Worker
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup
 
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _FOLDER_ATTRIBUTE = "folder"  # of the study: what the file of that name in its folder says
 
 
@@ -89,11 +87,11 @@ def run_search(
             _refuse_other_space(known, record)
             record = record.model_copy(update={"created_at": known.created_at})
         connection = connection or connect(place, on_stale=lambda study, left: leading[0].reopen(left))
-        study = open_study(space, record, connection)
-        folder.write_study(record)
-        _claim(folder, study)
-        on_start()
         try:
+            study = open_study(space, record, connection)
+            folder.write_study(record)
+            _claim(folder, study)
+            on_start()
             with Mark() as mark:
                 worker = Worker(
                     space,
@@ -120,17 +118,16 @@ def run_search(
                     return worker.run()
                 return lead(worker, place, workers)
         except LOST_ERRORS as error:
+            raise lost(connection, error) from error
+        except MemoryError as error:
             raise UserError(
-                f"storage {describe(connection)} failed: {first_line(error)}; every finished trial is on disk, and "
-                "the same command goes on from there"
+                f"{folder.path}: out of memory; every finished trial is on disk, and the same command goes on from "
+                "there once there is more"
             ) from error
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 raise
-            raise UserError(
-                f"{folder.path} cannot be written: {error.strerror}; every finished trial is on disk, and the same "
-                "command goes on from there once there is room"
-            ) from error
+            raise OutageError(no_room(folder.path, error)) from error
 
 
 def _claim(folder: StudyFolder, study: optuna.Study) -> None:
@@ -181,9 +178,7 @@ def join_search(
             )
             return working[0].run()
     except LOST_ERRORS as error:
-        raise UserError(
-            f"storage {describe(connection)} failed: {first_line(error)}; every finished trial is on disk"
-        ) from error
+        raise lost(connection, error) from error
 
 
 def baseline_config(space: SearchSpace, name: str) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:

@@ -26,14 +26,14 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from harness.core.configs import RoutingConfig, Rung
-from harness.core.errors import UserError
+from harness.core.errors import OutageError, UserError
 from harness.core.records import PointRecord, TrialRecord
 from harness.search.dialogue import Dialogue, key, relative_violation
 from harness.search.proposals import Params, count_networks, decode_params, encode_values, grid
 from harness.search.space import SearchSpace, Values
 from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, patience_of, patiently
 from harness.training import TrainingInterruptedError
-from harness.trial import Proposal, TrialProgress, TrialSetup, Verdict, abandon, answer_from, run_trial
+from harness.trial import Proposal, TrialProgress, TrialSetup, Verdict, abandon, answer_from, clear_up, run_trial
 
 _MAX_DEATHS = 3  # of processes in one proposal, with no checkpoint written in between
 _MAX_RETRIES = 2  # of a network that failed for a reason that need not come again
@@ -41,6 +41,7 @@ _MAX_FAILURES_IN_A_ROW = 5
 _MAX_REPEATS = 20  # proposals in a row that are answered before the space counts as exhausted
 _MAX_REJECTIONS = 200  # the same of rejected ones, which cost next to nothing
 _POLL_SECONDS = 0.5
+_GIVEN_UP = "given up"
 _FINAL = frozenset({"TrialFailedError", "UserError"})  # what a network fails of again
 
 Ending = Literal["finished", "interrupted", "out of time", "exhausted", "failing"]
@@ -148,7 +149,7 @@ class Worker:
         elif record.state == "stopped":
             self.stopped[record.network_id] = record
         elif record.state == "failed":
-            self.failures[record.network_id] += 1
+            self.failures[record.network_id] += 1 if record.error_type not in _FINAL else _MAX_RETRIES + 1
         if record.state == "complete" and record.training is not None:
             self.steps += record.training.steps
         elif record.rungs:
@@ -190,6 +191,8 @@ class Worker:
         if written is None or written.state == "complete":
             with contextlib.suppress(ValueError):
                 self.dialogue.set_aside(left)
+        if written is not None and written.state in ("complete", "stopped"):
+            clear_up(self.setup.folder, written.network_id)
         is_pruned = written is not None and written.state in ("rejected", "stopped")
         with contextlib.suppress(ValueError):  # its worker was still there, and has told it
             self.study.tell(left.number, state=TrialState.PRUNED if is_pruned else TrialState.FAIL)
@@ -202,6 +205,19 @@ class Worker:
             self._propose_again(left)
         elif written.state == "complete":
             self.add_points(written)
+        elif self._may_pass(written):
+            self._retry({**left.user_attrs.get("proposal", {}), **left.params}, written)
+
+    def _may_pass(self, record: TrialRecord) -> bool:
+        """Whether a network failed for a reason that need not come again, and not too often."""
+        may_pass = record.error_type is not None and record.error_type not in _FINAL
+        return may_pass and self.failures[record.network_id] <= _MAX_RETRIES
+
+    def _retry(self, params: Params, failed: TrialRecord) -> None:
+        """Queue a proposal again whose network failed, unless it is queued."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not any(key(trial.user_attrs.get("proposal", {})) == key(params) for trial in waiting):
+            self.dialogue.queue(params, retry=self.failures[failed.network_id])
 
     def _propose_again(self, left: FrozenTrial) -> None:
         """Queue a proposal again, until processes have died too often in it without getting on."""
@@ -349,7 +365,8 @@ class Worker:
         trial.set_user_attr("network", network)
         self.read_records()
         for other in self._running_elsewhere():
-            if other.user_attrs.get("network") == network and other.number < trial.number:
+            is_known = other.user_attrs.get("record_id") in self.records  # and is being told
+            if other.user_attrs.get("network") == network and other.number < trial.number and not is_known:
                 reason = f"the network is being trained by {other.user_attrs.get('record_id')}"
                 self.dialogue.tell_unfinished(trial, TrialState.PRUNED, reason)
                 return "answered"
@@ -357,7 +374,7 @@ class Worker:
             record, tell = self._see_through(trial, proposal)
             self.finish(record)
             tell()
-        return record.state
+        return "retried" if self._may_pass(record) else record.state
 
     def _see_through(self, trial: Trial, proposal: Proposal) -> tuple[TrialRecord, Callable[[], None]]:
         """Answer a proposal from a record, or run it; return the record, and what tells the study of it."""
@@ -369,8 +386,9 @@ class Worker:
             answer = answer_from(self.setup, proposal, stopped)
             return answer, lambda: self.dialogue.tell_unfinished(trial, TrialState.PRUNED, answer.reason or "")
         if self.failures[network] > _MAX_RETRIES:
-            last = next(one for one in reversed(self.records.values()) if one.network_id == network and one.reason)
-            given_up = abandon(self.setup, proposal, f"given up after {self.failures[network]} failures: {last.reason}")
+            reasons = [one.reason or "" for one in self.records.values() if one.network_id == network]
+            reasons = [one for one in reasons if not one.startswith(_GIVEN_UP)]
+            given_up = abandon(self.setup, proposal, f"{_GIVEN_UP} (tries: {len(reasons)}): {reasons[-1]}")
             return given_up, lambda: self._tell_unmeasured(trial, given_up)
 
         def judge(rung: Rung, points: Sequence[PointRecord]) -> Verdict:
@@ -388,22 +406,21 @@ class Worker:
                 progress=self.progress,
                 should_stop=self.should_stop,
             )
-        except TrainingInterruptedError:  # asked to stop: the next run takes this proposal up first
-            self.dialogue.queue({**trial.params})
-            self.dialogue.set_aside(trial)
-            self.dialogue.tell_unfinished(trial, TrialState.FAIL, "interrupted; proposed again")
+        except (TrainingInterruptedError, OutageError) as end:  # the next run takes this proposal up first
+            with contextlib.suppress(*LOST_ERRORS if isinstance(end, OutageError) else ()):  # no room for it either
+                self.dialogue.queue({**trial.params})
+                self.dialogue.set_aside(trial)
+                self.dialogue.tell_unfinished(trial, TrialState.FAIL, "interrupted; proposed again")
             raise
-        failures = self.failures[network]
 
         def tell() -> None:
             if record.state == "complete":
                 self._tell_point(trial, proposal, record)
                 self.add_points(record)
                 return
+            if self._may_pass(record):
+                self._retry({**trial.params}, record)
             self._tell_unmeasured(trial, record)
-            may_pass = record.error_type is not None and record.error_type not in _FINAL
-            if may_pass and failures < _MAX_RETRIES:
-                self.dialogue.queue({**trial.params}, retry=failures + 1)
 
         return record, tell
 

@@ -1,5 +1,6 @@
 """Checkpoints: everything that the rest of a run depends on, written in one step."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,35 @@ from harness.core.files import atomic_path
 _VERSION = 1
 
 
+class DamagedCheckpointError(UserError):
+    """A checkpoint that cannot be read."""
+
+
 def save_checkpoint(path: Path, identity: str, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain Python values) atomically; `identity` names the run that it belongs to."""
+    content = io.BytesIO()  # PyTorch's own writer of files does not say why it cannot write one
+    torch.save({"version": _VERSION, "identity": identity, **state}, content)
     with atomic_path(path) as temporary:
-        torch.save({"version": _VERSION, "identity": identity, **state}, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     """Read a checkpoint of the same run; None where there is none.
 
-    Nothing is unpickled but tensors and plain values. `UserError` for a file of another run, another version or one
-    that cannot be read.
+    Nothing is unpickled but tensors and plain values. `UserError` for a file of another run or another version,
+    `DamagedCheckpointError` for one that makes no sense.
     """
     if not path.is_file():
         return None
+    content = path.read_bytes()
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise TypeError(f"expected a dictionary, got {type(state).__name__}")
+    except MemoryError:
+        raise
     except Exception as error:
-        raise UserError(
+        raise DamagedCheckpointError(
             f"checkpoint {path} cannot be read ({type(error).__name__}); delete it to start again"
         ) from error
     if state.get("version") != _VERSION or state.get("identity") != identity:

@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from harness.core.conditions import Conditions, parse_conditions
@@ -39,8 +39,8 @@ from harness.core.configs import (
 from harness.core.constraints import Constraint
 from harness.core.device_lock import computing
 from harness.core.environment import now, observe_environment
-from harness.core.errors import TrialFailedError, UserError
-from harness.core.files import atomic_path, write_text
+from harness.core.errors import OutageError, TrialFailedError, UserError, is_out_of_memory
+from harness.core.files import NO_ROOM, atomic_path, no_room, write_text
 from harness.core.records import (
     EvaluationRecord,
     GainsRecord,
@@ -72,7 +72,7 @@ from harness.profiling import (
     measure_peak_memory,
     parse_device,
 )
-from harness.training import TrainingInterruptedError, TrainingProgress, train
+from harness.training import DamagedCheckpointError, TrainingInterruptedError, TrainingProgress, train
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
 from harness.trial.evaluation import evaluate, routed
 
@@ -191,6 +191,7 @@ class _Observed:
     error_type: str | None = None
     rungs: tuple[RungRecord, ...] = ()
     early_latency: tuple[RoutedLatency, ...] = ()
+    notes: tuple[str, ...] = ()
     points: tuple[PointRecord, ...] = ()
     violations: dict[str, float] = field(default_factory=dict)
 
@@ -238,8 +239,9 @@ def run_trial(
     `stopped`. A rung that an earlier process saw to the end is not judged again.
 
     Whatever goes wrong inside ends as a record of state `failed` with its reason (and the traceback beside the
-    network); only `TrainingInterruptedError` (asked to stop) and what is no `Exception` get out, and then the next run
-    of the same proposal goes on from the checkpoint.
+    network); only `TrainingInterruptedError` (asked to stop), `OutageError` (a full disk, images that are gone) and
+    what is no `Exception` get out, and then the next run of the same proposal goes on from the checkpoint. Where
+    checkpoint or rungs are damaged they are thrown away, which the record notes, and training begins again.
     """
     progress = progress or Silent()
     observed = _Observed(started_at=now())
@@ -253,22 +255,30 @@ def run_trial(
                 state = "rejected"
             else:
                 _train_and_measure(setup, proposal, observed, judge, progress, should_stop)
-    except TrainingInterruptedError:
+    except (TrainingInterruptedError, OutageError):
         raise
     except _StoppedEarlyError as stop:
         state, reason = "stopped", str(stop)
     except Exception as error:  # a crash is a state of its own, never a bad number
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise OutageError(no_room(setup.folder.path, error)) from error
         state = "failed"
-        observed.error_type = type(error).__name__
+        observed.error_type = "MemoryError" if is_out_of_memory(error) else type(error).__name__
         reason = f"{error}" if isinstance(error, TrialFailedError) else f"{type(error).__name__}: {error}"
         write_text(setup.folder.traceback_file(identity), traceback.format_exc())
     record = make_record(setup, proposal, observed, state, reason)
     setup.folder.write_trial(record)
     if state in ("complete", "stopped"):  # a failure may be mended, and then training goes on from where it was
-        setup.folder.checkpoint_file(identity).unlink(missing_ok=True)
-        setup.folder.rungs_file(identity).unlink(missing_ok=True)
-        setup.folder.traceback_file(identity).unlink(missing_ok=True)
+        clear_up(setup.folder, identity)
     return record
+
+
+def clear_up(folder: StudyFolder, network: str) -> None:
+    """Remove what the training of a network leaves behind that is over, killed in the middle of writing or not."""
+    for file in (folder.checkpoint_file(network), folder.rungs_file(network), folder.traceback_file(network)):
+        file.unlink(missing_ok=True)
+        for temporary in file.parent.glob(f".{file.name}.*"):
+            temporary.unlink(missing_ok=True)
 
 
 def answer_from(setup: TrialSetup, proposal: Proposal, trained: TrialRecord) -> TrialRecord:
@@ -312,6 +322,7 @@ def make_record(
         error_type=observed.error_type,
         rungs=observed.rungs,
         early_latency=() if observed.points else observed.early_latency,
+        notes=observed.notes,
         points=observed.points,
         violations=observed.violations,
         seconds=observed.seconds,
@@ -406,8 +417,7 @@ def _train_and_measure(
                         _visit_rung(setup, proposal, rung, weights, observed, judge)
                     tell("training")
 
-        tell("training")
-        with observed.timed("training"):
+        def run() -> TrainingRecord:
             batches = CropSampler(
                 setup.train,
                 batch_size=training.batch_size,
@@ -416,7 +426,7 @@ def _train_and_measure(
                 seed=derive_seed(training.seed, "crops"),
                 task=training.task,
             )
-            observed.training_result = train(
+            return train(
                 network,
                 batches,
                 training,
@@ -430,9 +440,19 @@ def _train_and_measure(
                 rungs={rung.step for rung in rungs},
                 at_rung=climb,
             )
+
+        _read_rungs(setup, identity, observed)
+        tell("training")
+        with observed.timed("training"):
+            try:
+                observed.training_result = run()
+            except DamagedCheckpointError as error:  # a crash of the machine may leave one; the network is untouched
+                setup.folder.checkpoint_file(identity).unlink()
+                observed.notes += (f"{str(error).partition(';')[0]}: training began again",)
+                observed.training_result = run()
         climb(training.steps, network.state_dict())  # rungs of images alone
         with atomic_path(setup.folder.weights_file(identity)) as temporary:
-            save_file(network.state_dict(), temporary)
+            temporary.write_bytes(save(network.state_dict()))  # its own writing of files does not say why it cannot
 
     network.eval()
     routings = proposal.routings
@@ -493,6 +513,21 @@ def _train_and_measure(
     )
 
 
+def _read_rungs(setup: TrialSetup, identity: str, observed: _Observed) -> None:
+    """Take note of the rungs that a network has come to before, those too that its checkpoint lies behind.
+
+    Where they cannot be read, it is not known how it was judged: it is trained, and judged, from the beginning.
+    """
+    file = setup.folder.rungs_file(identity)
+    try:
+        if file.is_file():
+            observed.rungs = _RUNGS.validate_json(file.read_bytes())
+    except ValidationError:
+        setup.folder.checkpoint_file(identity).unlink(missing_ok=True)
+        file.unlink()
+        observed.notes += (f"rungs {file} cannot be read: training began again",)
+
+
 def _vary(network: SRNetwork, routings: tuple[RoutingConfig | None, ...]) -> dict[str, SRNetwork]:
     """Return the network under each routing, by name."""
     return {str(index): routed(network, routing) for index, routing in enumerate(routings)}
@@ -508,8 +543,6 @@ def _visit_rung(
 ) -> None:
     """Score a network at a rung and have it compared with others; raise `_StoppedEarlyError` where it falls behind."""
     file = setup.folder.rungs_file(proposal.network_id(setup.data))
-    if file.is_file():
-        observed.rungs = _RUNGS.validate_json(file.read_bytes())
     known = next((seen for seen in observed.rungs if (seen.step, seen.images) == rung), None)
     if known is None:
         started = time.perf_counter()
