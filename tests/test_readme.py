@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from harness.cli.app import app
+from harness.core.configs import StoppingConfig
 from harness.search.space import load_space
 from harness.search.yaml_lines import parse_yaml
 
@@ -16,9 +17,10 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_space_is_valid() -> None:
-    (text,) = blocks("yaml")
+    text, stopping = blocks("yaml")
     space = load_space(parse_yaml(text, "README.md"))
     assert len(space.routings()) == 5 + 5 + 1
+    assert StoppingConfig.model_validate(parse_yaml(stopping, "README.md").values["stopping"]).factor == 3
 
 
 def test_every_command_and_option_exists() -> None:
