@@ -407,10 +407,15 @@ class Worker:
                 should_stop=self.should_stop,
             )
         except (TrainingInterruptedError, OutageError) as end:  # the next run takes this proposal up first
-            with contextlib.suppress(*LOST_ERRORS if isinstance(end, OutageError) else ()):  # no room for it either
+            try:
                 self.dialogue.queue({**trial.params})
                 self.dialogue.set_aside(trial)
                 self.dialogue.tell_unfinished(trial, TrialState.FAIL, "interrupted; proposed again")
+            except LOST_ERRORS:
+                if not isinstance(end, OutageError):
+                    raise
+                with contextlib.suppress(OSError):  # a new time needs no room, and says that this is no death
+                    os.utime(self.setup.folder.checkpoint_file(network))
             raise
 
         def tell() -> None:
