@@ -194,15 +194,18 @@ class _Observed:
     notes: tuple[str, ...] = ()
     points: tuple[PointRecord, ...] = ()
     violations: dict[str, float] = field(default_factory=dict)
+    _inside: float = 0.0  # seconds of the blocks inside the present one
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's duration to `seconds[phase]`."""
-        started = time.perf_counter()
+        """Add the block's duration to `seconds[phase]`, but for blocks inside of it, which are phases of their own."""
+        started, before, self._inside = time.perf_counter(), self._inside, 0.0
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+            spent = time.perf_counter() - started
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent - self._inside
+            self._inside = before + spent
 
 
 def representative_input(dataset: PairedDataset, size: tuple[int, int]) -> Tensor:

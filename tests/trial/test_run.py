@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from harness.trial import (
     to_image,
 )
 from harness.trial.calibration import calibrate
+from harness.trial.run import _Observed
 from tests.tiny_pairs import VALIDATION, tiny_pairs
 from tests.trial.studies import ROUTINGS, SHORT, SMALL, propose, setup_study
 
@@ -408,3 +410,18 @@ def test_what_does_not_route_is_not_calibrated(tmp_path: Path) -> None:
 def test_a_record_without_calibration_says_nothing_of_it(finished: Finished) -> None:
     """Records from before there was calibration keep their hash, by which tracking knows them."""
     assert "calibration" not in json.loads(finished[2].model_dump_json())
+
+
+def test_phases_inside_of_a_phase_are_counted_once() -> None:
+    observed = _Observed(started_at="")
+    began = time.perf_counter()
+    with observed.timed("outer"):
+        with observed.timed("inner"):
+            time.sleep(0.05)
+        with observed.timed("inner"), observed.timed("innermost"):
+            time.sleep(0.05)
+    took = time.perf_counter() - began
+    assert observed.seconds["inner"] >= 0.05
+    assert observed.seconds["innermost"] >= 0.05
+    assert sum(observed.seconds.values()) <= took
+    assert observed.seconds["outer"] <= took - 0.1
