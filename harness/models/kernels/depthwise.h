@@ -97,6 +97,7 @@ template <typename Convolutions>
 struct TrainingWork {
   const Convolutions &p;
   long H, W, C, parts, pitch, threads;
+  float *rows;
 
   explicit TrainingWork(const Convolutions &convolutions) : p(convolutions) {
     H = p.height, W = p.width, C = p.channels;
@@ -107,8 +108,23 @@ struct TrainingWork {
 
   INLINE long lanes_of(long part) const { return C - part * LANES < LANES ? C - part * LANES : LANES; }
 
-  // Rings for `rows` rows of each thread, and a row of zeros behind them.
-  float *take_rows(Arena &arena, long rows) const { return arena.take<float>(threads * (rows + 1) * pitch); }
+  // Rows of each thread, of which a work has ROWS, and a row of zeros behind them.
+  float *take_rows(Arena &arena, long count) const { return arena.take<float>(threads * (count + 1) * pitch); }
+
+  // Let a work go through all images, part by part, and add up what it has found in each of them.
+  template <typename Work>
+  static void go_through_all(Work &work) {
+    const long own_size = (Work::ROWS + 1) * work.pitch;
+    memset(work.rows, 0, work.threads * own_size * sizeof(float));
+    share_out(work.p.images * work.parts, work.threads, [&work, own_size](long task, long thread) {
+      float *own = work.rows + thread * own_size;
+      if (work.p.backward)
+        work.template go_through<true>(task / work.parts, task % work.parts, own);
+      else
+        work.template go_through<false>(task / work.parts, task % work.parts, own);
+    });
+    if (work.p.backward) work.add_up();
+  }
 
   INLINE void read_row(float *to, const float *from, long channels, long lanes) const {
     if (lanes == LANES)
@@ -126,7 +142,6 @@ struct MixerConvolutionsWork : TrainingWork<MixerConvolutions> {
     Filter depthwise, dilated;
     v16 depthwise_bias, dilated_bias, attention;
   };
-  float *rows;
   Sums *sums;
 
   using TrainingWork::TrainingWork;
@@ -138,17 +153,7 @@ struct MixerConvolutionsWork : TrainingWork<MixerConvolutions> {
     return arena.at;
   }
 
-  void run() {
-    memset(rows, 0, threads * (ROWS + 1) * pitch * sizeof(float));
-    share_out(p.images * parts, threads, [this](long task, long thread) {
-      float *own = rows + thread * (ROWS + 1) * pitch;
-      if (p.backward)
-        go_through<true>(task / parts, task % parts, own);
-      else
-        go_through<false>(task / parts, task % parts, own);
-    });
-    if (p.backward) add_up();
-  }
+  void run() { go_through_all(*this); }
 
   template <bool BACKWARD>
   void go_through(long image, long part, float *own) {
@@ -244,35 +249,24 @@ struct MixerConvolutionsWork : TrainingWork<MixerConvolutions> {
 };
 
 struct GatedConvolutionWork : TrainingWork<GatedConvolution> {
-  enum { KEPT = 3, ROWS = 4 * KEPT };  // rows of both halves of the input, and of both gradients
-  float *rows;
+  enum { KEPT = 3, ROWS = 4 * KEPT + 1 };  // of both halves of the input, of both gradients, and one more
   Filter *sums;  // of both halves of each image and part
 
   using TrainingWork::TrainingWork;
 
   uintptr_t divide(void *memory) {
     Arena arena = {(uintptr_t)memory};
-    rows = take_rows(arena, ROWS + 1);
+    rows = take_rows(arena, ROWS);
     sums = arena.take<Filter>(p.backward ? 2 * p.images * parts : 0);
     return arena.at;
   }
 
-  void run() {
-    memset(rows, 0, threads * (ROWS + 2) * pitch * sizeof(float));
-    share_out(p.images * parts, threads, [this](long task, long thread) {
-      float *own = rows + thread * (ROWS + 2) * pitch;
-      if (p.backward)
-        go_through<true>(task / parts, task % parts, own);
-      else
-        go_through<false>(task / parts, task % parts, own);
-    });
-    if (p.backward) add_up();
-  }
+  void run() { go_through_all(*this); }
 
   template <bool BACKWARD>
   void go_through(long image, long part, float *own) {
     long lanes = lanes_of(part), first = part * LANES;
-    const float *zero = own + (ROWS + 1) * pitch;
+    const float *zero = own + ROWS * pitch;
     RowRing input[2], grads[2];
     Filter filter[2], turned[2], total[2] = {};
     for (int half = 0; half < 2; half++) {
@@ -281,7 +275,7 @@ struct GatedConvolutionWork : TrainingWork<GatedConvolution> {
       filter[half].read(p.weight + (half * C + first) * TAPS, lanes);
       turned[half] = filter[half].turned();
     }
-    float *second = own + ROWS * pitch + REACH * LANES;
+    float *second = own + 4 * KEPT * pitch + REACH * LANES;
     for (long step = 0; step < H + (BACKWARD ? 2 : 1); step++) {
       for (int half = 0; half < 2 && step < H; half++)
         read_row(input[half].row(step), p.input + (image * H + step) * W * 2 * C + half * C + first, 2 * C, lanes);
