@@ -1,7 +1,7 @@
 """`harness bench table` and `harness bench search`: what samplers and early stopping save of a study's training."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -66,14 +66,16 @@ def search(
     """Replay studies on a recorded table: hypervolume against training steps, with and without early stopping."""
     from harness.search import find_space, read_space
     from harness.search.simulation import Table, compare_searches
+    from harness.search.space import SamplerConfig
 
     parsed = read_space(find_space(space))
     known = Table.read(recorded, tuple(one.metric for one in parsed.objectives))
     rules = [_parse_stopping(text) for text in stopping] if stopping else [parsed.stopping]
     names = [name.strip() for name in samplers.split(",")]
-    unknown = sorted(set(names) - set(_SAMPLERS))
+    known_names = [name for name in get_args(SamplerConfig.model_fields["name"].annotation) if name != "grid"]
+    unknown = sorted(set(names) - set(known_names))
     if unknown:
-        raise UserError(f"--samplers {unknown[0]}: expected some of {', '.join(_SAMPLERS)}")
+        raise UserError(f"--samplers {unknown[0]}: expected some of {', '.join(known_names)}")
     ways = [(name, rule) for name in names for rule in (None, *rules)]
     with counting("replaying") as progress:
         bench = compare_searches(
@@ -93,9 +95,6 @@ def search(
         print_json(bench.model_dump(mode="json"))
         return
     print_searches(bench)
-
-
-_SAMPLERS = ("random", "nsga2", "nsga3", "tpe", "gp", "qmc")
 
 
 def _parse_stopping(text: str) -> "StoppingConfig":

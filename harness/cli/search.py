@@ -23,7 +23,7 @@ from harness.core.units import format_seconds
 
 if TYPE_CHECKING:
     from harness.core.records import StudyRecord, TrialRecord
-    from harness.core.study_folder import KnownTrials, StudyFolder
+    from harness.core.study_folder import StudyFolder
     from harness.reporting import ReportFiles, Study
     from harness.search import SearchSpace
     from harness.tracking import BackgroundTracker
@@ -85,13 +85,16 @@ def search(
             if read_budget(known.space) != parsed.budget:
                 later = write_given({"budget": parsed.budget.model_dump()})
                 record = known.model_copy(update={"space": known.space + later})
-    known_trials: KnownTrials = {}
+    known_records: dict[str, TrialRecord] = {}
     tracker = _open_tracker(tracking_uri, record, results) if tracking else None
     phases = {"set-up": time.perf_counter() - started}
 
     def on_record(finished: "TrialRecord") -> None:
         console.print(describe_record(finished), markup=False)
-        study_now = make_study(record, setup.folder.read_trials(known_trials))
+        known_records[finished.record_id] = finished
+        others = setup.folder.read_trials(but=known_records.keys())  # of earlier runs, and of workers elsewhere
+        known_records.update((one.record_id, one) for one in list(others))
+        study_now = make_study(record, known_records.values())
         console.print(f"  {describe_progress(study_now, parsed.budget)}", style="dim")
         group = "baselines" if finished.kind == "baseline" else "trials"
         phases[group] = phases.get(group, 0.0) + sum(finished.seconds.values())

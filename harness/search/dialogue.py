@@ -51,13 +51,15 @@ class Dialogue:
         """Mark a trial that still runs as one that another takes the place of."""
         self.study._storage.set_trial_user_attr(trial._trial_id, _AGAIN, True)
 
-    def queued(self) -> set[str]:
-        """Return all proposals that were ever queued, as sorted JSON."""
-        trials = self.study.get_trials(deepcopy=False)
+    def queued(self, states: tuple[TrialState, ...] | None = None) -> set[str]:
+        """Return all proposals that were ever queued, or are in one of `states`, as sorted JSON."""
+        trials = self.study.get_trials(deepcopy=False, states=states)
         return {key(trial.user_attrs["proposal"]) for trial in trials if "proposal" in trial.user_attrs}
 
-    def is_waiting(self) -> bool:
-        """Whether a proposal is queued."""
+    def is_waiting(self, params: Params | None = None) -> bool:
+        """Whether a proposal is queued, or this one."""
+        if params is not None:
+            return key(params) in self.queued((TrialState.WAITING,))
         return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def queue(self, params: Params, **marks: int) -> None:

@@ -12,7 +12,7 @@ import optuna
 
 from harness.core.errors import UserError
 from harness.search.space import SearchSpace
-from harness.search.storage import LOST_ERRORS, connect, lost, patience_of
+from harness.search.storage import LOST_ERRORS, connect, lost
 from harness.search.worker import Ending, Mark, SearchOutcome, Worker
 from harness.trial import TrialSetup
 
@@ -49,20 +49,13 @@ def lead(leader: Worker, storage: str, workers: int) -> SearchOutcome:
         return _Started(process, outcomes, deaths=deaths)
 
     started = [start() for _ in range(workers)]
-    lost_at: float | None = None
     met: UserError | None = None
     try:
         while True:
             if leader.should_stop():
                 stop.set()
-            try:
-                before = len(leader.records)
-                leader.read_records(tell=True)
-                lost_at = None
-            except LOST_ERRORS:
-                lost_at = lost_at or time.monotonic()
-                if time.monotonic() - lost_at > patience_of(leader.study):
-                    raise
+            before = len(leader.records)
+            leader.read_records(tell=True)
             has_got_on = len(leader.records) > before
             for index, one in enumerate(started):
                 if has_got_on:

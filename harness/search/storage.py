@@ -97,14 +97,9 @@ def patiently(study: optuna.Study, call: Callable[[], ResultT]) -> ResultT:
             time.sleep(1)
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _explain(error: BaseException) -> str:
     """Return the first line of an error's message, and what to do about an SQLite file that is damaged."""
-    text = first_line(error)
+    text = (str(error).splitlines() or [type(error).__name__])[0]
     if "malformed" in text or "not a database" in text:
         text += "; delete the file, and `harness search` makes it again from the study's records"
     return text

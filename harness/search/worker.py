@@ -167,12 +167,10 @@ class Worker:
         """
 
         def left() -> list[FrozenTrial]:
-            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            marks = [(trial, trial.user_attrs.get("worker")) for trial in running]
             return [
                 trial
-                for trial, mark in marks
-                if (own and self._is_mine(trial)) or (Mark.is_gone(mark) and mark != self.mark.values)
+                for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+                if (own if self._is_mine(trial) else Mark.is_gone(trial.user_attrs.get("worker")))
             ]
 
         if left():
@@ -206,7 +204,7 @@ class Worker:
         elif written.state == "complete":
             self.add_points(written)
         elif self._may_pass(written):
-            self._retry({**left.user_attrs.get("proposal", {}), **left.params}, written)
+            self._retry(_params(left), written)
 
     def _may_pass(self, record: TrialRecord) -> bool:
         """Whether a network failed for a reason that need not come again, and not too often."""
@@ -215,15 +213,13 @@ class Worker:
 
     def _retry(self, params: Params, failed: TrialRecord) -> None:
         """Queue a proposal again whose network failed, unless it is queued."""
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if not any(key(trial.user_attrs.get("proposal", {})) == key(params) for trial in waiting):
+        if not self.dialogue.is_waiting(params):
             self.dialogue.queue(params, retry=self.failures[failed.network_id])
 
     def _propose_again(self, left: FrozenTrial) -> None:
         """Queue a proposal again, until processes have died too often in it without getting on."""
-        params: Params = {**left.user_attrs.get("proposal", {}), **left.params}
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if not params or any(key(trial.user_attrs.get("proposal", {})) == key(params) for trial in waiting):
+        params = _params(left)
+        if not params or self.dialogue.is_waiting(params):
             return  # nothing was proposed yet, or it was queued again before the process died once more
         network = left.user_attrs.get("network")
         checkpoint = self.setup.folder.checkpoint_file(network) if network is not None else None
@@ -523,3 +519,8 @@ class Worker:
                 violations[constraint.name] = relative_violation(violation, constraint.bound)
         state = TrialState.PRUNED if record.state in ("rejected", "stopped") else TrialState.FAIL
         self.dialogue.tell_unfinished(trial, state, record.reason or "", violations)
+
+
+def _params(left: FrozenTrial) -> Params:
+    """Return what a trial that was left open proposed: what was queued, and what a sampler had suggested."""
+    return {**left.user_attrs.get("proposal", {}), **left.params}
