@@ -11,7 +11,8 @@ import pytest
 from harness.core.study_folder import StudyFolder
 from tests.cli.conftest import Call, FinishedStudy, written
 from tests.photographs import Photographs
-from tests.search.test_kill import PATIENCE_S, Search, wait_for
+from tests.search.conftest import wait_for
+from tests.search.test_kill import PATIENCE_S, Search
 
 
 def test_a_finished_study_is_told_and_left_alone(call: Call, study: FinishedStudy) -> None:

@@ -1,5 +1,7 @@
 """What the tests of the search share: a study that is run in this process, again and again."""
 
+import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +16,8 @@ from harness.core.study_folder import StudyFolder
 from harness.data import PairedDataset, open_dataset
 from harness.metrics import get_protocol
 from harness.search import SearchOutcome, SearchSpace, read_space, run_search, study_record
-from harness.trial import TrialSetup
+from harness.training import TrainingProgress
+from harness.trial import Silent, TrialSetup
 from tests.photographs import Photographs
 from tests.spaces import tiny_space, write_space
 
@@ -95,6 +98,35 @@ class Study:
 
 
 MakeStudy = Callable[..., Study]
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after this runs."""
+
+
+class KillAtStep(Silent):
+    """Ends the process, as it were, after a training step of the n-th training."""
+
+    def __init__(self, training: int, step: int):
+        self.trainings = 0
+        self.target = (training, step)
+
+    def training(self, progress: TrainingProgress) -> None:
+        """Count the trainings that begin, and end in the one that was meant."""
+        self.trainings += progress.step == 1
+        if (self.trainings, progress.step) == self.target:
+            raise Killed
+
+
+def wait_for(
+    condition: Callable[[], Any], process: "subprocess.Popen[str] | None" = None, *, patience_s: float = 120
+) -> None:
+    """Wait until the condition holds, while the process runs if there is one."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert process is None or process.poll() is None, f"the search ended first: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

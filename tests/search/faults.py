@@ -9,9 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -114,15 +112,6 @@ class Command:
             except FileNotFoundError:
                 continue
         return found
-
-
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    """Wait until the condition holds while the process runs."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, f"the search ended first: {process.communicate()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def assert_one_line(done: "subprocess.CompletedProcess[str]", *parts: str) -> None:

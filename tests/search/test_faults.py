@@ -15,8 +15,8 @@ from harness.search.worker import _MAX_RETRIES
 from harness.training import TrainingProgress
 from harness.trial import Silent
 from tests.photographs import Photographs, cut_photographs
-from tests.search.conftest import MakeStudy, Study
-from tests.search.faults import Command, Fault, SmallDisk, assert_is_whole, assert_one_line, ends, step_of, wait_for
+from tests.search.conftest import KillAtStep, Killed, MakeStudy, Study, wait_for
+from tests.search.faults import PATIENCE_S, Command, Fault, SmallDisk, assert_is_whole, assert_one_line, ends, step_of
 
 TRAINING = {"steps": 9, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 2}
 DIMENSIONS = {
@@ -87,7 +87,7 @@ def test_a_full_disk_again_and_again(tmp_path: Path, photographs: Photographs) -
         command.prefix = disk.prefix
         command.study = type(command.study)(disk.path / "results" / "tiny")
         process = command.start()
-        wait_for(lambda: bool(command.checkpoints()), process)
+        wait_for(command.checkpoints, process, patience_s=PATIENCE_S)
         disk.fill()
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 2, errors
@@ -118,7 +118,7 @@ def test_two_workers_on_a_full_disk(tmp_path: Path, photographs: Photographs) ->
         command.prefix = disk.prefix
         command.study = type(command.study)(disk.path / "results" / "tiny")
         process = command.start()
-        wait_for(lambda: len(command.checkpoints()) == 2, process)
+        wait_for(lambda: len(command.checkpoints()) == 2, process, patience_s=PATIENCE_S)
         disk.fill()
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 2, errors
@@ -236,21 +236,6 @@ def test_where_every_network_diverges_the_study_ends_with_the_reason(make_study:
 # ---- files damaged by a crash of the machine ----
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
-class KillInTraining(Silent):
-    """Ends the process, as it were, after a step."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def training(self, progress: TrainingProgress) -> None:
-        if progress.step == self.step:
-            raise Killed
-
-
 @pytest.mark.parametrize("damaged", ["checkpoint.pt", "rungs.json"])
 @pytest.mark.parametrize("rest", [0, 60])
 def test_damaged_checkpoints_and_rungs_are_thrown_away(make_study: MakeStudy, damaged: str, rest: int) -> None:
@@ -258,7 +243,7 @@ def test_damaged_checkpoints_and_rungs_are_thrown_away(make_study: MakeStudy, da
     undisturbed.run()
     study = make_study(**RUNGS)
     with pytest.raises(Killed):
-        study.run(progress=KillInTraining(step=7))
+        study.run(progress=KillAtStep(training=1, step=7))
     (file,) = study.folder.path.glob(f"networks/*/{damaged}")
     os.truncate(file, rest)
     assert study.run().ending == "finished"
@@ -343,7 +328,7 @@ def test_one_of_two_workers_has_too_little_memory(tmp_path: Path, photographs: P
         budget={"networks": 5},
     )
     process = command.start()
-    wait_for(lambda: bool(command.checkpoints()), process)
+    wait_for(command.checkpoints, process, patience_s=PATIENCE_S)
     workers = [
         one for one in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in str(one.cmdline())
     ]

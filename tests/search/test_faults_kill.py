@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from tests.photographs import Photographs
-from tests.search.faults import Command, Fault, assert_is_whole, ends, step_of, wait_for
+from tests.search.conftest import wait_for
+from tests.search.faults import PATIENCE_S, Command, Fault, assert_is_whole, ends, step_of
 from tests.search.test_faults import DIMENSIONS, RUNGS
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ def test_killed_at_random_moments_with_rungs(tmp_path: Path, photographs: Photog
 
         process = command.start()
         try:
-            wait_for(has_got_on, process)
+            wait_for(has_got_on, process, patience_s=PATIENCE_S)
         except AssertionError:
             break  # it ended first: there is nothing left to kill
         time.sleep(moments.uniform(0, 0.4))
@@ -97,7 +98,7 @@ def test_workers_and_leader_killed_at_random_with_rungs(tmp_path: Path, photogra
     for is_leader in (False, True):
         seen = command.written()
         process = command.start()
-        wait_for(lambda: bool(command.checkpoints()), process)
+        wait_for(command.checkpoints, process, patience_s=PATIENCE_S)
         time.sleep(moments.uniform(0, 1))
         workers = [
             one for one in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in str(one.cmdline())

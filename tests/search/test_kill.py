@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -14,6 +13,7 @@ import pytest
 from harness.core.records import TrialRecord
 from harness.core.study_folder import StudyFolder
 from tests.photographs import Photographs
+from tests.search.conftest import wait_for
 from tests.spaces import tiny_space, write_space
 
 STEPS = 60
@@ -60,15 +60,6 @@ class Search:
         files = [path for path in self.study.path.glob("trials/*.json") if not path.name.startswith(".")]
         files += [self.study.weights_file(record.network_id) for record in self.trained()]
         return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    """Wait until the condition holds while the process runs."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, f"the search ended first: {process.communicate()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def assert_is_whole(search: Search, networks: int) -> None:

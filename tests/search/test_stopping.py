@@ -10,9 +10,7 @@ from safetensors.torch import load_file
 from harness.core.configs import Rung, StoppingConfig
 from harness.core.records import TrialRecord
 from harness.search.halving import judge
-from harness.training import TrainingProgress
-from harness.trial import Silent
-from tests.search.conftest import MakeStudy, Study
+from tests.search.conftest import KillAtStep, Killed, MakeStudy, Study
 
 TRAINING = {"steps": 9, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 2}
 DIMENSIONS = {
@@ -21,10 +19,6 @@ DIMENSIONS = {
     "routing.gamma": {"choices": [0.0, 0.5, 1.0]},
 }
 STOPPING = {"stopping": {"factor": 2, "grace_steps": 2}, "training": TRAINING, "dimensions": DIMENSIONS}
-
-
-class Killed(BaseException):
-    """The process is gone."""
 
 
 @pytest.mark.parametrize(
@@ -108,19 +102,6 @@ def test_a_stopped_network_is_answered_and_not_trained_again(make_study: MakeStu
     assert all(record.suggestion["model.channels"] == stopped.suggestion["model.channels"] for record in answered)
 
 
-class KillInTraining(Silent):
-    """Ends the process, as it were, after a step of the n-th training."""
-
-    def __init__(self, training: int, step: int):
-        self.trainings = 0
-        self.target = (training, step)
-
-    def training(self, progress: TrainingProgress) -> None:
-        self.trainings += progress.step == 1
-        if (self.trainings, progress.step) == self.target:
-            raise Killed
-
-
 def ends(study: Study) -> list[tuple[object, ...]]:
     """How each network ended, without what time says."""
     return sorted(
@@ -144,7 +125,7 @@ def test_killed_between_rungs_a_study_ends_as_if_nothing_had_happened(
     whole.run()
     killed = make_study("killed", **settings)
     with pytest.raises(Killed):
-        killed.run(progress=KillInTraining(training, step))
+        killed.run(progress=KillAtStep(training, step))
     killed.run()
     assert ends(killed) == ends(whole)
 

@@ -15,26 +15,9 @@ from harness.core.records import TrialRecord
 from harness.training import TrainingProgress
 from harness.trial import Silent
 from harness.trial.calibration import routing_by
-from tests.search.conftest import MakeStudy, Study
+from tests.search.conftest import KillAtStep, Killed, MakeStudy, Study
 
 GAMMAS = (0.0, 0.5, 1.0)
-
-
-class Killed(BaseException):
-    """The process is gone: nothing after this runs."""
-
-
-class KillAtStep(Silent):
-    """Ends the process, as it were, after a training step of the n-th training."""
-
-    def __init__(self, training: int, step: int):
-        self.trainings = 0
-        self.target = (training, step)
-
-    def training(self, progress: TrainingProgress) -> None:
-        self.trainings += progress.step == 1
-        if (self.trainings, progress.step) == self.target:
-            raise Killed
 
 
 def mtimes(study: Study) -> dict[str, int]:

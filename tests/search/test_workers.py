@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from harness.core.study_folder import StudyFolder
 from harness.search import join_search, read_study_space
 from harness.search.worker import Mark
 from tests.photographs import Photographs
-from tests.search.conftest import MakeStudy, Study
+from tests.search.conftest import MakeStudy, Study, wait_for
 from tests.spaces import tiny_space, write_space
 
 PATIENCE_S = 120
@@ -55,13 +53,6 @@ def test_a_grid_is_gone_through_once(make_study: MakeStudy) -> None:
     outcome = study.run(workers=3)
     assert outcome.ending == "exhausted"
     assert_is_whole(study, 3)
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.slow
