@@ -65,6 +65,7 @@ Call = Callable[..., Outcome]
 def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
     """Run the command in this process, in an empty folder: quick, because everything is imported once."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which records tell, as `run_harness` does
 
     def run(*arguments: str | Path) -> Outcome:
         from harness.cli import main

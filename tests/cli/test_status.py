@@ -47,6 +47,7 @@ def test_no_study_is_one_line(call: Call) -> None:
     assert "no study in results/nothing" in call("status", "nothing").mistake
 
 
+@pytest.mark.slow
 def test_while_a_search_runs_is_stopped_and_goes_on(call: Call, photographs: Photographs, tmp_path: Path) -> None:
     search = Search(tmp_path, photographs, networks=2)
     process = search.start()

@@ -237,7 +237,7 @@ def test_where_every_network_diverges_the_study_ends_with_the_reason(make_study:
 
 
 @pytest.mark.parametrize("damaged", ["checkpoint.pt", "rungs.json"])
-@pytest.mark.parametrize("rest", [0, 60])
+@pytest.mark.parametrize("rest", [pytest.param(0, marks=pytest.mark.slow), 60])
 def test_damaged_checkpoints_and_rungs_are_thrown_away(make_study: MakeStudy, damaged: str, rest: int) -> None:
     undisturbed = make_study("undisturbed", **RUNGS)
     undisturbed.run()

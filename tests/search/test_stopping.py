@@ -116,7 +116,10 @@ def ends(study: Study) -> list[tuple[object, ...]]:
     )
 
 
-@pytest.mark.parametrize(("training", "step"), [(1, 3), (1, 4), (1, 5), (1, 8), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("training", "step"),
+    [(1, 4), *(pytest.param(*where, marks=pytest.mark.slow) for where in [(1, 3), (1, 5), (1, 8), (2, 1), (2, 2)])],
+)
 def test_killed_between_rungs_a_study_ends_as_if_nothing_had_happened(
     make_study: MakeStudy, training: int, step: int
 ) -> None:

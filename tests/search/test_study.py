@@ -245,7 +245,10 @@ class TestCalibration:
 
 
 class TestConstraints:
-    @pytest.mark.parametrize(("constraint", "metric"), [("params <= 10", "params"), ("macs <= 10", "macs")])
+    @pytest.mark.parametrize(
+        ("constraint", "metric"),
+        [("params <= 10", "params"), pytest.param("macs <= 10", "macs", marks=pytest.mark.slow)],
+    )
     def test_too_large_is_rejected_before_training(self, make_study: MakeStudy, constraint: str, metric: str) -> None:
         study = make_study(constraints=[constraint, "psnr_db >= 1"], sampler={"name": "tpe", "startup_networks": 2})
         outcome = study.run()
