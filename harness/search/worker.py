@@ -174,7 +174,7 @@ class Worker:
             ]
 
         if left():
-            with FileLock(self.setup.folder.path / "closing.lock"):
+            with self._deciding():
                 for trial in left():
                     self.close(trial)
         if self._running_elsewhere():
@@ -299,12 +299,20 @@ class Worker:
             return self._outcome("exhausted", f"all {self.num_networks} networks of the space are trained{stopped}")
         if repeats >= _MAX_REPEATS or rejections >= _MAX_REJECTIONS:
             return self._outcome("exhausted", self._describe_idling(repeats, rejections))
-        others = len(self._running_elsewhere())
-        if others >= budget.networks - len(self.trained):
-            return "waiting"  # what others train may still be stopped, or fail
-        if not self._queue_next() and self.space.sampler.name == "grid":
-            return "waiting" if others else self._outcome("exhausted", "every point of the grid was proposed")
-        return self._run_one()
+        with self._deciding():
+            others = len(self._running_elsewhere())
+            self.read_records()  # after counting: what ends between is counted twice, and not left out
+            if others >= budget.networks - len(self.trained):
+                return "waiting"  # what others train may still be stopped, or fail
+            if not self._queue_next() and self.space.sampler.name == "grid":
+                return "waiting" if others else self._outcome("exhausted", "every point of the grid was proposed")
+            trial = self.dialogue.ask()
+            trial.set_user_attr("worker", self.mark.values)
+        return self._run_one(trial)
+
+    def _deciding(self) -> FileLock:
+        """Return the lock under which workers ask and close: a trial has a mark, and counts, before others look."""
+        return FileLock(self.setup.folder.path / "closing.lock")
 
     def _describe_idling(self, repeats: int, rejections: int) -> str:
         known = "" if self.num_networks is None else f" of the space's {self.num_networks}"
@@ -343,10 +351,8 @@ class Worker:
                 return True
         return False
 
-    def _run_one(self) -> str:
-        """Ask for one proposal and see it through; return the state that it ended in."""
-        trial = self.dialogue.ask()
-        trial.set_user_attr("worker", self.mark.values)
+    def _run_one(self, trial: Trial) -> str:
+        """See a trial through from what is suggested for it; return the state that it ended in."""
         number = trial.number
         while f"trial-{number:05d}" in self.records:  # a new database knows nothing of older records
             number += 1
