@@ -18,6 +18,7 @@ from harness.search.halving import Points, judge
 from harness.search.proposals import Params, decode_params, distribution, encode_values, suggest
 from harness.search.samplers import make_sampler
 from harness.search.space import SearchSpace, Values
+from harness.search.storage import ONCE
 from harness.trial import Verdict
 
 _AGAIN = "again"  # attribute of a trial that another takes the place of
@@ -60,26 +61,35 @@ class Dialogue:
         """Whether a proposal is queued."""
         return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
-    def queue(self, params: Params, **marks: int) -> None:
-        """Queue a proposal."""
-        self.study.enqueue_trial(params, user_attrs={"proposal": params, **marks})
+    def queue(self, params: Params, *, once: str, **marks: int) -> None:
+        """Queue a proposal, once for the reason that `once` names, whoever else queues it for the same reason."""
+        if any(trial.user_attrs.get(ONCE) == once for trial in self.study.get_trials(deepcopy=False)):
+            return
+        self.study.enqueue_trial(params, user_attrs={"proposal": params, ONCE: once, **marks})
+
+    def is_open(self, trial: Trial) -> bool:
+        """Whether a trial still runs: it was told already where the storage was lost before it said so."""
+        return self.study._storage.get_trial(trial._trial_id).state == TrialState.RUNNING
 
     def tell_point(self, trial: Trial, values: Sequence[float], violations: Mapping[str, float]) -> None:
         """Tell the objectives of a trained network's suggested point."""
-        self._constrain(trial, violations)
-        self.study.tell(trial, list(values))
+        if self.is_open(trial):
+            self._constrain(trial, violations)
+            self.study.tell(trial, list(values))
 
     def add_point(
         self, suggestion: Values, values: Sequence[float], violations: Mapping[str, float], marks: Mapping[str, object]
     ) -> None:
-        """Add another point of a trained network as a finished sibling of its trial."""
+        """Add another point of a trained network as a finished sibling of its trial, once."""
+        point = {name: suggestion[name] for name in sorted(suggestion) if name.startswith("routing.")}
+        once = f"point {marks['network']} {json.dumps(point)}"
         self.study.add_trial(
             create_trial(
                 params=encode_values(suggestion),
                 distributions={name: distribution(self.space.dimensions[name]) for name in suggestion},
                 values=list(values),
                 constraints=dict(violations) or None,
-                user_attrs=dict(marks),
+                user_attrs={**marks, ONCE: once},
             )
         )
 
@@ -87,9 +97,10 @@ class Dialogue:
         self, trial: Trial, state: TrialState, reason: str, violations: Mapping[str, float] | None = None
     ) -> None:
         """Tell that there are no objectives, and why; `violations` say that the region is infeasible."""
-        self._constrain(trial, violations or {})
-        trial.set_user_attr("reason", reason)
-        self.study.tell(trial, state=state)
+        if self.is_open(trial):
+            self._constrain(trial, violations or {})
+            trial.set_user_attr("reason", reason)
+            self.study.tell(trial, state=state)
 
     def judge(self, trial: Trial, network: str, rung: Rung, points: Sequence[Sequence[float]], factor: int) -> Verdict:
         """Compare a network with all that have come to the rung, and tell its objectives there to those that will."""

@@ -4,14 +4,16 @@ Safe for many processes on one machine (SQLite in WAL mode) and for many machine
 have a heartbeat, so that a worker that is gone is missed wherever it ran.
 """
 
+import json
 import time
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,42 +21,104 @@ from harness.core.errors import UserError
 from harness.core.records import StudyRecord
 from harness.search.space import SearchSpace
 
+
+class StorageLostError(Exception):
+    """A storage that there was has been away for longer than it is waited for."""
+
+
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, ValueError)
-LOST_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)  # of a storage that there was
+LOST_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, StorageLostError)  # of a storage that there was
 BEAT_SECONDS, GRACE_SECONDS = 15, 90
+PATIENCE_SECONDS = 300.0  # how long a server that is away is waited for
+ONCE = "once"  # attribute of a trial that is added once, however often and by whomever it is added
 _BUSY_SECONDS = 60  # how long SQLite waits for another writer
-_PATIENCE_SECONDS = 300.0
+_POSTGRES_DRIVERS = ("psycopg", "psycopg2")
+_POSTGRES_OPTIONS = {  # a server that is gone without a word is missed within a minute, not within hours
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 50_000,
+}
 
 ResultT = TypeVar("ResultT")
 
-OnStale = Callable[[optuna.Study, FrozenTrial], None]
+
+class Storage(RDBStorage):
+    """Optuna's, in which a trial that is marked `ONCE` is added once; `patience_s` a server that is away is waited for.
+
+    Optuna adds a trial again when the connection is lost, though the first attempt may have been committed.
+    """
+
+    patience_s: float = 0.0
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> TrialModel:
+        once = None if template_trial is None else template_trial.user_attrs.get(ONCE)
+        if once is not None:  # the study's row is locked meanwhile, so that nobody else adds it now
+            attribute = TrialUserAttributeModel
+            added = (
+                session.query(TrialModel)
+                .join(attribute, attribute.trial_id == TrialModel.trial_id)
+                .filter(TrialModel.study_id == study_id)
+                .filter(attribute.key == ONCE)
+                .filter(attribute.value_json == json.dumps(once))
+                .first()
+            )
+            if added is not None:
+                return cast(TrialModel, added)
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
 
 
-def connect(url: str, on_stale: OnStale | None = None) -> RDBStorage:
+def connect(url: str, patience_s: float | None = None) -> Storage:
     """Open a storage; an SQLite file is put into WAL mode, in which readers do not wait for the writer.
 
-    `on_stale` is called, by `optuna.storages.fail_stale_trials`, with each trial whose heartbeat has stopped.
+    `patience_s` is for how long a server that is away will be waited for later; it must be there now.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are about its own means, not about the study
     options: dict[str, object] = {"pool_pre_ping": True}
-    if url.startswith("sqlite"):
-        options["connect_args"] = {"timeout": _BUSY_SECONDS}
     try:
+        place = sqlalchemy.make_url(url)
+        if place.drivername in ("postgres", "postgresql"):
+            place = place.set(drivername="postgresql+psycopg")
+        if place.get_backend_name() == "sqlite":
+            options["connect_args"] = {"timeout": _BUSY_SECONDS}
+        elif place.get_backend_name() == "postgresql" and place.get_driver_name() in _POSTGRES_DRIVERS:
+            options["connect_args"] = {**_POSTGRES_OPTIONS, **place.query}
         with warnings.catch_warnings():  # that heartbeats are an experiment of Optuna's is no news for who searches
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = RDBStorage(
-                url,
+            storage = Storage(
+                place.render_as_string(hide_password=False),
                 engine_kwargs=options,
                 heartbeat_interval=BEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=on_stale,
             )
         if storage.engine.dialect.name == "sqlite":
             with storage.engine.connect() as connection:
                 connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
+        else:
+            storage.patience_s = PATIENCE_SECONDS if patience_s is None else patience_s
+    except ImportError as error:
+        if place.get_backend_name() != "postgresql":
+            raise UserError(f"storage {_without_password(url)} cannot be used: {first_line(error)}") from None
+        raise UserError(
+            f"storage {_without_password(url)} needs a driver that is not installed; `pip install 'harness[postgres]'` "
+            "installs that of postgresql+psycopg://"
+        ) from None
     except STORAGE_ERRORS as error:
         raise UserError(f"storage {_without_password(url)} cannot be used: {first_line(error)}") from None
     return storage
+
+
+def join(url: str, name: str, patience_s: float, should_stop: Callable[[], bool] = lambda: False) -> optuna.Study:
+    """Open a study that others have begun, in a storage that may be away just now."""
+    started = time.monotonic()
+    while True:
+        try:
+            return optuna.load_study(study_name=name, storage=connect(url, patience_s))
+        except (UserError, *LOST_ERRORS) as error:
+            if should_stop() or time.monotonic() - started >= patience_s:
+                raise StorageLostError(first_line(error)) from None
+            time.sleep(1)
 
 
 def open_study(space: SearchSpace, record: StudyRecord, storage: RDBStorage) -> optuna.Study:
@@ -81,24 +145,30 @@ def open_study(space: SearchSpace, record: StudyRecord, storage: RDBStorage) -> 
 def patience_of(study: optuna.Study) -> float:
     """Return for how many seconds a storage that is lost is waited for: a server may come back, a file does not."""
     storage = study._storage
-    engine = getattr(storage, "engine", None) or getattr(getattr(storage, "_backend", None), "engine", None)
-    return 0.0 if engine is None or engine.dialect.name == "sqlite" else _PATIENCE_SECONDS
+    return float(getattr(getattr(storage, "_backend", storage), "patience_s", 0.0))
 
 
-def patiently(study: optuna.Study, call: Callable[[], ResultT]) -> ResultT:
-    """Return what a call gives, made again while the storage is lost; it must be one that may be made twice."""
+def patiently(
+    study: optuna.Study, call: Callable[[], ResultT], should_stop: Callable[[], bool] = lambda: False
+) -> ResultT:
+    """Return what a call gives, made again while the storage is lost; it must be one that may be made twice.
+
+    Where the search is to stop, a storage that is lost is not waited for.
+    """
     started = time.monotonic()
     while True:
         try:
             return call()
         except LOST_ERRORS:
-            if time.monotonic() - started >= patience_of(study):
+            if should_stop() or time.monotonic() - started >= patience_of(study):
                 raise
             time.sleep(1)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
+    """Return the first line of an error's message, or of the database's where Optuna has only general advice."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import optuna
 from filelock import FileLock, Timeout
@@ -24,7 +25,7 @@ from harness.core.study_folder import StudyFolder
 from harness.models import preset_config
 from harness.search.processes import lead
 from harness.search.space import SearchSpace
-from harness.search.storage import LOST_ERRORS, connect, describe, first_line, open_study
+from harness.search.storage import LOST_ERRORS, connect, describe, first_line, open_study, patiently
 from harness.search.worker import Mark, RunTrial, SearchOutcome, Worker
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup
@@ -79,17 +80,14 @@ def run_search(
     """
     folder = setup.folder
     place = storage or f"sqlite:///{folder.database.resolve()}"
-    leading: list[Worker] = []
-    connection = None
-    if storage is not None:  # before anything is written
-        connection = connect(place, on_stale=lambda study, left: leading[0].reopen(left))
+    connection = None if storage is None else connect(place)  # before anything is written
     folder.path.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         if folder.study_file.is_file():
             known = folder.read_study()
             _refuse_other_space(known, record)
             record = record.model_copy(update={"created_at": known.created_at})
-        connection = connection or connect(place, on_stale=lambda study, left: leading[0].reopen(left))
+        connection = connection or connect(place)
         study = open_study(space, record, connection)
         folder.write_study(record)
         _claim(folder, study)
@@ -106,7 +104,6 @@ def run_search(
                     should_stop=should_stop,
                     run=run_trial,
                 )
-                leading.append(worker)
                 try:
                     for name in space.baselines:
                         if should_stop():
@@ -114,9 +111,9 @@ def run_search(
                         _run_baseline(space, setup, worker, name, progress, should_stop)
                 except TrainingInterruptedError as interruption:
                     return SearchOutcome("interrupted", f"training was {interruption}", len(worker.trained))
-                worker.close_left()
-                for trained in worker.trained.values():
-                    worker.add_points(trained)
+                patiently(study, worker.close_left, should_stop)
+                for trained in list(worker.trained.values()):
+                    patiently(study, partial(worker.add_points, trained), should_stop)
                 if workers == 1:
                     return worker.run()
                 return lead(worker, place, workers)
@@ -156,8 +153,7 @@ def join_search(
     `UserError` where there is no such study in the storage, where its folder or its images are not those that are seen
     here, and where the storage cannot be reached.
     """
-    working: list[Worker] = []
-    connection = connect(storage, on_stale=lambda study, left: working[0].reopen(left))
+    connection = connect(storage)
     try:
         study = optuna.load_study(study_name=record.name, storage=connection)
     except KeyError:
@@ -177,10 +173,9 @@ def join_search(
         )
     try:
         with Mark() as mark:
-            working.append(
-                Worker(space, setup, study, mark, on_record=on_record, progress=progress, should_stop=should_stop)
-            )
-            return working[0].run()
+            return Worker(
+                space, setup, study, mark, on_record=on_record, progress=progress, should_stop=should_stop
+            ).run()
     except LOST_ERRORS as error:
         raise UserError(
             f"storage {describe(connection)} failed: {first_line(error)}; every finished trial is on disk"

@@ -13,7 +13,6 @@ import platform
 import secrets
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from typing import Any, Literal
 import optuna
 import psutil
 from filelock import FileLock
-from optuna.storages import fail_stale_trials
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from harness.core.configs import RoutingConfig, Rung
@@ -40,6 +40,8 @@ _MAX_RETRIES = 2  # of a network that failed for a reason that need not come aga
 _MAX_FAILURES_IN_A_ROW = 5
 _MAX_IDLE_PROPOSALS = 20  # repeats and rejections in a row before the space counts as exhausted
 _POLL_SECONDS = 0.5
+_RETRY_SECONDS = 1.0  # of a heartbeat that was not heard
+_LISTEN_SECONDS = 2 * BEAT_SECONDS  # for a heart that seems to have stopped
 _FINAL = frozenset({"TrialFailedError", "UserError"})  # what a network fails of again
 
 Ending = Literal["finished", "interrupted", "out of time", "exhausted", "failing"]
@@ -163,34 +165,54 @@ class Worker:
 
         With `own` those of this worker too, which runs none now: the storage was lost before they were told.
         """
+        silent = self._listen()
 
         def left() -> list[FrozenTrial]:
+            still = silent & self._silent() if silent else silent
             running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             marks = [(trial, trial.user_attrs.get("worker")) for trial in running]
             return [
                 trial
                 for trial, mark in marks
-                if (own and self._is_mine(trial)) or (Mark.is_gone(mark) and mark != self.mark.values)
+                if (own and self._is_mine(trial))
+                or ((Mark.is_gone(mark) or trial._trial_id in still) and mark != self.mark.values)
             ]
 
         if left():
-            with FileLock(self.setup.folder.path / "closing.lock"):
+            with self._closing():
                 for trial in left():
                     self.close(trial)
-        if self._running_elsewhere():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                fail_stale_trials(self.study)  # of other hosts, by their heartbeats: `reopen` is called for each
+
+    def _listen(self) -> set[int]:
+        """Return the trials whose hearts have stopped, which is how a worker on another host is missed.
+
+        They are listened to for a while: where the storage itself was away, all of them have been silent.
+        """
+        silent = self._silent()
+        deadline = time.monotonic() + _LISTEN_SECONDS
+        while silent and time.monotonic() < deadline and not self.should_stop():
+            time.sleep(_POLL_SECONDS)
+            silent &= self._silent()
+        return silent if time.monotonic() >= deadline else set()
+
+    def _silent(self) -> set[int]:
+        storage = self.study._storage
+        if not isinstance(storage, BaseHeartbeat) or not self._running_elsewhere():
+            return set()
+        return set(storage._get_stale_trial_ids(self.study._study_id))
+
+    def _closing(self) -> FileLock:
+        """Return the lock under which trials are taken and closed: one that was just taken bears no mark yet."""
+        return FileLock(self.setup.folder.path / "closing.lock")
 
     def close(self, left: FrozenTrial) -> None:
         """Close a trial that its worker has left open."""
         self.reopen(left)
         written = self.records.get(str(left.user_attrs.get("record_id")))
-        if written is None or written.state == "complete":
-            with contextlib.suppress(ValueError):
-                self.dialogue.set_aside(left)
         is_pruned = written is not None and written.state in ("rejected", "stopped")
-        with contextlib.suppress(ValueError):  # its worker was still there, and has told it
+        with contextlib.suppress(ValueError, UpdateFinishedTrialError):  # its worker was still there, and has told it
+            if written is None or written.state == "complete":
+                self.dialogue.set_aside(left)
             self.study.tell(left.number, state=TrialState.PRUNED if is_pruned else TrialState.FAIL)
 
     def reopen(self, left: FrozenTrial) -> None:
@@ -212,9 +234,10 @@ class Worker:
         checkpoint = self.setup.folder.checkpoint_file(network) if network is not None else None
         mark = checkpoint.stat().st_mtime_ns if checkpoint is not None and checkpoint.is_file() else 0
         is_stuck = mark == left.user_attrs.get("checkpoint", 0)
-        deaths = int(left.user_attrs.get("deaths", 0)) + 1 if is_stuck else 1
+        has_died = "worker" in left.user_attrs and not self._is_mine(left)  # else the storage was lost, and nobody died
+        deaths = int(left.user_attrs.get("deaths", 0)) * is_stuck + has_died
         if deaths <= _MAX_DEATHS:
-            self.dialogue.queue(params, deaths=deaths, checkpoint=mark)
+            self.dialogue.queue(params, once=f"again {left.number}", deaths=deaths, checkpoint=mark)
             return
         reason = f"the process died {deaths} times in this trial without getting on"
         record_id = str(left.user_attrs["record_id"])
@@ -324,14 +347,16 @@ class Worker:
         for params in self.plan:
             queued = self.dialogue.queued() if queued is None else queued
             if key(params) not in queued:
-                self.dialogue.queue(params)
+                self.dialogue.queue(params, once=f"plan {key(params)}")
                 return True
         return False
 
     def _run_one(self) -> str:
         """Ask for one proposal and see it through; return the state that it ended in."""
-        trial = self.dialogue.ask()
-        trial.set_user_attr("worker", self.mark.values)
+        with self._closing():
+            trial = self.dialogue.ask()
+            self._beat(trial)  # before the mark: whoever never beat would never be missed
+            trial.set_user_attr("worker", self.mark.values)
         number = trial.number
         while f"trial-{number:05d}" in self.records:  # a new database knows nothing of older records
             number += 1
@@ -353,7 +378,7 @@ class Worker:
         with self._beating(trial):
             record, tell = self._see_through(trial, proposal)
             self.finish(record)
-            tell()
+            patiently(self.study, tell, self.should_stop)
         return record.state
 
     def _see_through(self, trial: Trial, proposal: Proposal) -> tuple[TrialRecord, Callable[[], None]]:
@@ -386,7 +411,7 @@ class Worker:
                 should_stop=self.should_stop,
             )
         except TrainingInterruptedError:  # asked to stop: the next run takes this proposal up first
-            self.dialogue.queue({**trial.params})
+            self.dialogue.queue({**trial.params}, once=f"again {trial.number}")
             self.dialogue.set_aside(trial)
             self.dialogue.tell_unfinished(trial, TrialState.FAIL, "interrupted; proposed again")
             raise
@@ -400,25 +425,23 @@ class Worker:
             self._tell_unmeasured(trial, record)
             may_pass = record.error_type is not None and record.error_type not in _FINAL
             if may_pass and failures < _MAX_RETRIES:
-                self.dialogue.queue({**trial.params}, retry=failures + 1)
+                self.dialogue.queue({**trial.params}, once=f"again {trial.number}", retry=failures + 1)
 
         return record, tell
 
     @contextlib.contextmanager
     def _beating(self, trial: Trial) -> Iterator[None]:
         """Let a trial's heart beat in the storage while the block runs, where it can."""
-        storage = self.study._storage
-        if not isinstance(storage, optuna.storages.RDBStorage) and not hasattr(storage, "record_heartbeat"):
-            yield
-            return
         done = threading.Event()
 
         def beat() -> None:
-            while True:
-                with contextlib.suppress(*LOST_ERRORS):  # a storage that is away may come back
-                    storage.record_heartbeat(trial._trial_id)
-                if done.wait(BEAT_SECONDS):
-                    return
+            pause: float = BEAT_SECONDS
+            while not done.wait(pause):
+                pause = BEAT_SECONDS
+                try:
+                    self._beat(trial)
+                except LOST_ERRORS:  # a storage that is away may come back
+                    pause = _RETRY_SECONDS
 
         heart = threading.Thread(target=beat, daemon=True, name="heartbeat")
         heart.start()
@@ -427,6 +450,11 @@ class Worker:
         finally:
             done.set()
             heart.join()
+
+    def _beat(self, trial: Trial) -> None:
+        storage = self.study._storage
+        if isinstance(storage, BaseHeartbeat):
+            storage.record_heartbeat(trial._trial_id)
 
     def _proposal(self, record_id: str, number: int, values: Values) -> Proposal:
         model = self.space.model_config_for(values)
