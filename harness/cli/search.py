@@ -1,6 +1,7 @@
 """`harness search`: a Pareto search, from the start or from where it was left."""
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from harness.trial import TrialSetup
 
 
+class Executor(StrEnum):
+    """Where the workers of a search train."""
+
+    PROCESSES = "processes"
+    RAY = "ray"
+
+
 def search(
     space: Annotated[str, typer.Argument(help="A search space: a YAML file, or a preset such as quickstart.")],
     study: Annotated[str | None, typer.Option(help="The study's name.  [default: the space's name]")] = None,
@@ -38,8 +46,18 @@ def search(
     device: options.TrainDevice = "cpu",
     threads: options.Threads = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that train at once; they divide --threads among them.")
+        int,
+        typer.Option(min=1, help="Workers that train at once; they divide --threads among them."),
     ] = 1,
+    executor: Annotated[
+        Executor, typer.Option(help="Where workers train: in processes here, or on a Ray cluster (extra `ray`).")
+    ] = Executor.PROCESSES,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", help="HOST:PORT of a cluster; --threads are for each worker.  [default: here]"
+        ),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(envvar="HARNESS_STORAGE", help="Optuna RDB URL.  [default: SQLite in the study]")
     ] = None,
@@ -55,7 +73,10 @@ def search(
 ) -> None:
     """Search for Pareto-optimal networks. The same command again resumes; Ctrl-C ends cleanly."""
     started = time.perf_counter()
-    from harness.search import find_space, read_space, run_search, study_record
+    from harness.search import RayCluster, check_ray, find_space, read_space, run_search, study_record
+
+    if executor == Executor.RAY:
+        check_ray()
 
     path = find_space(space)
     overrides = options.parse_settings(settings)
@@ -69,7 +90,9 @@ def search(
     parsed = read_space(path, overrides)
     name = study or path.stem
     _check_study_name(name)
-    setup = make_setup(name, parsed, results, device, _threads_each(threads, workers), download)
+    on_cluster = executor == Executor.RAY and ray_address is not None  # of whose nodes nothing is known here
+    each = (threads or 1) if on_cluster else _threads_each(threads, workers)
+    setup = make_setup(name, parsed, results, device, each, download)
     given_here = "".join(f"# on the command line: {key}: {value}\n" for key, value in overrides.items())
     record = study_record(name, parsed, path.read_text(encoding="utf-8") + given_here, setup)
     _refuse_run(setup.folder)
@@ -107,6 +130,7 @@ def search(
             record,
             storage=storage,
             workers=workers,
+            cluster=RayCluster(ray_address, warn=_warn) if executor == Executor.RAY else None,
             on_start=on_start,
             on_record=on_record,
             progress=bar,

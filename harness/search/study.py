@@ -24,6 +24,7 @@ from harness.core.records import StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.models import preset_config
 from harness.search.processes import lead
+from harness.search.ray_cluster import RayCluster, lead_on_ray
 from harness.search.space import SearchSpace
 from harness.search.storage import LOST_ERRORS, connect, describe, first_line, open_study, patiently
 from harness.search.worker import Mark, RunTrial, SearchOutcome, Worker
@@ -63,6 +64,7 @@ def run_search(
     *,
     storage: str | None = None,
     workers: int = 1,
+    cluster: RayCluster | None = None,
     on_start: Callable[[], None] = lambda: None,
     on_record: Callable[[TrialRecord], None] = lambda record: None,
     progress: TrialProgress | None = None,
@@ -72,11 +74,11 @@ def run_search(
     """Run a study until its budget is spent, from the start or from where it was left.
 
     `storage` is any Optuna RDB URL; by default an SQLite database in the study's folder. More than one of `workers` run
-    in processes of their own, each with the setup's threads. `on_start` is called when the study is open and nothing
-    speaks against it; `on_record` gets every record that is made meanwhile, after it is on disk. `run_trial` takes the
-    place of the real one, for benches of what lies around it, with a single worker. A second search in the same folder
-    is refused. Raises `UserError` where the folder or the storage holds another space's study, and where the storage
-    cannot be reached or the disk is full.
+    in processes of their own, each with the setup's threads; with a `cluster` all run on its nodes. `on_start` is
+    called when the study is open and nothing speaks against it; `on_record` gets every record that is made meanwhile,
+    after it is on disk. `run_trial` takes the place of the real one, for benches of what lies around it, with a single
+    worker. A second search in the same folder is refused. Raises `UserError` where the folder or the storage holds
+    another space's study, and where the storage cannot be reached or the disk is full.
     """
     folder = setup.folder
     place = storage or f"sqlite:///{folder.database.resolve()}"
@@ -114,6 +116,8 @@ def run_search(
                 patiently(study, worker.close_left, should_stop)
                 for trained in list(worker.trained.values()):
                     patiently(study, partial(worker.add_points, trained), should_stop)
+                if cluster is not None:
+                    return lead_on_ray(worker, place, workers, cluster)
                 if workers == 1:
                     return worker.run()
                 return lead(worker, place, workers)
