@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
     from harness.trial import TrialSetup
 
 
+class Executor(StrEnum):
+    """Where the workers of a search train."""
+
+    PROCESSES = "processes"
+    RAY = "ray"
+
+
 def search(
     space: Annotated[str, typer.Argument(help="A search space: a YAML file, or a preset such as quickstart.")],
     study: Annotated[str | None, typer.Option(help="The study's name.  [default: the space's name]")] = None,
@@ -40,8 +48,18 @@ def search(
     device: options.TrainDevice = "cpu",
     threads: options.Threads = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that train at once; they divide --threads among them.")
+        int,
+        typer.Option(min=1, help="Workers that train at once; they divide --threads among them."),
     ] = 1,
+    executor: Annotated[
+        Executor, typer.Option(help="Where workers train: in processes here, or on a Ray cluster (extra `ray`).")
+    ] = Executor.PROCESSES,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", help="HOST:PORT of a cluster; --threads are for each worker.  [default: here]"
+        ),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(envvar="HARNESS_STORAGE", help="Optuna RDB URL.  [default: SQLite in the study]")
     ] = None,
@@ -60,7 +78,10 @@ def search(
     from harness.core.given import write_given
     from harness.reporting.progress import describe_progress, read_budget
     from harness.reporting.study import make_study
-    from harness.search import find_space, read_space, run_search, study_record
+    from harness.search import RayCluster, check_ray, find_space, read_space, run_search, study_record
+
+    if executor == Executor.RAY:
+        check_ray()
 
     path = find_space(space)
     overrides = options.parse_settings(settings)
@@ -74,7 +95,9 @@ def search(
     parsed = read_space(path, overrides)
     name = study or path.stem
     _check_study_name(name)
-    setup = make_setup(name, parsed, results, device, _threads_each(threads, workers), download)
+    on_cluster = executor == Executor.RAY and ray_address is not None  # of whose nodes nothing is known here
+    each = (threads or 1) if on_cluster else _threads_each(threads, workers)
+    setup = make_setup(name, parsed, results, device, each, download)
     space_text = path.read_text(encoding="utf-8").rstrip("\n") + "\n" + write_given(overrides)
     record = study_record(name, parsed, space_text, setup)
     _refuse_run(setup.folder)
@@ -119,6 +142,7 @@ def search(
             record,
             storage=storage,
             workers=workers,
+            cluster=RayCluster(ray_address, warn=_warn) if executor == Executor.RAY else None,
             on_start=on_start,
             on_record=on_record,
             progress=bar,

@@ -4,23 +4,35 @@ All that several workers have to know of each other's networks stands in the stu
 attributes of its trial, so that whoever comes to that rung reads them, wherever the study is stored.
 """
 
+import contextlib
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from harness.core.configs import Rung
 from harness.search.halving import Points, judge
 from harness.search.proposals import Params, decode_params, distribution, encode_values, suggest
 from harness.search.samplers import make_sampler
-from harness.search.space import SearchSpace, Values
+from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values
+from harness.search.storage import ONCE, add_finished, set_attributes
 from harness.trial import Verdict
 
 _AGAIN = "again"  # attribute of a trial that another takes the place of
+
+
+class Point(NamedTuple):
+    """What is told of one routing of a trained network."""
+
+    suggestion: Values
+    values: Sequence[float]
+    violations: Mapping[str, float]
 
 
 class Dialogue:
@@ -31,17 +43,22 @@ class Dialogue:
         self.study = study
         self._signs = np.array([-1.0 if one.direction == "maximize" else 1.0 for one in space.objectives])
 
-    def ask(self) -> Trial:
-        """Return a new trial, or the one that waits longest, with the sampler of its place in the study.
+    def ask(self, trials: Sequence[FrozenTrial] | None = None) -> Trial:
+        """Return a new trial, or the one that waits longest, with the sampler of its place among the study's `trials`.
 
         Trials that were proposed again do not count, so that a study that was interrupted goes on as it would have.
         """
-        trials = self.study.get_trials(deepcopy=False)
+        if trials is None:
+            trials = self.study.get_trials(deepcopy=False)
         place = sum(_AGAIN not in trial.user_attrs for trial in trials)
         self.study.sampler = make_sampler(self.space, place)
         with warnings.catch_warnings():  # heartbeats are the worker's, not those of `Study.optimize`
             warnings.filterwarnings("ignore", message="Heartbeat of storage")
             return self.study.ask()
+
+    def mark(self, trial: Trial, marks: Mapping[str, object]) -> None:
+        """Give a trial attributes, all at once."""
+        set_attributes(self.study, trial._trial_id, marks)
 
     def suggest(self, trial: Trial) -> Values:
         """Return what the sampler proposes for a trial."""
@@ -51,47 +68,66 @@ class Dialogue:
         """Mark a trial that still runs as one that another takes the place of."""
         self.study._storage.set_trial_user_attr(trial._trial_id, _AGAIN, True)
 
-    def queued(self, states: tuple[TrialState, ...] | None = None) -> set[str]:
-        """Return all proposals that were ever queued, or are in one of `states`, as sorted JSON."""
-        trials = self.study.get_trials(deepcopy=False, states=states)
+    def queued(self) -> set[str]:
+        """Return all proposals that were ever queued, as sorted JSON."""
+        trials = self.study.get_trials(deepcopy=False)
         return {key(trial.user_attrs["proposal"]) for trial in trials if "proposal" in trial.user_attrs}
 
-    def is_waiting(self, params: Params | None = None) -> bool:
-        """Whether a proposal is queued, or this one."""
-        if params is not None:
-            return key(params) in self.queued((TrialState.WAITING,))
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+    def was_queued(self, once: str) -> bool:
+        """Whether a proposal was ever queued for the reason that `once` names."""
+        return any(trial.user_attrs.get(ONCE) == once for trial in self.study.get_trials(deepcopy=False))
 
-    def queue(self, params: Params, **marks: int) -> None:
-        """Queue a proposal."""
-        self.study.enqueue_trial(params, user_attrs={"proposal": params, **marks})
+    def queue(self, params: Params, *, once: str, **marks: int) -> None:
+        """Queue a proposal, once for the reason that `once` names, whoever else queues it for the same reason."""
+        if not self.was_queued(once):
+            self.study.enqueue_trial(params, user_attrs={"proposal": params, ONCE: once, **marks})
 
     def tell_point(self, trial: Trial, values: Sequence[float], violations: Mapping[str, float]) -> None:
         """Tell the objectives of a trained network's suggested point."""
-        self._constrain(trial, violations)
-        self.study.tell(trial, list(values))
+        with self._unless_told(trial):
+            self._constrain(trial, violations)
+            self.study.tell(trial, list(values))
 
-    def add_point(
-        self, suggestion: Values, values: Sequence[float], violations: Mapping[str, float], marks: Mapping[str, object]
-    ) -> None:
-        """Add another point of a trained network as a finished sibling of its trial."""
-        self.study.add_trial(
+    @contextlib.contextmanager
+    def _unless_told(self, trial: Trial) -> Iterator[None]:
+        """Pass by a trial that was told before: the storage was lost before it said so."""
+        try:
+            yield
+        except (UpdateFinishedTrialError, ValueError):
+            if self.study._storage.get_trial(trial._trial_id).state == TrialState.RUNNING:
+                raise
+
+    def add_points(self, record_id: str, network: str, points: Sequence[Point]) -> None:
+        """Add other points of a trained network as finished siblings of its trial, each once."""
+        known = self.study.get_trials(deepcopy=False)
+        told = [trial for trial in known if trial.user_attrs.get("record_id") == record_id]
+        routings = [_routing(self.values_of(trial)) for trial in told if trial.state == TrialState.COMPLETE]
+        missing = [
             create_trial(
-                params=encode_values(suggestion),
-                distributions={name: distribution(self.space.dimensions[name]) for name in suggestion},
-                values=list(values),
-                constraints=dict(violations) or None,
-                user_attrs=dict(marks),
+                params=encode_values(point.suggestion),
+                distributions={name: distribution(self.space.dimensions[name]) for name in point.suggestion},
+                values=list(point.values),
+                constraints=dict(point.violations) or None,
+                user_attrs={
+                    "record_id": record_id,
+                    "network": network,
+                    ONCE: f"{record_id} {json.dumps(_routing(point.suggestion))}",
+                },
             )
-        )
+            for point in points
+            if _routing(point.suggestion) not in routings
+        ]
+        if missing:
+            add_finished(self.study, missing, max((trial._trial_id for trial in known), default=-1))
 
     def tell_unfinished(
         self, trial: Trial, state: TrialState, reason: str, violations: Mapping[str, float] | None = None
     ) -> None:
         """Tell that there are no objectives, and why; `violations` say that the region is infeasible."""
-        self._constrain(trial, violations or {})
-        trial.set_user_attr("reason", reason)
-        self.study.tell(trial, state=state)
+        with self._unless_told(trial):
+            self._constrain(trial, violations or {})
+            trial.set_user_attr("reason", reason)
+            self.study.tell(trial, state=state)
 
     def judge(self, trial: Trial, network: str, rung: Rung, points: Sequence[Sequence[float]], factor: int) -> Verdict:
         """Compare a network with all that have come to the rung, and tell its objectives there to those that will."""
@@ -118,6 +154,10 @@ class Dialogue:
     def _constrain(trial: Trial, violations: Mapping[str, float]) -> None:
         for name, violation in violations.items():
             trial.set_constraint(name, violation)
+
+
+def _routing(suggestion: Values) -> Values:
+    return {name: suggestion[name] for name in sorted(suggestion) if name in ROUTING_DIMENSIONS}
 
 
 def key(params: Params) -> str:

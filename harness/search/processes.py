@@ -1,23 +1,27 @@
 """Workers in processes of one machine: started, watched, and started again where they are gone."""
 
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
+from pathlib import Path
 
-import optuna
-
+from harness.core import device_lock
 from harness.core.errors import UserError
 from harness.search.space import SearchSpace
-from harness.search.storage import LOST_ERRORS, connect, lost
+from harness.search.storage import LOST_ERRORS, StorageLostError, explain, join, patience_of, patiently
 from harness.search.worker import Ending, Mark, SearchOutcome, Worker
 from harness.trial import TrialSetup
 
 _POLL_SECONDS = 0.3
-_MAX_DEATHS_WITHOUT_RECORD = 4  # of one worker, before the search is given up
+MAX_DEATHS_WITHOUT_RECORD = 4  # of one worker, before the search is given up
+Ended = SearchOutcome | StorageLostError | UserError  # what a worker's process says before it ends
+
 _RANK: tuple[Ending, ...] = ("finished", "interrupted", "out of time", "exhausted", "failing")
 
 
@@ -26,7 +30,7 @@ class _Started:
     """A worker's process, and how it ended; `deaths` since a record was last written."""
 
     process: SpawnProcess
-    outcomes: "multiprocessing.queues.Queue[SearchOutcome | UserError]"
+    outcomes: "multiprocessing.queues.Queue[Ended]"
     outcome: SearchOutcome | None = None
     deaths: int = 0
 
@@ -43,13 +47,15 @@ def lead(leader: Worker, storage: str, workers: int) -> SearchOutcome:
 
     def start(deaths: int = 0) -> _Started:
         outcomes = context.Queue()
-        arguments = (leader.space, leader.setup, leader.study.study_name, storage, stop, outcomes, os.getpid())
+        name, patience_s = leader.study.study_name, patience_of(leader.study)
+        locks = device_lock.lock_dir
+        arguments = (leader.space, leader.setup, name, storage, patience_s, locks, stop, outcomes, os.getpid())
         process = context.Process(target=_work, args=arguments, name="harness-worker")
         process.start()
         return _Started(process, outcomes, deaths=deaths)
 
     started = [start() for _ in range(workers)]
-    met: UserError | None = None
+    met: Exception | None = None
     try:
         while True:
             if leader.should_stop():
@@ -62,14 +68,14 @@ def lead(leader: Worker, storage: str, workers: int) -> SearchOutcome:
                     one.deaths = 0
                 if one.outcome is None and not one.outcomes.empty():
                     told = one.outcomes.get()
-                    if isinstance(told, UserError):
+                    if isinstance(told, Exception):
                         met = met or told
                         stop.set()
                         told = SearchOutcome("failing", str(told), 0)
                     one.outcome = told
                 if one.outcome is None and not one.process.is_alive() and one.outcomes.empty():
-                    leader.close_left()
-                    if one.deaths + 1 >= _MAX_DEATHS_WITHOUT_RECORD:
+                    patiently(leader.study, leader.close_left, leader.should_stop)
+                    if one.deaths + 1 >= MAX_DEATHS_WITHOUT_RECORD:
                         reason = f"a worker died {one.deaths + 1} times in a row (exit code {one.process.exitcode})"
                         one.outcome = SearchOutcome("failing", reason, 0)
                         stop.set()
@@ -87,8 +93,12 @@ def lead(leader: Worker, storage: str, workers: int) -> SearchOutcome:
     if met is not None:
         raise met
     leader.read_records(tell=True)
-    leader.close_left()
-    outcomes = [one.outcome for one in started if one.outcome is not None]
+    patiently(leader.study, leader.close_left, leader.should_stop)
+    return conclude(leader, [one.outcome for one in started if one.outcome is not None])
+
+
+def conclude(leader: Worker, outcomes: list[SearchOutcome]) -> SearchOutcome:
+    """Return how a search ended from how its workers did."""
     failed = [outcome for outcome in outcomes if outcome.ending == "failing"]
     chosen = min(failed or outcomes, key=lambda outcome: _RANK.index(outcome.ending))
     return SearchOutcome(chosen.ending, chosen.reason, len(leader.trained))
@@ -99,23 +109,38 @@ def _work(
     setup: TrialSetup,
     name: str,
     storage: str,
+    patience_s: float,
+    locks: Path,
     stop: Event,
-    outcomes: "multiprocessing.queues.Queue[SearchOutcome | UserError]",
+    outcomes: "multiprocessing.queues.Queue[Ended]",
     parent: int,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is told, and tells
-    working: list[Worker] = []
+
+    def should_stop() -> bool:
+        return stop.is_set() or os.getppid() != parent
+
+    outcomes.put(work(space, setup, name, storage, patience_s, locks, should_stop))
+
+
+def work(
+    space: SearchSpace,
+    setup: TrialSetup,
+    name: str,
+    storage: str,
+    patience_s: float,
+    locks: Path,
+    should_stop: Callable[[], bool],
+) -> Ended:
+    """Work for a study in a process of its own until its budget is spent; return how that ended, or what it met."""
+    device_lock.lock_dir = locks
     try:
-        connection = connect(storage, on_stale=lambda study, left: working[0].reopen(left))
-        study = optuna.load_study(study_name=name, storage=connection)
+        study = join(storage, name, patience_s, should_stop)
         with Mark() as mark:
-            working.append(
-                Worker(space, setup, study, mark, should_stop=lambda: stop.is_set() or os.getppid() != parent)
-            )
-            outcomes.put(working[0].run())
+            return Worker(space, setup, study, mark, should_stop=should_stop).run()
     except UserError as error:
-        outcomes.put(error)
+        return error
     except LOST_ERRORS as error:
-        outcomes.put(lost(connection, error))
+        return StorageLostError(explain(error))
     except OSError as error:
-        outcomes.put(UserError(f"{error.filename or setup.folder.path}: {error.strerror or error}"))
+        return UserError(f"{error.filename or setup.folder.path}: {error.strerror or error}")

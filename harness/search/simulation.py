@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from harness.core.configs import FrozenConfig, Rung, StoppingConfig
 from harness.core.errors import UserError
-from harness.search.dialogue import Dialogue
+from harness.search.dialogue import Dialogue, Point
 from harness.search.halving import Points
 from harness.search.proposals import encode_values
 from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values
@@ -204,9 +204,8 @@ def replay(space: SearchSpace, table: Table, *, stopping: StoppingConfig | None,
         spent += table.steps - trained
         told = entry.steps[table.steps]
         dialogue.tell_point(trial, told[gamma], {})
-        for other, objectives in told.items():
-            if other != gamma:
-                dialogue.add_point({**values, "routing.gamma": other}, objectives, {}, {})
+        others = [Point({**values, "routing.gamma": other}, told[other], {}) for other in told if other != gamma]
+        dialogue.add_points(name, name, others)
         found += told.values()
         progress.append(Progress(spent, np.array(found), len(ended)))
     return progress

@@ -4,14 +4,19 @@ Safe for many processes on one machine (SQLite in WAL mode) and for many machine
 have a heartbeat, so that a worker that is gone is missed wherever it ran.
 """
 
+import json
 import time
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import optuna
 import sqlalchemy
+from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,42 +24,201 @@ from harness.core.errors import UserError
 from harness.core.records import StudyRecord
 from harness.search.space import SearchSpace
 
+
+class StorageLostError(Exception):
+    """A storage that there was has been away for longer than it is waited for."""
+
+
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, ValueError)
-LOST_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)  # of a storage that there was
+LOST_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, StorageLostError)  # of a storage that there was
 BEAT_SECONDS, GRACE_SECONDS = 15, 90
+PATIENCE_SECONDS = 300.0  # how long a server that is away is waited for
+ONCE = "once"  # attribute of a trial that is added once, however often and by whomever it is added
 _BUSY_SECONDS = 60  # how long SQLite waits for another writer
-_PATIENCE_SECONDS = 300.0
+_POSTGRES_DRIVERS = ("psycopg", "psycopg2")
+_POSTGRES_OPTIONS = {  # a server that is gone without a word is missed within a minute, not within hours
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 50_000,
+}
 
 ResultT = TypeVar("ResultT")
 
-OnStale = Callable[[optuna.Study, FrozenTrial], None]
+
+class Storage(RDBStorage):
+    """Optuna's, in which a trial that is marked `ONCE` is added once; `patience_s` a server that is away is waited for.
+
+    Optuna adds a trial again when the connection is lost, though the first attempt may have been committed.
+    """
+
+    patience_s: float = 0.0
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Any
+    ) -> models.TrialModel:
+        once = None if template_trial is None else template_trial.user_attrs.get(ONCE)
+        if once is not None:
+            self._hold(study_id, session)
+            attribute = models.TrialUserAttributeModel
+            added = (
+                session.query(models.TrialModel)
+                .join(attribute, attribute.trial_id == models.TrialModel.trial_id)
+                .filter(models.TrialModel.study_id == study_id)
+                .filter(attribute.key == ONCE)
+                .filter(attribute.value_json == json.dumps(once))
+                .first()
+            )
+            if added is not None:
+                return cast(models.TrialModel, added)
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
+
+    def _hold(self, study_id: int, session: Any) -> None:
+        """Let nobody else add trials to a study until the session ends."""
+        study = models.StudyModel
+        study.find_or_raise_by_id(study_id, session, for_update=True)
+        if self.engine.dialect.name == "sqlite":  # it locks nothing before something is written
+            session.execute(
+                sqlalchemy.update(study).where(study.study_id == study_id).values(study_name=study.study_name)
+            )
+
+    def set_attributes(self, trial_id: int, attributes: Mapping[str, object]) -> None:
+        """Set user attributes of a trial in one transaction."""
+        with _create_scoped_session(self.scoped_session, True) as session:
+            for key, value in attributes.items():
+                self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
+
+    def add_finished(self, study_id: int, trials: Sequence[FrozenTrial], newer_than: int) -> None:
+        """Add finished trials in one transaction, but for those that stand among the trials `newer_than` an id.
+
+        Optuna's own way takes a transaction for each and a query for each of its parameters and attributes.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            self._hold(study_id, session)
+            attribute = models.TrialUserAttributeModel
+            added = (
+                session.query(attribute.value_json)
+                .join(models.TrialModel, models.TrialModel.trial_id == attribute.trial_id)
+                .filter(models.TrialModel.study_id == study_id)
+                .filter(models.TrialModel.trial_id > newer_than)
+                .filter(attribute.key == ONCE)
+            )
+            known = {json.loads(value) for (value,) in added}
+            missing = [trial for trial in trials if trial.user_attrs[ONCE] not in known]
+            if not missing:
+                return
+            rows = [
+                models.TrialModel(
+                    study_id=study_id,
+                    number=None,
+                    state=trial.state,
+                    datetime_start=trial.datetime_start,
+                    datetime_complete=trial.datetime_complete,
+                )
+                for trial in missing
+            ]
+            session.add_all(rows)
+            session.flush()
+            rows.sort(key=lambda row: row.trial_id)
+            first = rows[0].count_past_trials(session)
+            details: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+            for number, (row, trial) in enumerate(zip(rows, missing, strict=True), first):
+                row.number = number
+                for model, values in _details(trial):
+                    details[model].append({"trial_id": row.trial_id, **values})
+            for model, stored in details.items():
+                session.execute(sqlalchemy.insert(model), stored)
 
 
-def connect(url: str, on_stale: OnStale | None = None) -> RDBStorage:
+def _details(trial: FrozenTrial) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield the rows of the values, parameters and attributes of a trial."""
+    for objective, told in enumerate(trial.values):
+        value, kind = models.TrialValueModel.value_to_stored_repr(told)
+        yield models.TrialValueModel, {"objective": objective, "value": value, "value_type": kind}
+    for name, choice in trial.params.items():
+        distribution = trial.distributions[name]
+        stored = {
+            "param_name": name,
+            "param_value": distribution.to_internal_repr(choice),
+            "distribution_json": distribution_to_json(distribution),
+        }
+        yield models.TrialParamModel, stored
+    for key, mark in trial.user_attrs.items():
+        yield models.TrialUserAttributeModel, {"key": key, "value_json": json.dumps(mark)}
+    for key, mark in trial.system_attrs.items():
+        yield models.TrialSystemAttributeModel, {"key": key, "value_json": json.dumps(mark)}
+
+
+def add_finished(study: optuna.Study, trials: Sequence[FrozenTrial], newer_than: int) -> None:
+    """Add finished trials that are marked `ONCE`, but for those that others have added after the trial `newer_than`."""
+    backend = getattr(study._storage, "_backend", None)
+    if isinstance(backend, Storage):
+        backend.add_finished(study._study_id, trials, newer_than)
+    else:
+        study.add_trials(trials)
+
+
+def set_attributes(study: optuna.Study, trial_id: int, attributes: Mapping[str, object]) -> None:
+    """Set attributes of a trial that runs, in one transaction where the study's storage has any."""
+    backend = getattr(study._storage, "_backend", None)
+    if isinstance(backend, Storage):
+        backend.set_attributes(trial_id, attributes)
+    else:
+        for key, value in attributes.items():
+            study._storage.set_trial_user_attr(trial_id, key, value)
+
+
+def connect(url: str, patience_s: float | None = None) -> Storage:
     """Open a storage; an SQLite file is put into WAL mode, in which readers do not wait for the writer.
 
-    `on_stale` is called, by `optuna.storages.fail_stale_trials`, with each trial whose heartbeat has stopped.
+    `patience_s` is for how long a server that is away will be waited for later; it must be there now.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are about its own means, not about the study
     options: dict[str, object] = {"pool_pre_ping": True}
-    if url.startswith("sqlite"):
-        options["connect_args"] = {"timeout": _BUSY_SECONDS}
     try:
+        place = sqlalchemy.make_url(url)
+        if place.drivername in ("postgres", "postgresql"):
+            place = place.set(drivername="postgresql+psycopg")
+        if place.get_backend_name() == "sqlite":
+            options["connect_args"] = {"timeout": _BUSY_SECONDS}
+        elif place.get_backend_name() == "postgresql" and place.get_driver_name() in _POSTGRES_DRIVERS:
+            options["connect_args"] = {**_POSTGRES_OPTIONS, **place.query}
         with warnings.catch_warnings():  # that heartbeats are an experiment of Optuna's is no news for who searches
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = RDBStorage(
-                url,
+            storage = Storage(
+                place.render_as_string(hide_password=False),
                 engine_kwargs=options,
                 heartbeat_interval=BEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=on_stale,
             )
         if storage.engine.dialect.name == "sqlite":
             with storage.engine.connect() as connection:
                 connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
+        else:
+            storage.patience_s = PATIENCE_SECONDS if patience_s is None else patience_s
+    except ImportError as error:
+        if place.get_backend_name() != "postgresql":
+            raise UserError(f"storage {_without_password(url)} cannot be used: {explain(error)}") from None
+        raise UserError(
+            f"storage {_without_password(url)} needs a driver that is not installed; `pip install 'harness[postgres]'` "
+            "installs that of postgresql+psycopg://"
+        ) from None
     except STORAGE_ERRORS as error:
-        raise UserError(f"storage {_without_password(url)} cannot be used: {_explain(error)}") from None
+        raise UserError(f"storage {_without_password(url)} cannot be used: {explain(error)}") from None
     return storage
+
+
+def join(url: str, name: str, patience_s: float, should_stop: Callable[[], bool] = lambda: False) -> optuna.Study:
+    """Open a study that others have begun, in a storage that may be away just now."""
+    started = time.monotonic()
+    while True:
+        try:
+            return optuna.load_study(study_name=name, storage=connect(url, patience_s))
+        except (UserError, *LOST_ERRORS) as error:
+            if should_stop() or time.monotonic() - started >= patience_s:
+                raise StorageLostError(explain(error)) from None
+            time.sleep(1)
 
 
 def open_study(space: SearchSpace, record: StudyRecord, storage: RDBStorage) -> optuna.Study:
@@ -69,7 +233,7 @@ def open_study(space: SearchSpace, record: StudyRecord, storage: RDBStorage) -> 
             if is_ours:
                 study.set_user_attr("space_hash", record.space_hash)
     except STORAGE_ERRORS as error:
-        raise UserError(f"storage {describe(storage)} cannot be used: {_explain(error)}") from None
+        raise UserError(f"storage {describe(storage)} cannot be used: {explain(error)}") from None
     if not is_ours:
         raise UserError(
             f"study {record.name!r} in {describe(storage)} was made with another search space or other images; "
@@ -81,24 +245,33 @@ def open_study(space: SearchSpace, record: StudyRecord, storage: RDBStorage) -> 
 def patience_of(study: optuna.Study) -> float:
     """Return for how many seconds a storage that is lost is waited for: a server may come back, a file does not."""
     storage = study._storage
-    engine = getattr(storage, "engine", None) or getattr(getattr(storage, "_backend", None), "engine", None)
-    return 0.0 if engine is None or engine.dialect.name == "sqlite" else _PATIENCE_SECONDS
+    return float(getattr(getattr(storage, "_backend", storage), "patience_s", 0.0))
 
 
-def patiently(study: optuna.Study, call: Callable[[], ResultT]) -> ResultT:
-    """Return what a call gives, made again while the storage is lost; it must be one that may be made twice."""
+def patiently(
+    study: optuna.Study, call: Callable[[], ResultT], should_stop: Callable[[], bool] = lambda: False
+) -> ResultT:
+    """Return what a call gives, made again while the storage is lost; it must be one that may be made twice.
+
+    Where the search is to stop, a storage that is lost is not waited for.
+    """
     started = time.monotonic()
     while True:
         try:
             return call()
         except LOST_ERRORS:
-            if time.monotonic() - started >= patience_of(study):
+            if should_stop() or time.monotonic() - started >= patience_of(study):
                 raise
             time.sleep(1)
 
 
-def _explain(error: BaseException) -> str:
-    """Return the first line of an error's message, and what to do about an SQLite file that is damaged."""
+def explain(error: BaseException) -> str:
+    """Return the first line of an error's message, or of the database's where Optuna has only general advice.
+
+    Says what to do about an SQLite file that is damaged.
+    """
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if "malformed" in text or "not a database" in text:
         text += "; delete the file, and `harness search` makes it again from the study's records"
@@ -108,7 +281,7 @@ def _explain(error: BaseException) -> str:
 def lost(storage: RDBStorage, error: BaseException) -> UserError:
     """Return what to raise where a storage is lost in the middle of a search."""
     return UserError(
-        f"storage {describe(storage)} failed: {_explain(error)}; every finished trial is on disk, and the same "
+        f"storage {describe(storage)} failed: {explain(error)}; every finished trial is on disk, and the same "
         "command goes on from there once the storage is back"
     )
 

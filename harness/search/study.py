@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import optuna
 from filelock import FileLock, Timeout
@@ -22,8 +23,9 @@ from harness.core.records import StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.models import preset_config
 from harness.search.processes import lead
+from harness.search.ray_cluster import RayCluster, lead_on_ray
 from harness.search.space import SearchSpace
-from harness.search.storage import LOST_ERRORS, connect, describe, lost, open_study
+from harness.search.storage import LOST_ERRORS, connect, describe, lost, open_study, patiently
 from harness.search.worker import Mark, RunTrial, SearchOutcome, Worker
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup
@@ -59,6 +61,7 @@ def run_search(
     *,
     storage: str | None = None,
     workers: int = 1,
+    cluster: RayCluster | None = None,
     on_start: Callable[[], None] = lambda: None,
     on_record: Callable[[TrialRecord], None] = lambda record: None,
     progress: TrialProgress | None = None,
@@ -68,25 +71,22 @@ def run_search(
     """Run a study until its budget is spent, from the start or from where it was left.
 
     `storage` is any Optuna RDB URL; by default an SQLite database in the study's folder. More than one of `workers` run
-    in processes of their own, each with the setup's threads. `on_start` is called when the study is open and nothing
-    speaks against it; `on_record` gets every record that is made meanwhile, after it is on disk. `run_trial` takes the
-    place of the real one, for benches of what lies around it, with a single worker. A second search in the same folder
-    is refused. Raises `UserError` where the folder or the storage holds another space's study, and where the storage
-    cannot be reached or the disk is full.
+    in processes of their own, each with the setup's threads; with a `cluster` all run on its nodes. `on_start` is
+    called when the study is open and nothing speaks against it; `on_record` gets every record that is made meanwhile,
+    after it is on disk. `run_trial` takes the place of the real one, for benches of what lies around it, with a single
+    worker. A second search in the same folder is refused. Raises `UserError` where the folder or the storage holds
+    another space's study, and where the storage cannot be reached or the disk is full.
     """
     folder = setup.folder
     place = storage or f"sqlite:///{folder.database.resolve()}"
-    leading: list[Worker] = []
-    connection = None
-    if storage is not None:  # before anything is written
-        connection = connect(place, on_stale=lambda study, left: leading[0].reopen(left))
+    connection = None if storage is None else connect(place)  # before anything is written
     folder.path.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         if folder.study_file.is_file():
             known = folder.read_study()
             _refuse_other_space(known, record)
             record = record.model_copy(update={"created_at": known.created_at})
-        connection = connection or connect(place, on_stale=lambda study, left: leading[0].reopen(left))
+        connection = connection or connect(place)
         try:
             study = open_study(space, record, connection)
             folder.write_study(record)
@@ -103,7 +103,6 @@ def run_search(
                     should_stop=should_stop,
                     run=run_trial,
                 )
-                leading.append(worker)
                 try:
                     for name in space.baselines:
                         if should_stop():
@@ -111,9 +110,11 @@ def run_search(
                         _run_baseline(space, setup, worker, name, progress, should_stop)
                 except TrainingInterruptedError as interruption:
                     return SearchOutcome("interrupted", f"training was {interruption}", len(worker.trained))
-                worker.close_left()
-                for trained in worker.trained.values():
-                    worker.add_points(trained)
+                patiently(study, worker.close_left, should_stop)
+                for trained in list(worker.trained.values()):
+                    patiently(study, partial(worker.add_points, trained), should_stop)
+                if cluster is not None:
+                    return lead_on_ray(worker, place, workers, cluster)
                 if workers == 1:
                     return worker.run()
                 return lead(worker, place, workers)
@@ -152,8 +153,7 @@ def join_search(
     `UserError` where there is no such study in the storage, where its folder or its images are not those that are seen
     here, and where the storage cannot be reached.
     """
-    working: list[Worker] = []
-    connection = connect(storage, on_stale=lambda study, left: working[0].reopen(left))
+    connection = connect(storage)
     try:
         study = optuna.load_study(study_name=record.name, storage=connection)
     except KeyError:
@@ -173,10 +173,9 @@ def join_search(
         )
     try:
         with Mark() as mark:
-            working.append(
-                Worker(space, setup, study, mark, on_record=on_record, progress=progress, should_stop=should_stop)
-            )
-            return working[0].run()
+            return Worker(
+                space, setup, study, mark, on_record=on_record, progress=progress, should_stop=should_stop
+            ).run()
     except LOST_ERRORS as error:
         raise lost(connection, error) from error
 

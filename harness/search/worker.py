@@ -13,7 +13,6 @@ import platform
 import secrets
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,14 @@ from typing import Any, Literal
 import optuna
 import psutil
 from filelock import FileLock
-from optuna.storages import fail_stale_trials
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from harness.core.configs import RoutingConfig, Rung
 from harness.core.errors import OutageError, UserError
 from harness.core.records import PointRecord, TrialRecord
-from harness.search.dialogue import Dialogue, key, relative_violation
+from harness.search.dialogue import Dialogue, Point, key, relative_violation
 from harness.search.proposals import Params, count_networks, decode_params, encode_values, grid
 from harness.search.space import SearchSpace, Values
 from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, patience_of, patiently
@@ -42,6 +42,8 @@ _MAX_REPEATS = 20  # proposals in a row that are answered before the space count
 _MAX_REJECTIONS = 200  # the same of rejected ones, which cost next to nothing
 _POLL_SECONDS = 0.5
 _GIVEN_UP = "given up"
+_RETRY_SECONDS = 1.0  # of a heartbeat that was not heard
+_LISTEN_SECONDS = 2 * BEAT_SECONDS  # for a heart that seems to have stopped
 _FINAL = frozenset({"TrialFailedError", "UserError"})  # what a network fails of again
 
 Ending = Literal["finished", "interrupted", "out of time", "exhausted", "failing"]
@@ -165,34 +167,52 @@ class Worker:
 
         With `own` those of this worker too, which runs none now: the storage was lost before they were told.
         """
+        running = self._running()
+        if not running:
+            return
+        silent = self._listen() if any(not self._is_mine(trial) for trial in running) else set()
 
-        def left() -> list[FrozenTrial]:
+        def left(running: list[FrozenTrial]) -> list[FrozenTrial]:
+            still = silent & self._silent() if silent else silent
             return [
                 trial
-                for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-                if (own if self._is_mine(trial) else Mark.is_gone(trial.user_attrs.get("worker")))
+                for trial in running
+                if (own if self._is_mine(trial) else self._is_gone(trial) or trial._trial_id in still)
             ]
 
-        if left():
+        if left(running):
             with self._deciding():
-                for trial in left():
+                for trial in left(self._running()):
                     self.close(trial)
-        if self._running_elsewhere():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                fail_stale_trials(self.study)  # of other hosts, by their heartbeats: `reopen` is called for each
+
+    def _listen(self) -> set[int]:
+        """Return the trials whose hearts have stopped, which is how a worker on another host is missed.
+
+        They are listened to for a while: where the storage itself was away, all of them have been silent.
+        """
+        silent = self._silent()
+        deadline = time.monotonic() + _LISTEN_SECONDS
+        while silent and time.monotonic() < deadline and not self.should_stop():
+            time.sleep(_POLL_SECONDS)
+            silent &= self._silent()
+        return silent if time.monotonic() >= deadline else set()
+
+    def _silent(self) -> set[int]:
+        storage = self.study._storage
+        if not isinstance(storage, BaseHeartbeat):
+            return set()
+        return set(storage._get_stale_trial_ids(self.study._study_id))
 
     def close(self, left: FrozenTrial) -> None:
         """Close a trial that its worker has left open."""
         self.reopen(left)
         written = self.records.get(str(left.user_attrs.get("record_id")))
-        if written is None or written.state == "complete":
-            with contextlib.suppress(ValueError):
-                self.dialogue.set_aside(left)
         if written is not None and written.state in ("complete", "stopped"):
             clear_up(self.setup.folder, written.network_id)
         is_pruned = written is not None and written.state in ("rejected", "stopped")
-        with contextlib.suppress(ValueError):  # its worker was still there, and has told it
+        with contextlib.suppress(ValueError, UpdateFinishedTrialError):  # its worker was still there, and has told it
+            if written is None or written.state == "complete":
+                self.dialogue.set_aside(left)
             self.study.tell(left.number, state=TrialState.PRUNED if is_pruned else TrialState.FAIL)
 
     def reopen(self, left: FrozenTrial) -> None:
@@ -204,42 +224,45 @@ class Worker:
         elif written.state == "complete":
             self.add_points(written)
         elif self._may_pass(written):
-            self._retry(_params(left), written)
+            self._retry(left, _params(left), written)
 
     def _may_pass(self, record: TrialRecord) -> bool:
         """Whether a network failed for a reason that need not come again, and not too often."""
         may_pass = record.error_type is not None and record.error_type not in _FINAL
         return may_pass and self.failures[record.network_id] <= _MAX_RETRIES
 
-    def _retry(self, params: Params, failed: TrialRecord) -> None:
-        """Queue a proposal again whose network failed, unless it is queued."""
-        if not self.dialogue.is_waiting(params):
-            self.dialogue.queue(params, retry=self.failures[failed.network_id])
+    def _retry(self, trial: Trial | FrozenTrial, params: Params, failed: TrialRecord) -> None:
+        """Queue a proposal again whose network failed."""
+        self.dialogue.queue(params, once=_again(trial), retry=self.failures[failed.network_id])
 
     def _propose_again(self, left: FrozenTrial) -> None:
         """Queue a proposal again, until processes have died too often in it without getting on."""
         params = _params(left)
-        if not params or self.dialogue.is_waiting(params):
+        if not params or self.dialogue.was_queued(_again(left)):
             return  # nothing was proposed yet, or it was queued again before the process died once more
         network = left.user_attrs.get("network")
         checkpoint = self.setup.folder.checkpoint_file(network) if network is not None else None
         mark = checkpoint.stat().st_mtime_ns if checkpoint is not None and checkpoint.is_file() else 0
         is_stuck = mark == left.user_attrs.get("checkpoint", 0)
-        deaths = int(left.user_attrs.get("deaths", 0)) + 1 if is_stuck else 1
+        has_died = "worker" in left.user_attrs and not self._is_mine(left)  # else the storage was lost, and nobody died
+        deaths = int(left.user_attrs.get("deaths", 0)) * is_stuck + has_died
         if deaths <= _MAX_DEATHS:
-            self.dialogue.queue(params, deaths=deaths, checkpoint=mark)
+            self.dialogue.queue(params, once=_again(left), deaths=deaths, checkpoint=mark)
             return
         reason = f"the process died {deaths} times in this trial without getting on"
         record_id = str(left.user_attrs["record_id"])
         proposal = self._proposal(record_id, int(record_id.partition("-")[2]), decode_params(self.space, params))
         self.finish(abandon(self.setup, proposal, reason))
 
-    def _running_elsewhere(self) -> list[FrozenTrial]:
-        return [
-            trial
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if not self._is_mine(trial)
-        ]
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def _running_elsewhere(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        return [trial for trial in trials if trial.state == TrialState.RUNNING and not self._is_mine(trial)]
+
+    @staticmethod
+    def _is_gone(trial: FrozenTrial) -> bool:
+        return Mark.is_gone(trial.user_attrs.get("worker"))
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
         return (trial.user_attrs.get("worker") or {}).get("token") == self.mark.token
@@ -300,15 +323,24 @@ class Worker:
         if repeats >= _MAX_REPEATS or rejections >= _MAX_REJECTIONS:
             return self._outcome("exhausted", self._describe_idling(repeats, rejections))
         with self._deciding():
-            others = len(self._running_elsewhere())
+            trials = self.study.get_trials(deepcopy=False)
+            others = self._running_elsewhere(trials)
             self.read_records()  # after counting: what ends between is counted twice, and not left out
-            if others >= budget.networks - len(self.trained):
+            if len(others) >= budget.networks - len(self.trained):
                 return "waiting"  # what others train may still be stopped, or fail
-            if not self._queue_next() and self.space.sampler.name == "grid":
-                return "waiting" if others else self._outcome("exhausted", "every point of the grid was proposed")
-            trial = self.dialogue.ask()
-            trial.set_user_attr("worker", self.mark.values)
-        return self._run_one(trial)
+            # At most one proposal waits at any time, so that an interrupted one is the first of the next run.
+            if not any(trial.state == TrialState.WAITING for trial in trials):
+                if self._queue_next():
+                    trials = self.study.get_trials(deepcopy=False)
+                elif self.space.sampler.name == "grid":
+                    return "waiting" if others else self._outcome("exhausted", "every point of the grid was proposed")
+            trial = self.dialogue.ask(trials)
+            number = trial.number
+            while f"trial-{number:05d}" in self.records:  # a new database knows nothing of older records
+                number += 1
+            self._beat(trial)  # before the mark: whoever never beat would never be missed
+            self.dialogue.mark(trial, {"worker": self.mark.values, "record_id": f"trial-{number:05d}"})
+        return self._run_one(trial, number, may_be_known=bool(others))
 
     def _deciding(self) -> FileLock:
         """Return the lock under which workers ask and close: a trial has a mark, and counts, before others look."""
@@ -337,27 +369,21 @@ class Worker:
                 yield params
 
     def _queue_next(self) -> bool:
-        """Queue the next planned proposal, unless one is waiting; return whether one is waiting now.
-
-        At most one waits at any time, so that an interrupted proposal is the first of the next run.
-        """
-        if self.dialogue.is_waiting():
-            return True
+        """Queue the next planned proposal; return whether there was one."""
         queued: set[str] | None = None
         for params in self.plan:
             queued = self.dialogue.queued() if queued is None else queued
             if key(params) not in queued:
-                self.dialogue.queue(params)
+                self.dialogue.queue(params, once=f"plan {key(params)}")
                 return True
         return False
 
-    def _run_one(self, trial: Trial) -> str:
-        """See a trial through from what is suggested for it; return the state that it ended in."""
-        number = trial.number
-        while f"trial-{number:05d}" in self.records:  # a new database knows nothing of older records
-            number += 1
+    def _run_one(self, trial: Trial, number: int, *, may_be_known: bool) -> str:
+        """See a trial through from what is suggested for it; return the state that it ended in.
+
+        `may_be_known`: whether others may be training its network.
+        """
         record_id = f"trial-{number:05d}"
-        trial.set_user_attr("record_id", record_id)
         try:
             proposal = self._proposal(record_id, number, self.dialogue.suggest(trial))
         except UserError as error:  # settings that do not go together, each of them fine alone
@@ -366,7 +392,7 @@ class Worker:
         network = proposal.network_id(self.setup.data)
         trial.set_user_attr("network", network)
         self.read_records()
-        for other in self._running_elsewhere():
+        for other in self._running_elsewhere(self._running()) if may_be_known else ():
             is_known = other.user_attrs.get("record_id") in self.records  # and is being told
             if other.user_attrs.get("network") == network and other.number < trial.number and not is_known:
                 reason = f"the network is being trained by {other.user_attrs.get('record_id')}"
@@ -375,7 +401,7 @@ class Worker:
         with self._beating(trial):
             record, tell = self._see_through(trial, proposal)
             self.finish(record)
-            tell()
+            patiently(self.study, tell, self.should_stop)
         return "retried" if self._may_pass(record) else record.state
 
     def _see_through(self, trial: Trial, proposal: Proposal) -> tuple[TrialRecord, Callable[[], None]]:
@@ -410,7 +436,7 @@ class Worker:
             )
         except (TrainingInterruptedError, OutageError) as end:  # the next run takes this proposal up first
             try:
-                self.dialogue.queue({**trial.params})
+                self.dialogue.queue({**trial.params}, once=_again(trial))
                 self.dialogue.set_aside(trial)
                 self.dialogue.tell_unfinished(trial, TrialState.FAIL, "interrupted; proposed again")
             except LOST_ERRORS:
@@ -426,7 +452,7 @@ class Worker:
                 self.add_points(record)
                 return
             if self._may_pass(record):
-                self._retry({**trial.params}, record)
+                self._retry(trial, {**trial.params}, record)
             self._tell_unmeasured(trial, record)
 
         return record, tell
@@ -434,18 +460,16 @@ class Worker:
     @contextlib.contextmanager
     def _beating(self, trial: Trial) -> Iterator[None]:
         """Let a trial's heart beat in the storage while the block runs, where it can."""
-        storage = self.study._storage
-        if not isinstance(storage, optuna.storages.RDBStorage) and not hasattr(storage, "record_heartbeat"):
-            yield
-            return
         done = threading.Event()
 
         def beat() -> None:
-            while True:
-                with contextlib.suppress(*LOST_ERRORS):  # a storage that is away may come back
-                    storage.record_heartbeat(trial._trial_id)
-                if done.wait(BEAT_SECONDS):
-                    return
+            pause: float = BEAT_SECONDS
+            while not done.wait(pause):
+                pause = BEAT_SECONDS
+                try:
+                    self._beat(trial)
+                except LOST_ERRORS:  # a storage that is away may come back
+                    pause = _RETRY_SECONDS
 
         heart = threading.Thread(target=beat, daemon=True, name="heartbeat")
         heart.start()
@@ -454,6 +478,11 @@ class Worker:
         finally:
             done.set()
             heart.join()
+
+    def _beat(self, trial: Trial) -> None:
+        storage = self.study._storage
+        if isinstance(storage, BaseHeartbeat):
+            storage.record_heartbeat(trial._trial_id)
 
     def _proposal(self, record_id: str, number: int, values: Values) -> Proposal:
         model = self.space.model_config_for(values)
@@ -482,20 +511,14 @@ class Worker:
         self.dialogue.tell_point(trial, values, self._relative_violations(point))
 
     def add_points(self, record: TrialRecord) -> None:
-        """Add each point of a trained network that the study does not know, as a finished sibling of its trial.
+        """Add each point of a trained network that its trial has not told, as a finished sibling of it, once.
 
         Calibrated routings are no values of the space's dimensions: their points stand in the record alone.
         """
-        told = {
-            self._routing(self.dialogue.values_of(trial))
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if trial.user_attrs.get("network") == record.network_id
-        }
+        points = []
         for point in record.points:
             values = self._objective_values(point)
-            if values is None or point.routing in told:
-                continue
-            if point.routing is not None and point.routing not in self.routings:
+            if values is None or (point.routing is not None and point.routing not in self.routings):
                 continue
             suggestion = dict(record.suggestion)
             if point.routing is not None:
@@ -503,8 +526,8 @@ class Worker:
                 if point.routing.policy == "threshold":  # γ is ignored, but it must be one of the space's
                     del chosen["routing.gamma"]
                 suggestion |= {name: value for name, value in chosen.items() if name in self.space.dimensions}
-            marks = {"parent": record.number, "record_id": record.record_id, "network": record.network_id}
-            self.dialogue.add_point(suggestion, values, self._relative_violations(point), marks)
+            points.append(Point(suggestion, values, self._relative_violations(point)))
+        self.dialogue.add_points(record.record_id, record.network_id, points)
 
     def _objective_values(self, point: PointRecord) -> list[float] | None:
         values = [point.value(objective.metric) for objective in self.space.objectives]
@@ -525,6 +548,11 @@ class Worker:
                 violations[constraint.name] = relative_violation(violation, constraint.bound)
         state = TrialState.PRUNED if record.state in ("rejected", "stopped") else TrialState.FAIL
         self.dialogue.tell_unfinished(trial, state, record.reason or "", violations)
+
+
+def _again(trial: Trial | FrozenTrial) -> str:
+    """Return what is once the case: that a trial's proposal is queued again, by whoever sees that it must be."""
+    return f"again {trial.number}"
 
 
 def _params(left: FrozenTrial) -> Params:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 from harness.cli.output import describe_record
 from harness.core.errors import UserError
 from harness.core.records import TrialRecord
+from harness.search.storage import Storage
 from harness.training import TrainingProgress
 from harness.trial import Silent
 from harness.trial.calibration import routing_by
@@ -60,10 +62,9 @@ class TestRun:
             assert trial.values == [point.evaluation.psnr_db, point.macs, point.params]
             assert trial.params["model.channels"] == record.suggestion["model.channels"]
             assert trial.user_attrs["record_id"] == record.record_id
-        parents = [trial for trial in trials if "parent" not in trial.user_attrs]
-        assert len(parents) == 2
-        assert {trial.user_attrs["parent"] for trial in trials if trial not in parents} == {
-            record.number for record in study.trained
+        siblings = [trial for trial in trials if "worker" not in trial.user_attrs]
+        assert Counter(trial.user_attrs["record_id"] for trial in siblings) == {
+            record.record_id: len(record.points) - 1 for record in study.trained
         }
 
     @pytest.mark.slow
@@ -477,7 +478,8 @@ class TestKilledBetweenAnyTwoSteps:
             (optuna.Study, "enqueue_trial"),
             (optuna.Study, "ask"),
             (optuna.Study, "tell"),
-            (optuna.Study, "add_trial"),
+            (Storage, "add_finished"),
+            (Storage, "set_attributes"),
             (optuna.Trial, "suggest_int"),
             (optuna.Trial, "suggest_categorical"),
             (optuna.Trial, "set_user_attr"),

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,17 @@ import pytest
 from harness.core.errors import UserError
 from harness.core.records import StudyRecord
 from harness.core.study_folder import StudyFolder
-from harness.search import join_search, read_study_space
+from harness.search import join_search, read_study_space, worker
+from harness.search.storage import connect
 from harness.search.worker import Mark
 from tests.photographs import Photographs
 from tests.search.conftest import MakeStudy, Study, wait_for
+from tests.search.heartbeats import (
+    LISTEN_S,
+    assert_a_silent_trial_is_taken_over_once,
+    begin_elsewhere,
+    look_at_the_same_time,
+)
 from tests.spaces import tiny_space, write_space
 
 PATIENCE_S = 120
@@ -82,8 +90,9 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(make_study: MakeStudy
 class Command:
     """`harness search` with two workers, and `harness worker`, in processes of their own."""
 
-    def __init__(self, folder: Path, photographs: Photographs, networks: int):
-        space = tiny_space(photographs, training=LONG, budget={"networks": networks}, baselines=[])
+    def __init__(self, folder: Path, photographs: Photographs, networks: int, **training: int):
+        training = {**LONG, **training}
+        space = tiny_space(photographs, training=training, budget={"networks": networks}, baselines=[])
         self.space = write_space(folder / "tiny.yaml", space)
         self.results = folder / "results"
         self.study = StudyFolder(self.results / "tiny")
@@ -188,3 +197,23 @@ def test_marks_tell_who_is_gone() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     assert Mark.is_gone({**mark.values, "pid": process.pid})
+
+
+def test_who_vanishes_on_another_host_is_missed(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study()
+    assert_a_silent_trial_is_taken_over_once(study, f"sqlite:///{study.folder.database.resolve()}", monkeypatch)
+
+
+def test_a_heart_that_beats_again_is_left_alone(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after the storage was away: nobody could be heard then."""
+    monkeypatch.setattr(worker, "_LISTEN_SECONDS", LISTEN_S)
+    study = make_study(budget={"networks": 1})
+    study.run()
+    url = f"sqlite:///{study.folder.database.resolve()}"
+    living = begin_elsewhere(study, url)
+    timer = threading.Timer(LISTEN_S / 2, connect(url).record_heartbeat, (living._trial_id,))
+    timer.start()
+    look_at_the_same_time(study, url)
+    timer.join()
+    assert study.database(url).get_trials()[living.number].state.name == "RUNNING"
+    assert not study.trials("WAITING")

@@ -1,0 +1,257 @@
+"""Workers on the machines of a Ray cluster: placed by what they need, watched, and placed again where they are lost.
+
+Ray places and watches; what workers know of each other stands in the study's storage and folder, as everywhere. Only
+this module imports Ray, and only when it is used.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.core import device_lock
+from harness.core.errors import UserError
+from harness.core.study_folder import StudyFolder
+from harness.search.processes import MAX_DEATHS_WITHOUT_RECORD, Ended, conclude, work
+from harness.search.space import SearchSpace
+from harness.search.storage import StorageLostError, explain, patience_of, patiently
+from harness.search.worker import SearchOutcome, Worker
+from harness.trial import TrialSetup
+
+_POLL_SECONDS = 0.3
+_STOP_SECONDS = 60.0  # for a worker to end by itself, before it is killed
+_NOISE = {  # what Ray reads where it starts; it says nothing about a study
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A cluster to work on: by its address, or (None) one on this machine, for the time of the search."""
+
+    address: str | None = None
+    warn: Callable[[str], None] = lambda text: None
+
+
+def check_ray() -> None:
+    """Refuse a search on Ray where Ray is not installed."""
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise UserError("--executor ray: Ray is not installed; `pip install 'harness[ray]'` installs it") from None
+
+
+class _Place:
+    """What runs on a node: a worker, and whatever asks it to stop meanwhile."""
+
+    def __init__(self, paths: list[str]) -> None:
+        sys.path.extend(path for path in paths if path not in sys.path)
+        self._stop = threading.Event()
+
+    def begin(self) -> str:
+        """Say that the worker has its place, and where."""
+        return platform.node()
+
+    def stop(self) -> None:
+        """Ask the worker to stop after the step that it is at."""
+        self._stop.set()
+
+    def run(
+        self, space: SearchSpace, setup: TrialSetup, name: str, storage: str, patience_s: float, locks: Path
+    ) -> Ended:
+        """Work until the study's budget is spent."""
+        return work(space, setup, name, storage, patience_s, locks, self._stop.is_set)
+
+
+@dataclass
+class _Placed:
+    """A worker on the cluster, and how it ended; `deaths` since a record was last written."""
+
+    actor: Any
+    begun: Any
+    result: Any
+    outcome: SearchOutcome | None = None
+    deaths: int = 0
+
+
+def lead_on_ray(leader: Worker, storage: str, workers: int, cluster: RayCluster) -> SearchOutcome:
+    """Let so many workers work for a study on a Ray cluster, until all are done; report the records that they write.
+
+    A worker that is lost, with its node or alone, is placed again as soon as there is room, and what it was at is
+    proposed again. Ctrl-C ends all after the step that they are at. Ray is shut down where it was started here.
+    """
+    check_ray()
+    setup = _setup_elsewhere(leader.setup)
+    with _connected(cluster, workers, setup):
+        _check_nodes(cluster, storage, workers, setup)
+        return _lead(leader, setup, storage, workers)
+
+
+def _lead(leader: Worker, setup: TrialSetup, storage: str, workers: int) -> SearchOutcome:
+    import ray
+
+    needs: dict[str, Any] = {"num_cpus": setup.threads, "num_gpus": int(setup.train_device != "cpu")}
+    place: Any = ray.remote(_Place)
+    place = place.options(**needs, max_restarts=0, max_concurrency=2, scheduling_strategy="SPREAD")
+    name, patience_s = leader.study.study_name, patience_of(leader.study)
+    shared = [ray.put(one) for one in (leader.space, setup)]
+
+    def start(deaths: int = 0) -> _Placed:
+        actor = place.remote(list(sys.path))
+        begun = actor.begin.remote()
+        result = actor.run.remote(*shared, name, storage, patience_s, device_lock.lock_dir)
+        return _Placed(actor, begun, result, deaths=deaths)
+
+    def is_done(reference: Any) -> bool:
+        return bool(ray.wait([reference], timeout=0)[0])
+
+    placed = [start() for _ in range(workers)]
+    stopped_at: float | None = None
+    met: StorageLostError | UserError | None = None
+    try:
+        while True:
+            if leader.should_stop() and stopped_at is None:
+                stopped_at = time.monotonic()
+            is_over = stopped_at is not None or any(one.outcome is not None for one in placed)
+            before = len(leader.records)
+            leader.read_records(tell=True)
+            has_got_on = len(leader.records) > before
+            for index, one in enumerate(placed):
+                if has_got_on:
+                    one.deaths = 0
+                if one.outcome is not None:
+                    continue
+                if is_over and not is_done(one.begun):  # it waits for room, and there is nothing left to do
+                    ray.kill(one.actor)
+                    one.outcome = SearchOutcome("interrupted", "stopped on request", 0)
+                elif is_done(one.result):
+                    ended = _result(one)
+                    if isinstance(ended, StorageLostError | UserError):
+                        met = met or ended
+                        ended = SearchOutcome("failing", str(ended), 0)
+                    if isinstance(ended, SearchOutcome):
+                        one.outcome = ended
+                        continue
+                    patiently(leader.study, leader.close_left, leader.should_stop)
+                    if one.deaths + 1 >= MAX_DEATHS_WITHOUT_RECORD:
+                        reason = f"a worker was lost {one.deaths + 1} times in a row ({explain(ended)})"
+                        one.outcome = SearchOutcome("failing", reason, 0)
+                    elif stopped_at is not None:
+                        one.outcome = SearchOutcome("interrupted", "stopped on request", 0)
+                    else:
+                        placed[index] = start(one.deaths + 1)
+                elif stopped_at is not None or any(o.outcome and o.outcome.ending == "failing" for o in placed):
+                    one.actor.stop.remote()
+            if all(one.outcome is not None for one in placed):
+                break
+            time.sleep(_POLL_SECONDS)
+    finally:
+        _end(placed)
+    if met is not None:
+        raise met
+    leader.read_records(tell=True)
+    patiently(leader.study, leader.close_left, leader.should_stop)
+    return conclude(leader, [one.outcome for one in placed if one.outcome is not None])
+
+
+def _result(one: _Placed) -> Ended | BaseException:
+    """Return what a worker came to, or the error that says how it was lost."""
+    import ray
+
+    try:
+        result: Ended | BaseException = ray.get(one.result)
+    except ray.exceptions.RayTaskError:  # of ours: it would come again wherever the worker is placed
+        raise
+    except ray.exceptions.RayError as lost:
+        return lost
+    return result
+
+
+def _end(placed: list[_Placed]) -> None:
+    """Let workers that still run stop after their step, and kill those that do not."""
+    import ray
+
+    running = [one for one in placed if one.outcome is None]
+    for one in running:
+        with contextlib.suppress(ray.exceptions.RayError):
+            one.actor.stop.remote()
+    if running:
+        begun, _ = ray.wait([one.begun for one in running], num_returns=len(running), timeout=0)
+        results = [one.result for one in running if one.begun in begun]
+        if results:
+            ray.wait(results, num_returns=len(results), timeout=_STOP_SECONDS)
+    for one in placed:
+        ray.kill(one.actor)
+
+
+def _setup_elsewhere(setup: TrialSetup) -> TrialSetup:
+    """Return the setup as other processes and machines read it: whole paths, and the one GPU that each is given."""
+    device = setup.train_device if setup.train_device == "cpu" else "cuda:0"
+    return replace(setup, folder=StudyFolder(setup.folder.path.resolve()), train_device=device)
+
+
+@contextlib.contextmanager
+def _connected(cluster: RayCluster, workers: int, setup: TrialSetup) -> Iterator[None]:
+    """Connect to the cluster, or start one here; leave Ray, signals and loggers as they were."""
+    import ray
+
+    if ray.is_initialized():  # whoever did that shuts it down
+        yield
+        return
+    for variable, value in _NOISE.items():
+        os.environ.setdefault(variable, value)
+    options: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        options = {"address": "local", "num_cpus": workers * setup.threads, "include_dashboard": False}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, namespace="harness")
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(
+            f"--ray-address {cluster.address or 'local'}: Ray cannot be reached ({explain(error)}); expected the "
+            "HOST:PORT that `ray start --head` prints"
+        ) from None
+    try:
+        if threading.current_thread() is threading.main_thread():  # Ray's own would end this process without a word
+            signal.signal(signal.SIGTERM, handler)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_nodes(cluster: RayCluster, storage: str, workers: int, setup: TrialSetup) -> None:
+    """Refuse workers that no node has room for; say so where nodes cannot reach the storage."""
+    import ray
+
+    list_nodes: Any = ray.nodes
+    nodes = [node for node in list_nodes() if node["Alive"]]
+    is_gpu = setup.train_device != "cpu"
+
+    def holds(node: dict[str, Any]) -> bool:
+        has = node["Resources"]
+        return bool(has.get("CPU", 0) >= setup.threads and has.get("GPU", 0) >= int(is_gpu))
+
+    if not any(holds(node) for node in nodes):
+        needed = f"{setup.threads} CPUs" + (" and a GPU" if is_gpu else "")
+        raise UserError(
+            f"--executor ray: a worker needs {needed}, and no node of the cluster has them; give fewer --threads"
+        )
+    hosts = {node["NodeManagerHostname"] for node in nodes} - {platform.node()}
+    if hosts and storage.startswith("sqlite"):
+        cluster.warn(
+            f"the study is in SQLite, which hosts must not share: workers on {', '.join(sorted(hosts))} need "
+            "--storage postgresql+psycopg://… and a results folder that all hosts reach"
+        )
