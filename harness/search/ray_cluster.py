@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ from harness.search.worker import SearchOutcome, Worker
 from harness.trial import TrialSetup
 
 _POLL_SECONDS = 0.3
+_KNOCK_SECONDS = 10.0
 _STOP_SECONDS = 60.0  # for a worker to end by itself, before it is killed
 _NOISE = {  # what Ray reads where it starts; it says nothing about a study
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -216,10 +218,11 @@ def _connected(cluster: RayCluster, workers: int, setup: TrialSetup) -> Iterator
         options = {"address": "local", "num_cpus": workers * setup.threads, "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        _knock(cluster.address)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, namespace="harness")
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
             f"--ray-address {cluster.address or 'local'}: Ray cannot be reached ({explain(error)}); expected the "
             "HOST:PORT that `ray start --head` prints"
@@ -230,6 +233,13 @@ def _connected(cluster: RayCluster, workers: int, setup: TrialSetup) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise `OSError` where nobody listens: Ray itself ends the process after a while, rather than to say so."""
+    host, _, port = (address or "").rpartition(":")
+    if host and "/" not in host and port.isdecimal():  # else a name that Ray knows, such as `auto`
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _check_nodes(cluster: RayCluster, storage: str, workers: int, setup: TrialSetup) -> None:

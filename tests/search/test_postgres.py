@@ -110,7 +110,7 @@ def test_the_server_is_killed_in_the_middle(
         server.kill()
         time.sleep(6)
         server.start()
-        wait_for(partial(command.seen, len(study.trained) + 1))
+        wait_for(partial(command.seen, len(study.trained) + 1), patience_s=PATIENCE_S)
     outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in (leader, joined)]
     assert (leader.returncode, joined.returncode) == (0, 0), outputs
     assert not any("Traceback" in output for output in outputs)

@@ -85,8 +85,6 @@ def test_a_node_is_killed(make_study: MakeStudy, nodes: Nodes, is_replaced: bool
     (record,) = [record for record in study.trained if record.network_id == killed[0]]
     assert record.training_result is not None
     assert record.training_result.resumed_from
-    tokens = {trial.user_attrs["worker"]["token"] for trial in study.trials() if "worker" in trial.user_attrs}
-    assert len(tokens) == 2 + is_replaced or not is_replaced
     assert sorted(study.seen) == sorted(record.record_id for record in study.records)
 
 
@@ -134,10 +132,8 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path: Path, photog
     assert any(record.training_result and record.training_result.resumed_from for record in trained)
 
 
-@pytest.mark.slow
-def test_a_cluster_that_is_not_there(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_is_not_there(make_study: MakeStudy) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
     with pytest.raises(UserError, match=r"--ray-address 127\.0\.0\.1:\d+: Ray cannot be reached"):
         make_study().run(workers=2, cluster=RayCluster(f"127.0.0.1:{free_port()}"))
 
