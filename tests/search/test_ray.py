@@ -56,7 +56,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 def being_trained(study: Study) -> dict[str, int]:
     """Return the networks that have a checkpoint now, and whose process trains each."""
-    running = {trial.user_attrs.get("network"): trial.user_attrs["worker"]["pid"] for trial in study.trials("RUNNING")}
+    marked = [trial for trial in study.trials("RUNNING") if "worker" in trial.user_attrs]
+    running = {trial.user_attrs.get("network"): trial.user_attrs["worker"]["pid"] for trial in marked}
     checkpoints = [path.parent.name for path in study.folder.path.glob("networks/*/checkpoint.pt")]
     return {network: running[network] for network in checkpoints if network in running}
 
