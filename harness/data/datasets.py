@@ -18,6 +18,7 @@ from harness.data.images import DECODER_VERSION, IMAGE_SUFFIXES, list_images, re
 from harness.data.imresize import RESIZE_VERSION, ImageArray, crop_to_multiple, downscale
 from harness.data.overlap import refuse_overlap
 from harness.data.pairs import ImagePair, PairedDataset, check_sizes, hash_content
+from harness.data.remote import copy_folder, is_url
 
 __all__ = ["ImagePair", "PairedDataset", "Progress", "Split", "open_dataset", "refuse_overlap"]
 
@@ -69,16 +70,19 @@ def open_dataset(
     """Open `source` at `scale` as HR images, cropped to a multiple of the scale (top-left), and their LR images.
 
     `source` is `demo`, a name of `CATALOGUE` found under `data_dir` (downloaded where `download` is allowed and a
-    verified address known), or the path of a folder. A folder with `HR/` and `LR_bicubic/X{scale}/` (files
+    verified address known), the path of a folder, or its fsspec URL (`s3://…`), which is copied into `cache_dir`. A
+    folder with `HR/` and `LR_bicubic/X{scale}/` (files
     `NAMEx{scale}.png`) uses those LR files; the LR images of any other are made by `downscale`. The split matters to
     `demo` and to names only. Images come in the order of their file names, named by them without suffix. The first
     opening decodes and resizes every image into `cache_dir`; later ones only hash the files. `progress(what, done,
     total)` is called along the way.
 
-    Raises `UserError` naming the file or folder: unknown source, missing or empty folder, missing LR file, LR file of
-    another size, image smaller than `scale`, image that cannot be read and, with `panoramas`, image that is no whole
-    equirectangular panorama.
+    Raises `UserError` naming the file or folder: unknown source, URL that cannot be read, missing or empty folder,
+    missing LR file, LR file of another size, image smaller than `scale`, image that cannot be read and, with
+    `panoramas`, image that is no whole equirectangular panorama.
     """
+    if is_url(source):
+        source = str(copy_folder(source, cache_dir, scale=scale, progress=progress))
     sources = _find_sources(source, scale, split, data_dir, download, progress)
     name = source if source == "demo" or source in CATALOGUE else _name_folder(Path(source).resolve())
     entries: list[_CachedPair] = []

@@ -5,6 +5,7 @@ command line with such a hook, which at the n-th announcement that fits kills th
 """
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -220,4 +221,4 @@ class SmallDisk:
 
 def step_of(checkpoint: Path) -> int:
     """Return the step that a checkpoint was written after."""
-    return int(torch.load(checkpoint, weights_only=True)["step"])
+    return int(torch.load(io.BytesIO(checkpoint.read_bytes()), weights_only=True)["step"])

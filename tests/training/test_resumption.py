@@ -1,3 +1,4 @@
+import io
 import os
 import pickle
 import signal
@@ -6,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +137,12 @@ def stopped(tmp_path: Path) -> Path:
     return checkpoint
 
 
+def unsealed(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, without looking at its digest."""
+    state: dict[str, Any] = torch.load(io.BytesIO(checkpoint.read_bytes()[:-32]), weights_only=True)
+    return state
+
+
 def test_a_checkpoint_of_another_run_is_refused(stopped: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint\.pt is of run 'run' .*expected 'other'.*delete it") as caught:
         run(checkpoint=stopped, identity="other")
@@ -142,9 +150,25 @@ def test_a_checkpoint_of_another_run_is_refused(stopped: Path) -> None:
 
 
 def test_a_checkpoint_of_another_version_is_refused(stopped: Path) -> None:
-    state = torch.load(stopped, weights_only=True)
-    torch.save({**state, "version": 99}, stopped)
-    with pytest.raises(UserError, match=r"\(version 99\), expected 'run' \(version 1\); delete it to start again"):
+    state = unsealed(stopped)
+    save_checkpoint(stopped, "run", {**state, "version": 99})
+    with pytest.raises(UserError, match=r"\(version 99\), expected 'run' \(version 2\); delete it to start again"):
+        run(checkpoint=stopped)
+
+
+def test_a_checkpoint_of_before_digests_goes_on(stopped: Path) -> None:
+    state = unsealed(stopped)
+    torch.save({**state, "version": 1}, stopped)
+    _, record, _ = run(checkpoint=stopped)
+    assert record.resumed_from == (2,)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9, 0.999])
+def test_a_bit_that_flipped_is_noticed(stopped: Path, place: float) -> None:
+    content = bytearray(stopped.read_bytes())
+    content[int(place * len(content))] ^= 4
+    stopped.write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint .*checkpoint\.pt cannot be read .*delete it to start again"):
         run(checkpoint=stopped)
 
 
