@@ -9,9 +9,10 @@ import typer
 
 from harness.cli.app import app
 from harness.core import device_lock
-from harness.core.errors import UserError
+from harness.core.errors import UserError, is_out_of_memory
 
 _INTERRUPTED = 130
+_OUT_OF_MEMORY = "out of memory; what was written before is whole, and the same command goes on where there is more"
 _UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries click inside or needs it, by version
 
 
@@ -25,12 +26,16 @@ def main() -> None:
     except UserError as error:
         _refuse(str(error))
     except OSError as error:
+        if is_out_of_memory(error):
+            _refuse(_OUT_OF_MEMORY)
         if error.filename is None:  # not about a file that the user named
             raise
         _refuse(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except Exception as error:
+        if is_out_of_memory(error):
+            _refuse(_OUT_OF_MEMORY)
         if not isinstance(error, _UsageError):
             raise
         _refuse(f"{error.format_message()} (`harness COMMAND --help` says more)")

@@ -5,7 +5,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-_NO_MEMORY = ("cannot allocate memory", "can't allocate memory", "out of memory", "could not create a primitive")
+_NO_MEMORY = (
+    "cannot allocate memory",
+    "can't allocate memory",
+    "can't start new thread",
+    "could not create a primitive",
+    "failed to map segment",  # of a library that is loaded only now
+    "out of memory",
+)
 _LONGEST_INPUT = 100  # characters of a value that an error quotes
 _LONGEST_REASON = 160  # characters of somebody else's error message that ours quotes
 

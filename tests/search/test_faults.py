@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -345,3 +347,27 @@ def test_one_of_two_workers_has_too_little_memory(tmp_path: Path, photographs: P
             assert (record.error_type, record.training and record.training.batch_size) == ("MemoryError", 8192)
     assert sum(record.state == "complete" for record in command.records) >= 5
     assert_is_whole(command.study)
+
+
+# ---- too little memory for what reads a study ----
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the size of a process is read from /proc")
+@pytest.mark.parametrize("arguments", [["report"], ["status"], ["compare"]])
+def test_commands_that_have_too_little_memory_say_so(whole: Command, arguments: list[str]) -> None:
+    """Whatever the limit, a command does its work or refuses with one line; some limits are too low."""
+    codes = []
+    for limit_mib in range(300, 2700, 300):
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", *arguments, str(whole.study.path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            preexec_fn=lambda limit=limit_mib << 20: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        )
+        codes.append(done.returncode)
+        if done.returncode:
+            assert_one_line(done, "out of memory")
+    assert 2 in codes or arguments == ["status"]
+    assert codes[-1] == 0
