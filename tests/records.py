@@ -23,6 +23,8 @@ from harness.core.records import (
     MacsRecord,
     ObjectiveConfig,
     PointRecord,
+    RungPoint,
+    RungRecord,
     StudyRecord,
     TrainingRecord,
     TrialRecord,
@@ -332,3 +334,35 @@ def write_study(folder: Path, record: StudyRecord, trials: Sequence[TrialRecord]
     for found in trials:
         study.write_trial(found)
     return study
+
+
+def rung(step: int, psnr_db: Sequence[float], *, images: int = len(IMAGES), promoted: bool = True) -> RungRecord:
+    """A rung at which a network scored so much at γ = 0, .5, 1 and so on."""
+    return RungRecord(
+        step=step,
+        images=images,
+        points=tuple(
+            RungPoint(
+                routing=RoutingConfig(gamma=index / 2),
+                psnr_db=value,
+                ssim=0.5 + value / 100,
+                attention_share=index / 2,
+                macs=3_000_000_000,
+            )
+            for index, value in enumerate(psnr_db)
+        ),
+        place=1 if promoted else 3,
+        networks=3,
+        promoted=promoted,
+        seconds=0.5,
+    )
+
+
+def with_rungs(stopped: bool = False) -> TrialRecord:
+    """A trial that came to two rungs, or was stopped at the second one."""
+    record = search_trials(2)[stopped]
+    rungs = (rung(11, (25.0, 25.2)), rung(33, (25.9, 25.8), promoted=not stopped))
+    changes: dict[str, Any] = {"rungs": rungs}
+    if stopped:
+        changes |= {"state": "stopped", "reason": "place 3 of 3 networks after 33 steps", "points": ()}
+    return record.model_copy(update=changes)

@@ -15,6 +15,7 @@ from harness.cli.output import (
 from harness.core.units import format_count
 
 if TYPE_CHECKING:
+    from harness.core.importance import Importance
     from harness.reporting import Study
 
 _COST_COLUMNS = ["MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"]
@@ -26,12 +27,22 @@ def report(study: options.StudyName, results: options.Results = Path("results"),
 
     folder = options.study_path(study, results)
     loaded = load_study(folder)
+    importance = find_importance(loaded)
     if json:
-        print_json(summarise(loaded))
+        print_json(summarise(loaded, importance))
         return
-    files = write_report(folder, study=loaded)
+    files = write_report(folder, study=loaded, importance=importance)
     print_front(loaded)
     console.print(f"\nreport   {files.report_html}\nfront    {files.front_csv}, {files.front_png}")
+
+
+def find_importance(study: "Study") -> "tuple[Importance, ...]":
+    """Find out what each objective of a study hangs on."""
+    from harness.reporting.study import without_collection
+    from harness.search import explain_objectives
+
+    with without_collection():
+        return explain_objectives(study.record, study.trials)
 
 
 def print_front(study: "Study") -> None:

@@ -23,6 +23,7 @@ from harness.core.errors import UserError
 from harness.core.units import format_seconds
 
 if TYPE_CHECKING:
+    from harness.core.importance import Importance
     from harness.core.records import StudyRecord, TrialRecord
     from harness.core.study_folder import StudyFolder
     from harness.reporting import ReportFiles, Study
@@ -150,11 +151,11 @@ def search(
         )
     console.print(f"\n{outcome.ending}: {outcome.reason}; {outcome.networks} networks trained")
     before = time.perf_counter()
-    files, loaded = _write_report(setup.folder)
+    files, loaded, importance = _write_report(setup.folder)
     phases["report"] = time.perf_counter() - before
     if tracker is not None:
         before = time.perf_counter()
-        _track_report(tracker, setup.folder, files, loaded, interrupted=outcome.ending == "interrupted")
+        _track_report(tracker, setup.folder, files, loaded, importance, interrupted=outcome.ending == "interrupted")
         phases["tracking"] = time.perf_counter() - before
     if report:
         from harness.cli.report import print_front
@@ -277,16 +278,24 @@ def _open_tracker(tracking_uri: str | None, record: "StudyRecord", results: Path
     return BackgroundTracker(MlflowTracker(uri, record, artifact_root=artifacts, warn=_warn))
 
 
-def _write_report(folder: "StudyFolder") -> "tuple[ReportFiles, Study]":
-    """Write the report; return its files and the study that it was made of."""
+def _write_report(folder: "StudyFolder") -> "tuple[ReportFiles, Study, tuple[Importance, ...]]":
+    """Write the report; return its files, the study that it was made of, and what the objectives hang on."""
+    from harness.cli.report import find_importance
     from harness.reporting import load_study, write_report
 
     study = load_study(folder.path)
-    return write_report(folder.path, study=study), study
+    importance = find_importance(study)
+    return write_report(folder.path, study=study, importance=importance), study, importance
 
 
 def _track_report(
-    tracker: "BackgroundTracker", folder: "StudyFolder", files: "ReportFiles", study: "Study", *, interrupted: bool
+    tracker: "BackgroundTracker",
+    folder: "StudyFolder",
+    files: "ReportFiles",
+    study: "Study",
+    importance: "tuple[Importance, ...]",
+    *,
+    interrupted: bool,
 ) -> None:
     """Put the report, with whatever the store is missing, on the parent run."""
     from harness.reporting import summarise
@@ -297,6 +306,7 @@ def _track_report(
         "front_size": len(summary["front"]),
         "num_architectures": summary["num_architectures"],
         "num_points": summary["num_points"],
+        **{f"importance/{one.metric}/{name}": share for one in importance for name, share in one.shares.items()},
     }
     tracker.sync(folder)
     tracker.log_front(

@@ -1,7 +1,8 @@
 """Records without their bulk, so that tens of thousands of them fit into memory for a report.
 
-Left out is what is kept for those who measure again: samples, scores of single images, rungs, other curves than the
-loss. What many records have in common is held once. Whoever needs all of a record reads its file.
+Left out is what is kept for those who measure again: samples, scores of single images, all but the best point of a
+rung, other curves than the loss. What many records have in common is held once. Whoever needs all of a record reads its
+file.
 """
 
 from collections.abc import Hashable
@@ -9,7 +10,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from harness.core.records import EvaluationRecord, LatencyRecord, PointRecord, TrainingRecord, TrialRecord
+from harness.core.records import (
+    EvaluationRecord,
+    LatencyRecord,
+    PointRecord,
+    RungRecord,
+    TrainingRecord,
+    TrialRecord,
+)
 
 LOSSES = ("l1_loss", "ws_l1_loss", "loss")  # the first of them that a training has is the curve that reports draw
 _MOST_CURVE_POINTS = 200
@@ -43,14 +51,20 @@ class LeanReader:
             seconds=_NOTHING,
             macs_check=None,
             untrained=None,
-            rungs=(),
             early_latency=(),
         )
         if record.training_result is not None:
             self._lean_training(record.training_result)
+        for rung in record.rungs:
+            self._lean_rung(rung)
         for point in record.points:
             self._lean_point(point)
         return record
+
+    def _lean_rung(self, rung: RungRecord) -> None:
+        best = rung.best
+        _replace(best, routing=self._share(best.routing))
+        _replace(rung, points=(best,))
 
     def _lean_point(self, point: PointRecord) -> None:
         _replace(point, routing=self._share(point.routing))

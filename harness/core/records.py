@@ -469,6 +469,11 @@ class RungRecord(FrozenConfig):
     promoted: bool
     seconds: float
 
+    @property
+    def best(self) -> RungPoint:
+        """The point of the highest PSNR."""
+        return max(self.points, key=lambda point: point.psnr_db)
+
 
 class RoutedLatency(FrozenConfig):
     """Latencies of an untrained network under a routing whose work does not depend on weights."""
@@ -562,6 +567,10 @@ class TrialRecord(FrozenConfig):
             if not getattr(self, name):
                 values.pop(name, None)
         return values
+
+    def rung_place(self, rung: RungRecord) -> int:
+        """Return where on the way a rung stands: its step, or its images where all training comes before scoring."""
+        return rung.images if self.training is not None and rung.step == self.training.steps else rung.step
 
 
 class ObjectiveConfig(FrozenConfig):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from harness.core.files import write_text
+from harness.core.importance import Importance
 from harness.core.records import LatencyRecord, TrialRecord, TrialState
 from harness.core.study_folder import StudyFolder
 from harness.core.units import format_count, format_seconds
@@ -24,7 +25,10 @@ from harness.reporting.plots import (
     draw_front_html,
     draw_front_png,
     draw_hypervolume,
+    draw_importance,
+    draw_rungs,
     draw_training_curves,
+    ordered_dimensions,
 )
 from harness.reporting.study import Study, load_study, without_collection
 from harness.reporting.table import front_table, write_csv
@@ -49,22 +53,28 @@ class ReportFiles:
 
 
 @without_collection()
-def write_report(study_dir: Path, out_dir: Path | None = None, study: Study | None = None) -> ReportFiles:
+def write_report(
+    study_dir: Path,
+    out_dir: Path | None = None,
+    study: Study | None = None,
+    importance: Sequence[Importance] = (),
+) -> ReportFiles:
     """Write front.csv, front.png and report.html, each in one step, to `out_dir` (default: the study's `report/`).
 
-    `study` is what `load_study` read of the folder, for those who have done so already. A study without a finished
-    trial or without baselines gets a report that says so. `UserError` where there is none.
+    `study` is what `load_study` read of the folder, for those who have done so already, `importance` what each
+    objective hangs on. A study without a finished trial or without baselines gets a report that says so.
+    `UserError` where there is none.
     """
     study = study or load_study(study_dir)
     folder = out_dir or StudyFolder(study_dir).report_dir
     files = ReportFiles(folder / "front.csv", folder / "front.png", folder / "report.html")
     write_csv(front_table(study), files.front_csv)
     draw_front_png(study, files.front_png)
-    write_text(files.report_html, render_report(study))
+    write_text(files.report_html, render_report(study, importance))
     return files
 
 
-def render_report(study: Study) -> str:
+def render_report(study: Study, importance: Sequence[Importance] = ()) -> str:
     """Return the text of report.html."""
     from plotly.offline import get_plotlyjs
 
@@ -75,8 +85,10 @@ def render_report(study: Study) -> str:
         _section("Front", _front_figure(study)),
         _section("Hypervolume over trained networks", _hypervolume_figure(study)),
         _section("Against SwinIR-light", _comparison_table(study, comparison["rows"])),
+        _section("What the objectives hang on", _importance(study, importance)),
         _section("Trials", _trials(study)),
         _section("Training", _training_figure(study)),
+        _section("Scores at rungs", _rungs_figure(study)),
         _section("How this was measured", _protocol(study)),
     ]
     body = "\n".join(section for section in sections if section)
@@ -143,6 +155,48 @@ def _training_figure(study: Study) -> str:
     words = f"Curves of {MOST_CURVES_DRAWN:,} of {trained:,} networks, evenly spread over the study."
     note = f"<p class='note'>{escape(words)}</p>" if trained > MOST_CURVES_DRAWN else ""
     return _figure(figure, "training") + note
+
+
+def _rungs_figure(study: Study) -> str:
+    figure = draw_rungs(study)
+    if figure is None:
+        return ""
+    words = "The best of each network's routings, by its averaged weights; a cross is where a network was stopped."
+    images = {rung.images for trial in study.trials for rung in trial.rungs}
+    if len(images) > 1 or max(images) < len(study.record.validation_images):
+        words += " Rungs were scored on a part of the validation images, so their scores are not those of one set."
+    scored = sum(bool(trial.rungs) for trial in study.trials)
+    if scored > MOST_CURVES_DRAWN:
+        words += f" Drawn are {MOST_CURVES_DRAWN:,} of {scored:,} networks, evenly spread over the study."
+    return f"{_figure(figure, 'rungs')}<p class='note'>{escape(words)}</p>"
+
+
+def _importance(study: Study, importance: Sequence[Importance]) -> str:
+    figure = draw_importance(study, importance)
+    labels = {one.metric: metric_label(one.metric, study.record.protocol, unit=False) for one in importance}
+    reasons: dict[str, list[str]] = {}
+    for one in importance:
+        if one.reason:
+            reasons.setdefault(one.reason, []).append(labels[one.metric])
+    missing = [f"No shares of {', '.join(metrics)}: {reason}." for reason, metrics in reasons.items()]
+    left_out = {name: why for one in importance for name, why in one.left_out.items()}
+    missing += [f"{name} is left out: {why}." for name, why in left_out.items()]
+    notes = f"<p class='note'>{escape(' '.join(missing))}</p>" if missing else ""
+    if figure is None:
+        return notes
+    told = [one for one in importance if one.shares]
+    rows = (
+        [name, *("" if name not in one.shares else f"{one.shares[name]:.1%}" for one in told)]
+        for name in ordered_dimensions(told)
+    )
+    counts = ", ".join(f"{labels[one.metric]} {one.points:,} points of {one.networks:,} networks" for one in told)
+    words = (
+        "How much of an objective's variance over the space each dimension explains alone, all others averaged over; "
+        "interactions are what only several explain together (functional ANOVA of a random forest). "
+        f"Taken from {counts}. With a few dozen networks, small shares are chance."
+    )
+    table = _table(("dimension", *(labels[one.metric] for one in told)), rows)
+    return f"{_figure(figure, 'importance')}{table}<p class='note'>{escape(words)}</p>{notes}"
 
 
 def _figure(figure: Any, identity: str) -> str:

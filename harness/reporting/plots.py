@@ -1,4 +1,4 @@
-"""Pictures of a study: the front as PNG (matplotlib) and as an interactive figure (plotly), and the training curves.
+"""Pictures of a study: the front as PNG (matplotlib) and as an interactive figure (plotly), and figures of its search.
 
 Colours are Okabe and Ito's, which people with any colour vision tell apart; shapes repeat what colours say.
 """
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from harness.core.files import atomic_path
+from harness.core.importance import INTERACTIONS, Importance
 from harness.core.lean import LOSSES
-from harness.core.records import METRIC_DIRECTIONS, TrialRecord
+from harness.core.records import METRIC_DIRECTIONS, TrialRecord, TrialState
 from harness.core.units import format_count, format_seconds
 from harness.metrics import metric_label
 from harness.reporting.front import Front, hypervolume_history, non_dominated, study_front
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8F98"
+_SEVERAL = (_BLUE, _ORANGE, _GREEN, _VERMILION, "#CC79A7", "#56B4E9")
 _BASELINE_COLOURS = {"bicubic": _GREEN, "swinir-light": _VERMILION}
 _BASELINE_LABELS = {"bicubic": "bicubic", "swinir-light": "SwinIR-light"}
 _UNITS = {
@@ -452,6 +454,118 @@ def draw_hypervolume(study: Study) -> "go.Figure | None":
     figure.update_xaxes(title={"text": "trained networks"})
     figure.update_yaxes(title={"text": "hypervolume"})
     return _styled(figure, height=320)
+
+
+def draw_importance(study: Study, importance: Sequence[Importance]) -> "go.Figure | None":
+    """Return each dimension's share of each objective as bars, the largest on top; None where there are no shares."""
+    import plotly.graph_objects as go
+
+    told = [one for one in importance if one.shares]
+    if not told:
+        return None
+    names = ordered_dimensions(told)
+    figure = go.Figure()
+    for index, one in enumerate(told):
+        label = metric_label(one.metric, study.record.protocol, unit=False)
+        figure.add_trace(
+            go.Bar(
+                x=[one.shares.get(name) for name in names],
+                y=[html.escape(name) for name in names],
+                orientation="h",
+                name=html.escape(label),
+                marker={"color": _SEVERAL[index % len(_SEVERAL)]},
+                hovertemplate=f"%{{y}}<br>{html.escape(label)}: %{{x:.1%}}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title={"text": "share of the variance"}, tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(autorange="reversed")
+    return _styled(figure, height=150 + (16 * len(told) + 14) * len(names)).update_layout(barmode="group")
+
+
+def ordered_dimensions(importance: Sequence[Importance]) -> list[str]:
+    """Return all dimensions that have a share, those of the largest sum over objectives first, interactions last."""
+    sums: dict[str, float] = {}
+    for one in importance:
+        for name, share in one.shares.items():
+            sums[name] = sums.get(name, 0.0) + share
+    return sorted(sums, key=lambda name: (name == INTERACTIONS, -sums[name], name))
+
+
+_ENDS: dict[TrialState, tuple[str, str, str]] = {
+    "complete": ("trained to the end", _BLUE, "circle"),
+    "stopped": ("stopped", _VERMILION, "x"),
+    "failed": ("failed", _GREY, "triangle-down"),
+}
+
+
+def draw_rungs(study: Study) -> "go.Figure | None":
+    """Return the best PSNR of each network at each of its rungs and at the end; None where there was no rung.
+
+    The last mark of a network says how it ended. At most `MOST_CURVES_DRAWN` networks are drawn, evenly spread over the
+    study. They stand over training steps, or over images where it is scoring that grows.
+    """
+    import plotly.graph_objects as go
+
+    scored = [record for record in study.trials if record.rungs]
+    if not scored:
+        return None
+    figure = go.Figure()
+    drawn = _spread(scored, MOST_CURVES_DRAWN)
+    for state, (name, colour, symbol) in _ENDS.items():
+        steps: list[float | None] = []
+        scores: list[float | None] = []
+        symbols: list[str] = []
+        texts: list[str] = []
+        for record in (record for record in drawn if record.state == state):
+            way = _way(study, record)
+            steps += [*(step for step, _, _ in way), None]
+            scores += [*(score for _, score, _ in way), None]
+            symbols += [*("circle" for _ in way[1:]), symbol, symbol]
+            texts += [*(text for _, _, text in way), ""]
+        if not steps:
+            continue
+        figure.add_trace(
+            go.Scatter(
+                x=steps,
+                y=scores,
+                mode="lines+markers",
+                name=name,
+                line={"color": colour, "width": 1.5},
+                marker={"symbol": symbols, "size": 7},
+                opacity=0.7,
+                text=texts,
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    places = [step for trace in figure.data for step in trace.x if step is not None]
+    ticks = _log_ticks(min(places), max(places))
+    first = scored[0].rungs[0]
+    over = "training step" if scored[0].rung_place(first) == first.step else "validation images"
+    figure.update_xaxes(
+        title={"text": f"{over}, log scale"}, type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks]
+    )
+    figure.update_yaxes(title={"text": metric_label("psnr_db", study.record.protocol)})
+    return _styled(figure, height=380)
+
+
+def _way(study: Study, record: TrialRecord) -> list[tuple[int, float, str]]:
+    """Return where a network was scored, the best PSNR there, and hover text; of calibrated routings nothing."""
+    name = html.escape(f"trial {record.number}: {record.label}")
+    psnr = _quality_name("psnr_db", study)
+    way = []
+    for rung in record.rungs:
+        score = rung.best.psnr_db
+        text = f"{name}<br>step {rung.step:,}, {rung.images} images: {psnr} {score:.3f} dB"
+        way.append((record.rung_place(rung), score, f"{text}<br>place {rung.place} of {rung.networks}"))
+    ends = [
+        point.evaluation.psnr_db for point in record.points if point.routing is None or point.routing.per_block is None
+    ]
+    if ends and record.training is not None:
+        steps, images = record.training.steps, len(study.record.validation_images)
+        place = steps if record.rung_place(record.rungs[-1]) == record.rungs[-1].step else images
+        text = f"{name}<br>step {steps:,}, {images} images: {psnr} {max(ends):.3f} dB"
+        way.append((place, max(ends), f"{text}<br>trained to the end"))
+    return way
 
 
 def describe_point(study: Study, point: Point) -> str:

@@ -1,7 +1,9 @@
 """A study in one JSON document: what `harness report --json` prints."""
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
+from harness.core.importance import Importance
 from harness.core.records import TrialState
 from harness.reporting.front import study_front
 from harness.reporting.study import BASELINE_IDS, Point, Study, without_collection
@@ -9,11 +11,12 @@ from harness.reporting.table import POINT_FIELDS, point_row
 
 
 @without_collection()
-def summarise(study: Study) -> dict[str, Any]:
+def summarise(study: Study, importance: Sequence[Importance] = ()) -> dict[str, Any]:
     """Return the study as a dict that is valid JSON: no NaN, null where something was not measured.
 
     `front` holds the non-dominated feasible points only; `knee` is one of them or null; `hypervolume` is unitless and
-    `hypervolume_reference` says what it is measured from; a baseline that did not complete is null.
+    `hypervolume_reference` says what it is measured from; a baseline that did not complete is null. `importance` is
+    what each objective hangs on, as it was given.
     """
     front = study_front(study)
     states = [trial.state for trial in study.trials]
@@ -32,6 +35,7 @@ def summarise(study: Study) -> dict[str, Any]:
         "knee": _fields(study, front.knee) if front.knee else None,
         "hypervolume": front.hypervolume,
         "hypervolume_reference": front.hypervolume_reference,
+        "importance": [one.model_dump() for one in importance],
         "baselines": {name: _baseline(study, study.baseline(name)) for name in BASELINE_IDS},
     }
 

@@ -1,9 +1,15 @@
 """Optuna: search spaces, samplers, the study and its resumption."""
 
-from harness.search.ray_cluster import RayCluster, check_ray
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from harness.search.importance import explain_objectives
 from harness.search.space import SearchSpace, find_space, preset_names, read_space, read_study_space
-from harness.search.study import baseline_config, join_search, run_search, study_identity, study_record
-from harness.search.worker import SearchOutcome
+
+if TYPE_CHECKING:
+    from harness.search.ray_cluster import RayCluster, check_ray
+    from harness.search.study import baseline_config, join_search, run_search, study_identity, study_record
+    from harness.search.worker import SearchOutcome
 
 __all__ = [
     "RayCluster",
@@ -11,6 +17,7 @@ __all__ = [
     "SearchSpace",
     "baseline_config",
     "check_ray",
+    "explain_objectives",
     "find_space",
     "join_search",
     "preset_names",
@@ -20,3 +27,21 @@ __all__ = [
     "study_identity",
     "study_record",
 ]
+
+
+_HOMES = {
+    "RayCluster": "ray_cluster",
+    "SearchOutcome": "worker",
+    "baseline_config": "study",
+    "check_ray": "ray_cluster",
+    "join_search": "study",
+    "run_search": "study",
+    "study_identity": "study",
+    "study_record": "study",
+}
+
+
+def __getattr__(name: str) -> Any:  # reports do without torch: it comes with what trains
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

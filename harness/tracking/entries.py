@@ -93,7 +93,9 @@ def study_params(study: StudyRecord) -> dict[str, str]:
 def record_metrics(record: TrialRecord) -> list[MetricEntry]:
     """Return every measured value: curves with their steps, each point under its routing, counts and times.
 
-    Of a curve there are at most `MOST_CURVE_POINTS`, evenly spread, its first and last among them.
+    Of a curve there are at most `MOST_CURVE_POINTS`, evenly spread, its first and last among them. Scores at rungs,
+    named like those of points (`rung/psnr_db`), stand at the rung's step, or at its images where it is scoring that
+    grows.
 
     A point's metrics are named like `psnr_db/fixed/gamma_0.50` and `latency_ms/cpu:1/fixed/gamma_0.50`, for a schedule
     with the mean of its γ_b, `psnr_db/schedule/share_0.25`, so that networks can be laid side by side. The point that
@@ -117,11 +119,14 @@ def record_metrics(record: TrialRecord) -> list[MetricEntry]:
     values.append(("params", record.params, 0))
     values += [(f"seconds/{phase}", seconds, 0) for phase, seconds in record.seconds.items()]
     suggested = getattr(record.model, "routing", None)
+    for rung in record.rungs:
+        at = record.rung_place(rung)
+        values.append(("rung/place", rung.place, at))
+        for scored in rung.points:
+            for ending in _endings(scored.routing, suggested):
+                values += [(f"rung/psnr_db{ending}", scored.psnr_db, at), (f"rung/ssim{ending}", scored.ssim, at)]
     for point in record.points:
-        names = [f"/{_routing_name(point.routing)}"] if point.routing else []
-        if point.routing == suggested:
-            names.append("")
-        for ending in names:
+        for ending in _endings(point.routing, suggested):
             values += [(f"{name}{ending}", value, 0) for name, value in _point_values(point)]
     # The last value of a name and step counts: a point's own MACs after those of the check before training.
     latest = {(_clean(name), step): float(value) for name, value, step in values if value is not None}
@@ -165,6 +170,11 @@ def _thinned(pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
         return finite
     last = len(finite) - 1
     return [finite[round(last * index / (MOST_CURVE_POINTS - 1))] for index in range(MOST_CURVE_POINTS)]
+
+
+def _endings(routing: RoutingConfig | None, suggested: RoutingConfig | None) -> list[str]:
+    """Return what the names of a routing's values end in: the routing, and nothing for the one that was suggested."""
+    return [*([f"/{_routing_name(routing)}"] if routing else []), *([""] if routing == suggested else [])]
 
 
 def _point_values(point: PointRecord) -> Iterator[tuple[str, float | None]]:

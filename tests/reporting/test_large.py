@@ -13,7 +13,7 @@ from harness.reporting import load_study, points_table, summarise, write_report
 from harness.reporting.html import render_report
 from harness.reporting.plots import MOST_CURVES_DRAWN, MOST_POINTS_DRAWN
 from harness.reporting.study import Study
-from tests.records import bicubic_baseline, search_trials, study_record, swinir_baseline, write_study
+from tests.records import bicubic_baseline, search_trials, study_record, swinir_baseline, with_rungs, write_study
 
 # Reads, reports and compares a study; prints seconds of processor time and the peak in KiB.
 REPORT = """
@@ -50,7 +50,8 @@ def many_trials(count: int) -> list[TrialRecord]:
 
 
 def test_reading_a_folder_makes_the_same_reports_as_its_records(tmp_path: Path) -> None:
-    records = search_trials(12)
+    records = [*search_trials(12)[2:], with_rungs(), with_rungs(stopped=True)]
+    records.sort(key=lambda trial: trial.record_id)
     baselines = (bicubic_baseline(), swinir_baseline())
     write_study(tmp_path, study_record(), [*records, *baselines])
     whole, read = Study(study_record(), tuple(records), baselines), load_study(tmp_path)

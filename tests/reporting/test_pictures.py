@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from harness.core.errors import UserError
+from harness.core.importance import Importance
 from harness.core.records import StudyRecord, TrialRecord
-from harness.reporting import draw_front_html, draw_front_png, load_study, write_report
+from harness.reporting import draw_front_html, draw_front_png, load_study, summarise, write_report
 from harness.reporting.html import render_report
-from harness.reporting.plots import draw_training_curves
+from harness.reporting.plots import draw_importance, draw_rungs, draw_training_curves
 from harness.reporting.study import Study
 from tests.records import (
     PSNR_MACS,
@@ -20,10 +21,12 @@ from tests.records import (
     gains,
     one_of_each_state,
     point,
+    rung,
     search_trials,
     study_record,
     swinir_baseline,
     trial,
+    with_rungs,
     write_study,
 )
 
@@ -190,3 +193,71 @@ def test_files_are_written_where_asked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no study in"):
         write_report(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_shares_of_dimensions_are_drawn_and_told() -> None:
+    told = (
+        Importance(
+            metric="psnr_db",
+            points=45,
+            networks=9,
+            shares={"model.channels": 0.7, EVIL: 0.2, "interactions": 0.1},
+            left_out={"model.window": "a single value among the points"},
+        ),
+        Importance(
+            metric="macs", points=45, networks=9, shares={EVIL: 0.9, "model.channels": 0.06, "interactions": 0.04}
+        ),
+        Importance(metric="latency_ms", points=3, networks=9, reason="3 points so far; it takes 10"),
+    )
+    trials, baselines, record = STUDIES["usual"]
+    study = Study(record, trials, baselines)
+    text = render_report(study, told)
+    words = read_html(text).words
+    assert 'id="importance"' in text
+    assert "<script>alert" not in text
+    assert words.index(EVIL) < words.index("model.channels") < words.index("interactions")
+    assert words[words.index("model.channels") + 1 :][:2] == ["70.0%", "6.0%"]
+    note = " ".join(words)
+    assert "45 points of 9 networks" in note
+    assert "No shares of latency: 3 points so far; it takes 10." in note
+    assert "model.window is left out: a single value among the points." in note
+    figure = draw_importance(study, told)
+    assert figure is not None
+    assert [trace.name for trace in figure.data] == ["PSNR", "MACs"]
+    assert list(figure.data[0].x) == [0.2, 0.7, 0.1]
+    without = render_report(study, told[2:])
+    assert 'id="importance"' not in without
+    assert "No shares of latency" in without
+    assert "No shares" not in render_report(study)
+    assert summarise(study, told)["importance"][2]["reason"] == told[2].reason
+
+
+def test_scores_at_rungs_are_drawn_and_stopped_networks_end_in_a_cross() -> None:
+    complete, stopped = with_rungs(), with_rungs(stopped=True)
+    study = Study(study_record(), (complete, stopped, *search_trials(3)[2:]), BASELINES)
+    figure = draw_rungs(study)
+    assert figure is not None
+    whole, cut = figure.data
+    final = max(point.evaluation.psnr_db for point in complete.points)
+    assert (whole.name, list(whole.x), list(whole.y)) == (
+        "trained to the end",
+        [11, 33, 100, None],
+        [25.2, 25.9, final, None],
+    )
+    assert (cut.name, list(cut.x), list(cut.y)) == ("stopped", [11, 33, None], [25.2, 25.9, None])
+    assert list(cut.marker.symbol[:2]) == ["circle", "x"]
+    assert "place 3 of 3" in cut.text[1]
+    text = render_report(study)
+    assert 'id="rungs"' in text
+    assert "a part of the validation images" not in text
+    assert 'id="rungs"' not in render_report(Study(study_record(), tuple(search_trials(3)), BASELINES))
+    assert draw_rungs(Study(study_record(), (), ())) is None
+
+
+def test_rungs_of_more_and_more_images_stand_over_images() -> None:
+    rungs = (rung(100, (26.0,), images=1), rung(100, (26.5,), images=2))
+    study = Study(study_record(), (with_rungs().model_copy(update={"rungs": rungs}),), ())
+    figure = draw_rungs(study)
+    assert figure is not None
+    assert list(figure.data[0].x) == [1, 2, 3, None]
+    assert "a part of the validation images" in render_report(study)

@@ -27,10 +27,12 @@ from tests.records import (
     bicubic_baseline,
     one_of_each_state,
     point,
+    rung,
     search_trials,
     study_record,
     swinir_baseline,
     trial,
+    with_rungs,
     write_study,
 )
 
@@ -182,6 +184,30 @@ def test_long_curves_are_thinned_and_many_points_are_logged_in_batches(store: St
     assert (logged[0], logged[-1]) == (0, 2499)
     assert max(later - earlier for earlier, later in itertools.pairwise(logged)) <= 52
     assert sum(name.startswith("psnr_db/fixed/gamma_") for name in run.data.metrics) == 101
+
+
+def test_scores_at_rungs_stand_at_their_steps(store: Store) -> None:
+    record = with_rungs(stopped=True)
+    assert store.tracker().log_record(record), store.warnings
+    run = store.child(record.record_id)
+    assert run.info.status == "KILLED"
+    suggested = record.model.routing.gamma  # type: ignore[union-attr]
+    client = MlflowClient(store.uri)
+    for name, expected in (
+        ("rung/psnr_db/fixed/gamma_0.00", [(11, 25.0), (33, 25.9)]),
+        ("rung/psnr_db/fixed/gamma_0.50", [(11, 25.2), (33, 25.8)]),
+        ("rung/place", [(11, 1), (33, 3)]),
+    ):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert sorted((entry.step, entry.value) for entry in history) == expected
+    assert ("rung/psnr_db" in run.data.metrics) == (suggested in (0.0, 0.5))
+
+
+def test_rungs_of_more_and_more_images_stand_at_their_images() -> None:
+    at_the_end = tuple(rung(100, (value,), images=images) for images, value in ((1, 26.0), (2, 26.5)))
+    record = search_trials(1)[0].model_copy(update={"rungs": at_the_end})
+    found = [entry for entry in entries.record_metrics(record) if entry.name == "rung/psnr_db/fixed/gamma_0.00"]
+    assert [(entry.step, entry.value) for entry in found] == [(1, 26.0), (2, 26.5)]
 
 
 def test_logging_twice_makes_no_second_run_and_repeats_no_value(store: Store) -> None:
