@@ -97,9 +97,9 @@ def train(
 
     Of a `group` every process that has joined it calls this with the same network, stream of batches and config, on a
     device of its own, and takes its part of each batch: `UserError` where that does not come out even. The leader's
-    initial weights and checkpoint are those of all, and a checkpoint may be gone on from by another number of
-    processes. Progress and turns are each process's own, but all wait for the turn of each; all stop at the step where
-    one of them is asked to. `OutageError` where another process is gone.
+    initial weights and checkpoint are those of all, and another number of processes may go on from a checkpoint.
+    A step is taken inside the turns of all processes; all stop at the step where one of them is asked to.
+    `OutageError` where another process is gone.
     """
     previous_threads = torch.get_num_threads()
     if threads is not None:
@@ -174,6 +174,7 @@ class _Run:
                 started = time.perf_counter()
                 loss = self._advance()
                 self.clock.steps += time.perf_counter() - started
+                self.group.wait()
             self.step += 1
             if progress is not None:
                 rate = self.step / self.clock.steps
