@@ -84,14 +84,14 @@ def parse_settings(settings: list[str] | None) -> dict[str, object]:
     return parsed
 
 
-def resolve_threads(threads: int | None) -> int:
-    """Return the number of threads to use; `UserError` for more than there are cores."""
+def resolve_threads(threads: int | None, processes: int = 1) -> int:
+    """Return the number of threads of each of `processes`; `UserError` for more than there are cores."""
     import os
 
     cores = os.cpu_count() or 1
     if threads is not None and threads > cores:
         raise UserError(f"--threads {threads}: this machine has {cores} cores")
-    return threads or cores
+    return threads or max(cores // processes, 1)
 
 
 def check_training(training: "TrainingConfig", images: "PairedDataset", device: str, vary: Container[str] = ()) -> None:

@@ -183,8 +183,11 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yield `should_stop()`; the first Ctrl-C (or SIGTERM) asks for a clean end, a second one ends at once."""
+def stop_on_signals(*, announced: bool = True) -> Iterator[Callable[[], bool]]:
+    """Yield `should_stop()`; the first Ctrl-C (or SIGTERM) asks for a clean end, a second one ends at once.
+
+    `announced`: say so, once it is asked for.
+    """
     asked = False
 
     def ask(_signal: int, _frame: types.FrameType | None) -> None:
@@ -192,7 +195,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("\nstopping after this step and saving; once more to stop at once", file=sys.stderr)
+        if announced:
+            print("\nstopping after this step and saving; once more to stop at once", file=sys.stderr)
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

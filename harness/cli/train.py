@@ -1,6 +1,8 @@
 """`harness train`: one configuration, trained to a bundle."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,8 +10,9 @@ import typer
 
 from harness.cli import options
 from harness.cli.output import TrainingBar, command, console, describe_record, messages, stop_on_signals, warn_of_small
-from harness.core.errors import UserError
+from harness.core.errors import TrialFailedError, UserError
 
+_INTERRUPTED = 130
 _REMEDY = "give another --out, or --overwrite to replace it"
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from harness.core.records import TrialRecord
     from harness.core.study_folder import StudyFolder
     from harness.data.datasets import PairedDataset, Split
+    from harness.training import Group
+    from harness.trial import Proposal
     from harness.trial.run import AnyModelConfig
 
 
@@ -51,7 +56,8 @@ def train(
 ) -> None:
     """Train one configuration (settings by --set steps=…), score and measure it, and write a bundle.
 
-    The same command again goes on where it was left; a finished run is reported again.
+    The same command again goes on where it was left; a finished run is reported again. Under torchrun several processes
+    share each batch, on a GPU each with --device cuda.
     """
     from harness.cli.target import resolve_config
     from harness.core.configs import DataConfig
@@ -65,6 +71,10 @@ def train(
     from harness.training import TrainingInterruptedError
     from harness.trial import Proposal, TrialSetup, build_seeded, load_trained, run_trial
 
+    group = _find_group()
+    place = _place(device, group)
+    if not group.leads:
+        group.join(place)  # which the first process does once it has found nothing wrong
     config = resolve_config(model, scale, gamma, routing)
     if config.family == "bicubic":
         raise UserError("bicubic has no weights to train; expected another model")
@@ -73,11 +83,25 @@ def train(
         raise UserError(f"--protocol {protocol}: panoramas are scored by latitude; expected odi, or no protocol at all")
     rules = get_protocol(protocol or protocol_for(training.task))
 
-    place = options.check_train_device(device)
+    each_threads = options.resolve_threads(threads, group.local_size)
     measured_on = parse_device(latency_device).text
     data = DataConfig(train=train_images, validation=validation, data_dir=str(data_dir) if data_dir else None)
     settled = getattr(config, "routing", None)
     proposal = Proposal("trial-00000", "trial", 0, config, training, (settled,), settled)
+
+    def open_split(source: str, split: "Split", *, panoramas: bool) -> "PairedDataset":
+        cache = results / "cache"
+        return open_dataset(
+            source, scale=config.scale, split=split, data_dir=data_dir, cache_dir=cache, panoramas=panoramas
+        )
+
+    def open_training() -> "PairedDataset":
+        return open_split(train_images, "train", panoramas=training.task == "odi")
+
+    if not group.leads:
+        _assist(group, proposal, open_training, place, each_threads)
+        return
+    group.check_batch_size(training.batch_size)
     require_folder_place("--out", out)
     folder, bundle = StudyFolder(out), out / "bundle"
     _refuse_study(folder)
@@ -87,13 +111,7 @@ def train(
         settings_here = _settings(config, training, data, rules.name, measured_on)
         known = _find_same_run(folder, proposal.network_id(data), settings_here)
 
-    def open_split(source: str, split: "Split", *, panoramas: bool) -> "PairedDataset":
-        cache = results / "cache"
-        return open_dataset(
-            source, scale=config.scale, split=split, data_dir=data_dir, cache_dir=cache, panoramas=panoramas
-        )
-
-    trained_on = open_split(train_images, "train", panoramas=training.task == "odi")
+    trained_on = open_training()
     scored_on = open_split(validation, "validation", panoramas=rules.spherical)
     refuse_overlap(trained_on, scored_on)
     if known is not None and known.points[0].evaluation.dataset_hash != scored_on.content_hash:
@@ -116,18 +134,21 @@ def train(
         reference=reference,
         reference_name="swinir-light",
         train_device=place,
-        threads=options.resolve_threads(threads),
+        threads=each_threads,
     )
+    group.join(place)
+    _tell_images(group, trained_on.content_hash if known is None else None)
     if known is not None:
         record = known
         messages.print(f"note: {out} was trained before with these settings; --overwrite trains it anew")
     else:
         try:
             with stop_on_signals() as should_stop, TrainingBar() as bar:
-                record = run_trial(setup, proposal, progress=bar, should_stop=should_stop)
+                record = run_trial(setup, proposal, progress=bar, should_stop=should_stop, group=group)
         except TrainingInterruptedError as interruption:
             console.print(f"{interruption}; the same command again goes on from here")
-            raise typer.Exit(130) from None
+            raise typer.Exit(_INTERRUPTED) from None
+    group.leave()
     console.print(describe_record(record), markup=False)
     if record.state != "complete":
         raise typer.Exit(1)
@@ -137,6 +158,66 @@ def train(
     for other in _other_networks(folder, record.network_id):  # of a run that is replaced
         shutil.rmtree(other)
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
+
+
+def _find_group() -> "Group":
+    """Return which process this is of those that torchrun, or another launcher like it, has started."""
+    from harness.training import ALONE, Group
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not all(name in os.environ for name in names):
+        return ALONE
+    try:
+        rank, size, local_rank = (int(os.environ[name]) for name in names)
+        return Group(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    except ValueError:
+        got = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        raise UserError(
+            f"{got}: expected the numbers that torchrun gives; unset them to train in one process"
+        ) from None
+
+
+def _place(device: str, group: "Group") -> str:
+    """Return where this process trains: of several, on a GPU of its own."""
+    if group.size == 1 or device == "cpu":
+        return options.check_train_device(device)
+    if device != "cuda":
+        raise UserError(
+            f"--device {device}: {group.size} processes train on a GPU each, or all on CPUs; expected cuda or cpu"
+        )
+    return options.check_train_device(f"cuda:{group.local_rank}")
+
+
+def _tell_images(group: "Group", content_hash: str | None = None) -> str | None:
+    """Return what the first process tells: which images it trains on, or None where the run is finished."""
+    return group.tell(lambda: content_hash)
+
+
+def _assist(
+    group: "Group", proposal: "Proposal", open_images: Callable[[], "PairedDataset"], device: str, threads: int
+) -> None:
+    """Take part in the training that the first process of the group runs, and reports."""
+    from harness.training import TrainingInterruptedError
+    from harness.trial import assist_training
+
+    try:
+        content_hash = _tell_images(group)
+        if content_hash is None:
+            return
+        images = open_images()
+        if images.content_hash != content_hash:
+            raise UserError(
+                f"--train {images.name}: process {group.rank} finds other images than the first process; expected the "
+                "same on all machines; copy them there"
+            )
+        with stop_on_signals(announced=False) as should_stop:
+            assist_training(images, proposal, group, device=device, threads=threads, should_stop=should_stop)
+    except TrainingInterruptedError:
+        raise SystemExit(_INTERRUPTED) from None
+    except TrialFailedError:
+        raise SystemExit(1) from None
+    finally:
+        group.leave()
 
 
 def _refuse_study(folder: "StudyFolder") -> None:

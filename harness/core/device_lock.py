@@ -62,8 +62,8 @@ def measuring(device: str = CPU, *, folder: Path | None = None) -> Iterator[floa
 
 
 @contextlib.contextmanager
-def computing(device: str = CPU, *, folder: Path | None = None, announced: bool = True) -> Iterator[float]:
-    """Run the block while nobody measures `device`; yield the seconds waited for that.
+def computing(*devices: str, folder: Path | None = None, announced: bool = True) -> Iterator[float]:
+    """Run the block while nobody measures one of `devices`, or the CPU; yield the seconds waited for that.
 
     Keep the block short: whoever wants to measure waits for its end. `announced`: say so where that takes long, which
     nobody wants to know of work in the background. Inside another block of the same thread nothing is
@@ -74,8 +74,8 @@ def computing(device: str = CPU, *, folder: Path | None = None, announced: bool 
         return
     started = time.monotonic()
     with contextlib.ExitStack() as held:
-        with _announced(device) if announced else contextlib.nullcontext():
-            for name in dict.fromkeys((CPU, device)):
+        with _announced(", ".join(devices) or CPU) if announced else contextlib.nullcontext():
+            for name in (CPU, *sorted({*devices} - {CPU})):
                 _enter(held, name, folder, exclusive=False)
         with _doing("computing"):
             yield time.monotonic() - started

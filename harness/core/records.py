@@ -368,7 +368,8 @@ class TrainingRecord(FrozenConfig):
     `curves` maps `loss`, `l1_loss` (`ws_l1_loss` where it is weighted by latitude), `ratio_loss`, `attention_share` and
     `learning_rate` to values at `curve_steps`.
     `loader_images_per_second` is the loader alone, to be read beside `images_per_second` of whole steps.
-    `resumed_from` is the step of the checkpoint that the run went on from.
+    `resumed_from` is the step of the checkpoint that the run went on from. `processes` shared each batch, each with so
+    many `threads`; `device` is the first one's.
     """
 
     steps: int
@@ -377,6 +378,7 @@ class TrainingRecord(FrozenConfig):
     loader_images_per_second: float
     device: str
     threads: int
+    processes: int = 1
     curve_steps: tuple[int, ...]
     curves: dict[str, tuple[float, ...]]
     resumed_from: tuple[int, ...] = ()

@@ -21,10 +21,11 @@ def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
     training = "It has no weights."
     if metrics.training is not None and metrics.training_result is not None:
         result = metrics.training_result
+        processes = f"{result.processes} processes of " if result.processes > 1 else ""
         training = (
             f"{result.steps} steps of {metrics.training.batch_size} patches of {metrics.training.hr_patch_size}² "
             f"high-resolution pixels from `{metrics.data.train}`, {format_seconds(result.seconds)} on {result.device} "
-            f"({result.threads} threads), seed {metrics.training.seed}."
+            f"({processes}{result.threads} threads), seed {metrics.training.seed}."
         )
         if not metrics.converged:
             training += (

@@ -1,11 +1,11 @@
 """Bicubic upscaling: the floor of every comparison, and the optional image residual of the networks."""
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
 from harness.core.configs import BicubicConfig
-from harness.models.network import Restoration, SRNetwork
+from harness.models.network import AnyGenerator, Restoration, SRNetwork
 from harness.models.padding import pad_symmetric
 
 _BORDER = 3  # low-resolution pixels; the kernel reaches two beyond an output's centre
@@ -26,7 +26,7 @@ class Bicubic(SRNetwork):
         super().__init__()
         self.config = config
 
-    def restore(self, input_BCHW: Tensor, *, generator: Generator | None = None) -> Restoration:
+    def restore(self, input_BCHW: Tensor, *, generator: AnyGenerator | None = None) -> Restoration:
         """Upscale; nothing is routed."""
         image = upscale_bicubic(input_BCHW, self.scale)
         return Restoration(image, torch.zeros(0, input_BCHW.shape[0], device=input_BCHW.device))

@@ -9,7 +9,7 @@ convolutions are linear maps, LayerNorm is the native one and depthwise convolut
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ from harness.models import fused
 from harness.models.bicubic import upscale_bicubic
 from harness.models.components import component, part_of
 from harness.models.graphs import replayed
-from harness.models.network import Restoration, SRNetwork
+from harness.models.network import AnyGenerator, Restoration, SRNetwork, draw_exponential
 from harness.models.padding import pad_to_multiple
 from harness.models.routing import (
     RoutingPlan,
@@ -371,10 +371,10 @@ def _write_windows(map_BHWX: Tensor, segments_KM: Tensor, windows_KLX: Tensor) -
     segments.index_copy_(0, segments_KM.view(-1), windows_KLX.to(map_BHWX.dtype).reshape(-1, segments.shape[1]))
 
 
-def draw_gumbel(shape: tuple[int, int, int, int], generator: Generator | None, device: torch.device) -> Tensor:
+def draw_gumbel(shape: tuple[int, int, int, int], generator: AnyGenerator | None, device: torch.device) -> Tensor:
     """Draw standard Gumbel noise S×B×N×2, block by block, on the CPU whatever the device: the same numbers on all."""
     blocks, *of_block = shape
-    noise = torch.stack([-torch.empty(of_block).exponential_(generator=generator).log() for _ in range(blocks)])
+    noise = torch.stack([-draw_exponential(of_block, generator).log() for _ in range(blocks)])
     if device.type == "cuda":
         return noise.pin_memory().to(device, non_blocking=True)  # pinned, so that nothing waits for the device
     return noise.to(device)
@@ -562,7 +562,7 @@ class CAMixerSR(SRNetwork):
 
     @replayed
     def restore(
-        self, input_BCHW: Tensor, *, generator: Generator | None = None, importance_BHW: Tensor | None = None
+        self, input_BCHW: Tensor, *, generator: AnyGenerator | None = None, importance_BHW: Tensor | None = None
     ) -> Restoration:
         """Restore a batch of any size; see `Restoration`.
 
@@ -587,7 +587,7 @@ class CAMixerSR(SRNetwork):
             image_BCHW = image_BCHW + upscale_bicubic(input_BCHW, config.scale)
         return Restoration(image_BCHW, hard_share_SB)
 
-    def _restore_plainly(self, padded_BCHW: Tensor, plan: RoutingPlan, generator: Generator | None) -> Restoration:
+    def _restore_plainly(self, padded_BCHW: Tensor, plan: RoutingPlan, generator: AnyGenerator | None) -> Restoration:
         """Restore padded images by torch's operators; the padding stays."""
         with component("convolution"):
             shallow_BHWC = to_channels_last(self.head(padded_BCHW.contiguous(memory_format=torch.channels_last)))
@@ -600,7 +600,7 @@ class CAMixerSR(SRNetwork):
         return Restoration(image_BCHW, torch.stack(shares))
 
     def _run_groups(
-        self, x_BHWC: Tensor, condition_BHWX: Tensor | None, plan: RoutingPlan, generator: Generator | None
+        self, x_BHWC: Tensor, condition_BHWX: Tensor | None, plan: RoutingPlan, generator: AnyGenerator | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Run all groups as the paper writes them; return the features and each block's shares of hard windows."""
         B, H, W, _ = x_BHWC.shape

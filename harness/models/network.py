@@ -1,8 +1,10 @@
 """The contract that every super-resolution network here keeps."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Generator, Tensor, nn
 
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
@@ -18,6 +20,26 @@ class Restoration(NamedTuple):
 
     image_BCHW: Tensor
     hard_share_SB: Tensor
+
+
+class PartGenerator(NamedTuple):
+    """Draws for a whole batch, of which a network restores one of `parts` equal parts: number `part`, from 0."""
+
+    generator: Generator
+    part: int
+    parts: int
+
+
+AnyGenerator = Generator | PartGenerator
+
+
+def draw_exponential(shape_B: Sequence[int], generator: AnyGenerator | None) -> Tensor:
+    """Draw standard exponential numbers on the CPU, a row for each image; of a part, its rows of the whole batch's."""
+    if not isinstance(generator, PartGenerator):
+        return torch.empty(shape_B).exponential_(generator=generator)
+    rows, *of_row = shape_B
+    whole = torch.empty(rows * generator.parts, *of_row).exponential_(generator=generator.generator)
+    return whole[rows * generator.part : rows * (generator.part + 1)]
 
 
 class SRNetwork(nn.Module, ABC):
@@ -41,7 +63,7 @@ class SRNetwork(nn.Module, ABC):
         return False
 
     @abstractmethod
-    def restore(self, input_BCHW: Tensor, *, generator: Generator | None = None) -> Restoration:
+    def restore(self, input_BCHW: Tensor, *, generator: AnyGenerator | None = None) -> Restoration:
         """Restore a batch; `generator` (on the CPU) draws whatever is random, which only training mode is."""
 
     def forward(self, input_BCHW: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ T = X·L tokens of a chunk or of the batch, K kinds of windows (see `lay_out`), 
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.configs import SwinIRConfig
@@ -16,7 +16,7 @@ from harness.models.bicubic import upscale_bicubic
 from harness.models.camixersr import MOST_ATTENDED, as_windows, convolve, head_width, to_channels_last
 from harness.models.components import component, part_of
 from harness.models.graphs import replayed
-from harness.models.network import Restoration, SRNetwork
+from harness.models.network import AnyGenerator, Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
 
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
@@ -230,7 +230,7 @@ class SwinIR(SRNetwork):
         return True
 
     @replayed
-    def restore(self, input_BCHW: Tensor, *, generator: Generator | None = None) -> Restoration:
+    def restore(self, input_BCHW: Tensor, *, generator: AnyGenerator | None = None) -> Restoration:
         """Restore a batch of any size; see `Restoration`."""
         scale = self.config.scale
         B, _, h, w = input_BCHW.shape

@@ -21,6 +21,7 @@ from harness.models.network import SRNetwork
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from harness.training.ema import MovingAverage
 from harness.training.losses import crop_weights, l1_loss, ratio_loss, weighted_l1_loss
+from harness.training.parallel import ALONE, Group
 from harness.training.schedule import learning_rate_at
 
 _CURVE_POINTS = 200
@@ -72,6 +73,7 @@ def train(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    group: Group = ALONE,
     checkpoint: Path | None = None,
     identity: str = "",
     progress: Callable[[TrainingProgress], None] | None = None,
@@ -92,12 +94,18 @@ def train(
     After each step in `rungs` but the last of all, the run is saved and `at_rung` called with the step and the averaged
     weights, which it must not change; what it raises ends the run. A run that goes on from a checkpoint of such a step
     calls it again, having been killed in it or after it.
+
+    Of a `group` every process that has joined it calls this with the same network, stream of batches and config, on a
+    device of its own, and takes its part of each batch: `UserError` where that does not come out even. The leader's
+    initial weights and checkpoint are those of all, and another number of processes may go on from a checkpoint.
+    A step is taken inside the turns of all processes; all stop at the step where one of them is asked to.
+    `OutageError` where another process is gone.
     """
     previous_threads = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        run = _Run(network, batches, config, torch.device(device), checkpoint, identity)
+        run = _Run(network, batches, config, torch.device(device), group, checkpoint, identity)
         return run.finish(progress, should_stop, turn, rungs, at_rung)
     finally:
         network.eval()
@@ -114,18 +122,22 @@ class _Run:
         batches: BatchSource,
         config: TrainingConfig,
         device: torch.device,
+        group: Group,
         checkpoint: Path | None,
         identity: str,
     ):
         if device.type == "cpu" and config.precision == "fp16":
             raise UserError("training.precision is fp16 on a CPU, which has no fast fp16; expected fp32 or bf16")
+        group.check_batch_size(config.batch_size)
         self.network = network.to(device).train()
         self.batches = batches
         self.config = config
         self.device = device
+        self.group = group
         self.checkpoint = checkpoint
         self.identity = identity
         self.parameters = list(network.parameters())
+        group.copy(network.state_dict().values())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=config.learning_rate,
@@ -158,9 +170,11 @@ class _Run:
             if self.step in rungs and self.step > 0:
                 at_rung(self.step, self.average.weights)
             with turn():
+                self.group.wait()
                 started = time.perf_counter()
                 loss = self._advance()
                 self.clock.steps += time.perf_counter() - started
+                self.group.wait()
             self.step += 1
             if progress is not None:
                 rate = self.step / self.clock.steps
@@ -168,7 +182,7 @@ class _Run:
                 progress(TrainingProgress(self.step, steps, loss, images, (steps - self.step) / rate))
             if self.step % self.config.checkpoint_interval == 0 or self.step == steps or self.step in rungs:
                 self._save()
-            if self.step < steps and should_stop():
+            if self.step < steps and self.group.any(should_stop()):
                 self._save()
                 raise TrainingInterruptedError(f"stopped after step {self.step} of {steps}")
         self.network.load_state_dict(self.average.weights)
@@ -180,6 +194,7 @@ class _Run:
             loader_images_per_second=images / max(self.clock.loader, 1e-9),
             device=str(self.device),
             threads=torch.get_num_threads(),
+            processes=self.group.size,
             curve_steps=tuple(self.curve_steps),
             curves={name: tuple(values) for name, values in self.curves.items()},
             resumed_from=tuple(self.resumed_from),
@@ -192,30 +207,32 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         started = time.perf_counter()
-        batch = self.batches.next_batch()
+        batch = self.group.own_part(self.batches.next_batch())
         self.clock.loader += time.perf_counter() - started
         low_BCHW, high_BCHW = batch.low_BCHW.to(self.device), batch.high_BCHW.to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         dtype = _DTYPES.get(config.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            restored = self.network.restore(low_BCHW, generator=self.generator)
+            restored = self.network.restore(low_BCHW, generator=self.group.own_noise(self.generator))
         if config.task == "odi":
             weights_BH = crop_weights(batch.first_row_B, batch.image_rows_B, high_BCHW.shape[-2]).to(self.device)
-            pixel_loss, pixel_loss_name = weighted_l1_loss(restored.image_BCHW, high_BCHW, weights_BH), "ws_l1_loss"
+            own_loss, pixel_loss_name = weighted_l1_loss(restored.image_BCHW, high_BCHW, weights_BH), "ws_l1_loss"
         else:
-            pixel_loss, pixel_loss_name = l1_loss(restored.image_BCHW, high_BCHW), "l1_loss"
-        loss = pixel_loss
+            own_loss, pixel_loss_name = l1_loss(restored.image_BCHW, high_BCHW), "l1_loss"
+        loss = pixel_loss = self.group.mean(own_loss)
         observed = {"learning_rate": rate}
         if len(restored.hard_share_SB):
-            share_loss = ratio_loss(restored.hard_share_SB, config.ratio_gamma)
+            hard_share_SB = self.group.mean(restored.hard_share_SB.float())
+            share_loss = ratio_loss(hard_share_SB, config.ratio_gamma)
             loss = pixel_loss + share_loss
             observed["ratio_loss"] = share_loss.item()
-            observed["attention_share"] = restored.hard_share_SB.detach().float().mean().item()
+            observed["attention_share"] = hard_share_SB.detach().mean().item()
         observed[pixel_loss_name] = pixel_loss.item()
         observed["loss"] = loss.item()
         if not math.isfinite(observed["loss"]):
             raise TrialFailedError(f"loss is {observed['loss']} at step {self.step + 1} (learning rate {rate:.2g})")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.group.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip_norm or math.inf).item()
         if not math.isfinite(norm) and not self.scaler.is_enabled():  # the scaler skips such a step by itself
@@ -238,7 +255,7 @@ class _Run:
             self.window = {}
 
     def _save(self) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or not self.group.leads:
             return
         save_checkpoint(
             self.checkpoint,
@@ -257,8 +274,11 @@ class _Run:
             },
         )
 
+    def _load(self) -> dict[str, Any] | None:
+        return load_checkpoint(self.checkpoint, self.identity) if self.checkpoint is not None else None
+
     def _resume(self) -> None:
-        state = load_checkpoint(self.checkpoint, self.identity) if self.checkpoint is not None else None
+        state = self.group.tell(self._load)
         if state is None:
             return
         self.step = state["step"]

@@ -274,6 +274,7 @@ def _surroundings(record: TrialRecord) -> Iterator[tuple[str, Any]]:
     if record.training_result is not None:
         yield "training device", record.training_result.device
         yield "training threads", record.training_result.threads
+        yield "training processes", record.training_result.processes
     seen: dict[str, Any] = {}
     for _, latency in _latencies(record):
         if latency.fingerprint is not None:

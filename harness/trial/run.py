@@ -8,6 +8,7 @@ Whatever computes lets measurements of other processes go before it: between the
 evaluation and the scores of a calibration.
 """
 
+import contextlib
 import functools
 import time
 import traceback
@@ -72,7 +73,15 @@ from harness.profiling import (
     measure_peak_memory,
     parse_device,
 )
-from harness.training import DamagedCheckpointError, TrainingInterruptedError, TrainingProgress, train
+from harness.training import (
+    ALONE,
+    DamagedCheckpointError,
+    Group,
+    TrainingInterruptedError,
+    TrainingProgress,
+    Turn,
+    train,
+)
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
 from harness.trial.evaluation import evaluate, routed
 
@@ -235,11 +244,13 @@ def run_trial(
     judge: Judge | None = None,
     progress: TrialProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    group: Group = ALONE,
 ) -> TrialRecord:
     """Run one trial and return its record, which is on disk before this returns.
 
     With a `judge` it comes to the rungs of `setup.stopping`; where the judge does not promote it, its state is
-    `stopped`. A rung that an earlier process saw to the end is not judged again.
+    `stopped`. A rung that an earlier process saw to the end is not judged again. The leader of a `group` runs the
+    trial; the others take part in its training (`assist_training`), after which it leaves them.
 
     Whatever goes wrong inside ends as a record of state `failed` with its reason (and the traceback beside the
     network); only `TrainingInterruptedError` (asked to stop), `OutageError` (a full disk, images that are gone) and
@@ -257,7 +268,7 @@ def run_trial(
             if reason is not None:
                 state = "rejected"
             else:
-                _train_and_measure(setup, proposal, observed, judge, progress, should_stop)
+                _train_and_measure(setup, proposal, observed, judge, progress, should_stop, group)
     except (TrainingInterruptedError, OutageError):
         raise
     except _StoppedEarlyError as stop:
@@ -379,6 +390,7 @@ def _train_and_measure(
     judge: Judge | None,
     progress: TrialProgress,
     should_stop: Callable[[], bool],
+    group: Group,
 ) -> None:
     """Take the rest of the line; what is found goes into `observed` as it is found."""
 
@@ -421,25 +433,18 @@ def _train_and_measure(
                     tell("training")
 
         def run() -> TrainingRecord:
-            batches = CropSampler(
-                setup.train,
-                batch_size=training.batch_size,
-                hr_patch_size=training.hr_patch_size,
-                augment=training.augment,
-                seed=derive_seed(training.seed, "crops"),
-                task=training.task,
-            )
             return train(
                 network,
-                batches,
+                _draw_crops(setup.train, training),
                 training,
                 device=setup.train_device,
                 threads=setup.threads,
+                group=group,
                 checkpoint=setup.folder.checkpoint_file(identity),
                 identity=identity,
                 progress=progress.training,
                 should_stop=should_stop,
-                turn=functools.partial(computing, parse_device(setup.train_device).lock),
+                turn=_turn(setup.train_device, group),
                 rungs={rung.step for rung in rungs},
                 at_rung=climb,
             )
@@ -453,6 +458,7 @@ def _train_and_measure(
                 setup.folder.checkpoint_file(identity).unlink()
                 observed.notes += (f"{str(error).partition(';')[0]}: training began again",)
                 observed.training_result = run()
+        group.leave()
         climb(training.steps, network.state_dict())  # rungs of images alone
         with atomic_path(setup.folder.weights_file(identity)) as temporary:
             temporary.write_bytes(save(network.state_dict()))  # its own writing of files does not say why it cannot
@@ -514,6 +520,64 @@ def _train_and_measure(
         )
         for point in points
     )
+
+
+def assist_training(
+    images: PairedDataset,
+    proposal: Proposal,
+    group: Group,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Take part in the training of a trial that the leader of `group` runs, on the same images.
+
+    Raises what the leader's training ends with.
+    """
+    training = proposal.training
+    assert training is not None
+
+    def run() -> None:
+        train(
+            build_seeded(proposal.model, training.seed),
+            _draw_crops(images, training),
+            training,
+            device=device,
+            threads=threads,
+            group=group,
+            should_stop=should_stop,
+            turn=_turn(device, group),
+        )
+
+    try:
+        run()
+    except DamagedCheckpointError:  # which the leader throws away, and begins again
+        run()
+
+
+def _draw_crops(images: PairedDataset, training: TrainingConfig) -> CropSampler:
+    return CropSampler(
+        images,
+        batch_size=training.batch_size,
+        hr_patch_size=training.hr_patch_size,
+        augment=training.augment,
+        seed=derive_seed(training.seed, "crops"),
+        task=training.task,
+    )
+
+
+def _turn(device: str, group: Group) -> Turn:
+    """Return what a step of training waits for: that nobody measures where it computes.
+
+    The first process of a machine waits for all that are there. If each did for itself, one could be inside, waiting
+    for another one's part of the step, while that waits for a measurement which waits for the first to come out.
+    """
+    if group.local_rank > 0:
+        return contextlib.nullcontext
+    several = device.startswith("cuda") and group.local_size > 1
+    devices = [f"cuda:{index}" for index in range(group.local_size)] if several else [device]
+    return functools.partial(computing, *(parse_device(each).lock for each in devices))
 
 
 def _read_rungs(setup: TrialSetup, identity: str, observed: _Observed) -> None:

@@ -273,3 +273,26 @@ def test_settings_that_no_trial_could_train_with_are_refused(
     message = call("search", "quickstart", "--results", tmp_path / "new", "--set", setting, "--no-tracking").mistake
     assert finding in message
     assert not (tmp_path / "new" / "quickstart").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "words"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "cpu", "RANK=x, WORLD_SIZE=2, LOCAL_RANK=0: expected"),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+            "cuda:1",
+            "--device cuda:1: 2 processes train on a GPU each, or all on CPUs; expected cuda or cpu",
+        ),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "cpu", "process 1 of 2 finds no others"),
+    ],
+)
+def test_processes_that_cannot_train_together(
+    call: Call, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], device: str, words: str
+) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    train = ["train", "camixersr-s", "--train", "HR", "--validation", "HR", "--out", "o", "--set", "steps=2"]
+    assert words in call(*train, "--device", device).mistake

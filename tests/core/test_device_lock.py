@@ -179,6 +179,18 @@ def test_devices_are_apart_but_gpu_work_computes_on_the_cpu(start: Start) -> Non
     assert cpu.process.wait(TIMEOUT) == 0
 
 
+def test_computing_on_several_devices_keeps_measurements_off_all_of_them(start: Start) -> None:
+    holder = start('with computing("cuda-1", "cuda-2", folder=folder):\n    say("in")\n    sys.stdin.readline()\n')
+    holder.wait("in")
+    peers = [start(f'say("ready")\nwith measuring("cuda-{index}", folder=folder):\n    pass\n') for index in (1, 2, 3)]
+    for peer in peers:
+        peer.wait("ready")
+    assert peers[2].process.wait(TIMEOUT) == 0
+    assert all(peer.is_silent() and peer.process.poll() is None for peer in peers[:2])
+    holder.tell()
+    assert [peer.process.wait(TIMEOUT) for peer in peers[:2]] == [0, 0]
+
+
 def test_blocks_within_blocks_of_a_thread(tmp_path: Path) -> None:
     with measuring(folder=tmp_path), measuring(folder=tmp_path) as waited, computing(folder=tmp_path):
         assert waited == 0

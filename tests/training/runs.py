@@ -11,7 +11,7 @@ from harness.core.configs import CAMixerSRConfig, SwinIRConfig, TrainingConfig
 from harness.core.records import TrainingRecord
 from harness.data import CropBatch, CropSampler, PairedDataset
 from harness.models import SRNetwork, build_model
-from harness.training import TrainingProgress, train
+from harness.training import ALONE, Group, TrainingProgress, train
 from tests.tiny_pairs import TRAIN, tiny_pairs
 
 SMALL = CAMixerSRConfig(channels=8, groups=(1,), window=4, scale=2)
@@ -40,6 +40,7 @@ def run(
     config: TrainingConfig = SHORT,
     *,
     model: CAMixerSRConfig | SwinIRConfig = SMALL,
+    group: Group = ALONE,
     checkpoint: Path | None = None,
     identity: str = "run",
     progress: Callable[[TrainingProgress], None] | None = None,
@@ -52,6 +53,7 @@ def run(
         batches,
         config,
         threads=1,
+        group=group,
         checkpoint=checkpoint,
         identity=identity,
         progress=progress,

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.configs import CAMixerSRConfig
 from harness.models.bicubic import upscale_bicubic
 from harness.models.camixersr import Block, CAMixer, CAMixerSR, GatedFFN, Group, Predictor
-from harness.models.network import Restoration, SRNetwork
+from harness.models.network import AnyGenerator, Restoration, SRNetwork, draw_exponential
 from harness.models.padding import pad_to_multiple
 from harness.models.routing import RoutingPlan, plan_routing, select_windows
 
@@ -37,7 +37,7 @@ class LiteralCAMixerSR(SRNetwork):
         return self.network.config
 
     def restore(
-        self, input_BCHW: Tensor, *, generator: Generator | None = None, importance_BHW: Tensor | None = None
+        self, input_BCHW: Tensor, *, generator: AnyGenerator | None = None, importance_BHW: Tensor | None = None
     ) -> Restoration:
         """Restore a batch of any size, as `CAMixerSR.restore` does."""
         network, config = self.network, self.config
@@ -72,7 +72,7 @@ class LiteralCAMixerSR(SRNetwork):
         x_BCHW: Tensor,
         conditions: list[Tensor],
         plan: RoutingPlan,
-        generator: Generator | None,
+        generator: AnyGenerator | None,
     ) -> tuple[Tensor, Tensor]:
         """Post-norm: x = LN(mixer(x) + x); x = LN(ffn(x) + x)."""
         mixed_BCHW, share_B = self._mixer(block.mixer, x_BCHW, conditions, plan, generator)
@@ -85,7 +85,7 @@ class LiteralCAMixerSR(SRNetwork):
         x_BCHW: Tensor,
         conditions: list[Tensor],
         plan: RoutingPlan,
-        generator: Generator | None,
+        generator: AnyGenerator | None,
     ) -> tuple[Tensor, Tensor]:
         """Algorithm 1."""
         predictor, M = mixer.predictor, self.config.window
@@ -182,11 +182,11 @@ def _routing_logits(predictor: Predictor, features_BEHW: Tensor, window: int) ->
     return _widen(predictor.routing_out(F.leaky_relu(predictor.routing_hidden(flat_BNL), 0.1)))
 
 
-def _draw(logits_BN2: Tensor, generator: Generator | None, noise: bool) -> Tensor:
+def _draw(logits_BN2: Tensor, generator: AnyGenerator | None, noise: bool) -> Tensor:
     """Draw the straight-through hard Gumbel-softmax mask (B×N, 1 = hard) of the softmaxed logits."""
     probability_BN2 = torch.softmax(logits_BN2, dim=-1)
     if noise:
-        gumbel_BN2 = -torch.log(torch.empty(probability_BN2.shape).exponential_(generator=generator))
+        gumbel_BN2 = -torch.log(draw_exponential(probability_BN2.shape, generator))
         probability_BN2 = probability_BN2 + gumbel_BN2.to(probability_BN2)
     soft_BN2 = torch.softmax(probability_BN2, dim=-1)
     onehot_BN2 = F.one_hot(probability_BN2.argmax(dim=-1), 2).to(soft_BN2.dtype)

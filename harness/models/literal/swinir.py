@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.core.configs import SwinIRConfig
 from harness.models.bicubic import upscale_bicubic
-from harness.models.network import Restoration, SRNetwork
+from harness.models.network import AnyGenerator, Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
 from harness.models.swinir import SwinBlock, SwinGroup, SwinIR, WindowAttention
 
@@ -34,7 +34,7 @@ class LiteralSwinIR(SRNetwork):
         """The network's config."""
         return self.network.config
 
-    def restore(self, input_BCHW: Tensor, *, generator: Generator | None = None) -> Restoration:
+    def restore(self, input_BCHW: Tensor, *, generator: AnyGenerator | None = None) -> Restoration:
         """Restore a batch of any size, as `SwinIR.restore` does."""
         network, config = self.network, self.config
         h, w = (side * config.scale for side in input_BCHW.shape[-2:])
