@@ -5,7 +5,6 @@ up what the table says of it at every rung, and counts the steps.
 """
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,8 @@ from harness.core.configs import FrozenConfig, Rung, StoppingConfig
 from harness.core.errors import UserError
 from harness.search.dialogue import Dialogue, Point
 from harness.search.halving import Points
-from harness.search.proposals import encode_values
-from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values
-from harness.search.table import COLUMNS
+from harness.search.space import SearchSpace
+from harness.search.table import COLUMNS, network_name
 
 _MOST_REPEATS = 200  # proposals in a row of networks that are known
 
@@ -158,12 +156,6 @@ class Progress(NamedTuple):
     begun: int
 
 
-def network_key(values: Values) -> str:
-    """Return the name that a table has for a network."""
-    chosen = {name: value for name, value in values.items() if name not in ROUTING_DIMENSIONS}
-    return json.dumps(encode_values(chosen), sort_keys=True, separators=(",", ":"))
-
-
 def replay(space: SearchSpace, table: Table, *, stopping: StoppingConfig | None, max_steps: int) -> list[Progress]:
     """Replay a study until so many training steps are spent, or the space is known; by the space's sampler and seed."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -178,7 +170,7 @@ def replay(space: SearchSpace, table: Table, *, stopping: StoppingConfig | None,
     while spent < max_steps and repeats < _MOST_REPEATS and len(ended) < len(table.entries):
         trial = dialogue.ask()
         values = dialogue.suggest(trial)
-        name = network_key(values)
+        name = network_name(values)
         entry, gamma = table.entries[name], float(values["routing.gamma"])
         if name in ended:
             repeats += 1

@@ -101,13 +101,19 @@ def _promote(_rung: Rung, _points: tuple[PointRecord, ...]) -> Verdict:
     return Verdict(promoted=True, place=1, networks=1)
 
 
+def network_name(values: Values) -> str:
+    """Return the name that a table has for a network: what was suggested of it, without seed and routing."""
+    left_out = (*ROUTING_DIMENSIONS, "training.seed")
+    chosen = {name: value for name, value in values.items() if name not in left_out}
+    return json.dumps(chosen, sort_keys=True, separators=(",", ":"))
+
+
 def table_rows(records: Iterable[TrialRecord]) -> Iterator[dict[str, object]]:
     """Yield a row for each network, seed, rung (and the end) and γ; latencies are those of the end."""
     for record in records:
         if record.state != "complete" or record.training is None:
             continue
         latency = {point.routing: point for point in record.points}
-        suggestion = {name: value for name, value in record.suggestion.items() if name != "training.seed"}
         scored: list[tuple[int, RoutingConfig | None, float, float, int]] = [
             (rung.step, point.routing, point.psnr_db, point.ssim, point.macs)
             for rung in record.rungs
@@ -119,7 +125,7 @@ def table_rows(records: Iterable[TrialRecord]) -> Iterator[dict[str, object]]:
         ]
         for step, routing, psnr_db, ssim, macs in scored:
             yield {
-                "network": json.dumps(suggestion, sort_keys=True, separators=(",", ":")),
+                "network": network_name(record.suggestion),
                 "seed": record.training.seed,
                 "params": record.params,
                 "step": step,

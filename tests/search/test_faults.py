@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -364,7 +365,7 @@ def test_commands_that_have_too_little_memory_say_so(whole: Command, arguments: 
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            preexec_fn=lambda limit=limit_mib << 20: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_AS, (limit_mib << 20, limit_mib << 20)),
         )
         codes.append(done.returncode)
         if done.returncode:

@@ -13,8 +13,8 @@ import pytest
 from harness.core.configs import StoppingConfig
 from harness.core.errors import UserError
 from harness.search import SearchSpace, read_space
-from harness.search.simulation import Table, compare_searches, network_key, replay
-from harness.search.table import COLUMNS, plan_table, record_table, write_table
+from harness.search.simulation import Table, compare_searches, replay
+from harness.search.table import COLUMNS, network_name, plan_table, record_table, write_table
 from tests.search.conftest import MakeStudy
 from tests.spaces import write_space
 
@@ -46,7 +46,7 @@ def rows(noise: float) -> list[dict[str, str]]:
     drawn = np.random.default_rng(0)
     found = []
     for groups, channels, seed in itertools.product([[1], [1, 1], [2, 2], [3, 3]], range(8, 41, 4), (0, 1)):
-        network = network_key({"model.groups": groups, "model.channels": channels})
+        network = network_name({"model.groups": groups, "model.channels": channels})
         for step, gamma in itertools.product(STEPS, GAMMAS):
             psnr = 28 + 0.02 * channels + 0.1 * gamma + step / 90 + drawn.normal() * noise * (step < 90)
             macs = channels**2 * sum(groups) * (1 + gamma)
