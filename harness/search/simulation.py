@@ -67,6 +67,16 @@ class Table:
         """Return all points of all networks at the end."""
         return np.array([values for entry in self.entries.values() for values in entry.steps[self.steps].values()])
 
+    def require(self, stopping: StoppingConfig | None) -> None:
+        """Refuse rungs that the table knows nothing of."""
+        wanted = [] if stopping is None else [rung.step for rung in stopping.rungs(self.steps, 1)]
+        known = sorted({step for entry in self.entries.values() for step in entry.steps})
+        if not set(wanted) <= set(known):
+            raise UserError(
+                f"rungs at {', '.join(map(str, wanted))} steps: the table was scored at {', '.join(map(str, known))}; "
+                "give a grace and a factor whose rungs are among those"
+            )
+
     def reliability(self, signs: npt.NDArray[np.float64]) -> "tuple[RungReliability, ...]":
         """Say of each rung how well the first objective there foretells that of the end."""
         ends = self._best(self.steps, signs)
@@ -219,6 +229,8 @@ def compare_searches(
     """
     plain: tuple[str, StoppingConfig | None] = ("tpe", None)
     ways = [plain, *(way for way in ways if way != plain)]
+    for _, stopping in ways:
+        table.require(stopping)
     grid = np.linspace(table.steps, max_steps, 200).round().astype(int)
     signs = np.array([-1.0 if one.direction == "maximize" else 1.0 for one in space.objectives])
     measure = _Volume(table.points() * signs)

@@ -156,3 +156,14 @@ def test_a_table_is_recorded_and_goes_on(make_study: MakeStudy) -> None:
     known = Table(table, ("psnr_db", "macs"))
     assert len(known.entries) == 2
     assert sorted(len(same) for same in known.repeated.values()) == [1, 2]
+    objectives = tuple(one.metric for one in space.objectives)
+    recorded = Table(table, objectives)
+    assert replay(space, recorded, stopping=None, max_steps=20)[-1].begun == 2
+    assert replay(space, recorded, stopping=space.stopping, max_steps=20)
+
+
+def test_rungs_that_a_table_does_not_have(space: SearchSpace) -> None:
+    table = Table(rows(0.0), ("psnr_db", "macs"))
+    ways = [("random", StoppingConfig(grace_steps=7, factor=3))]
+    with pytest.raises(UserError, match=r"rungs at 7, 21, 63 steps: the table was scored at 10, 30, 90"):
+        compare_searches(space, table, ways, source="x", seeds=2, max_steps=200)
