@@ -123,6 +123,7 @@ def print_searches(bench: "SearchBench") -> None:
         [
             str(one.step),
             f"{one.rank_correlation:.2f}",
+            f"{one.beyond_cost:.2f}",
             f"{one.spread:.4f}",
             "–" if one.seed_spread is None else f"{one.seed_spread:.4f}",
         ]
@@ -130,7 +131,7 @@ def print_searches(bench: "SearchBench") -> None:
     ]
     print_table(
         f"what a rung says of the end ({bench.objectives[0]}, best of each network)",
-        ["step", "rank correlation", "spread of networks", "spread of seeds"],
+        ["step", "rank correlation", "correlation\nbeyond cost", "spread of networks", "spread of seeds"],
         rungs,
     )
 

@@ -323,7 +323,7 @@ class StoppingConfig(FrozenConfig):
     A rung is a share of the whole effort, and each of them `factor` times the one before. The effort is that of
     training (`steps`), of scoring a network when it is trained (`images`: validation images), or both together. At a
     rung the best 1/`factor` of the networks that have come to it go on. `grace_steps`: the first rung (with `images`
-    alone, none); by default the effort over `factor`².
+    alone, none); by default the effort over `factor`, so that there is one rung, where it says most of the end.
     """
 
     fidelity: Literal["steps", "images", "both"] = "steps"
@@ -335,7 +335,7 @@ class StoppingConfig(FrozenConfig):
         if self.fidelity == "images":
             counts = sorted({-(-images // self.factor**power) for power in (1, 2)} - {images})
             return tuple(Rung(steps, count) for count in counts)
-        step = self.grace_steps or max(1, steps // self.factor**2)
+        step = self.grace_steps or max(1, steps // self.factor)
         found = []
         while step < steps:
             share = images if self.fidelity == "steps" else -(-images * step // steps)

@@ -80,6 +80,10 @@ class Table:
     def reliability(self, signs: npt.NDArray[np.float64]) -> "tuple[RungReliability, ...]":
         """Say of each rung how well the first objective there foretells that of the end."""
         ends = self._best(self.steps, signs)
+        others = np.array(
+            [np.mean(list(entry.steps[self.steps].values()), axis=0)[1:] for entry in self.entries.values()]
+        )
+        costs = np.log(np.maximum(others, 1e-12))
         found = []
         for step in sorted({step for entry in self.entries.values() for step in entry.steps}):
             spread = [
@@ -92,6 +96,7 @@ class Table:
                 RungReliability(
                     step=step,
                     rank_correlation=_rank_correlation(values, ends),
+                    beyond_cost=_correlation(_without(costs, values), _without(costs, ends)),
                     spread=float(np.std(values, ddof=1)),
                     seed_spread=float(np.mean(spread)) if spread else None,
                 )
@@ -109,12 +114,15 @@ class Table:
 class RungReliability(FrozenConfig):
     """What a rung says of the end: of each network's best value of the first objective, over its routings.
 
-    `rank_correlation`: Spearman's, with the end. `spread`: the standard deviation over networks; `seed_spread` that
-    over seeds of one network, on average; None without networks that were trained more than once.
+    `rank_correlation`: Spearman's, with the end. `beyond_cost`: Pearson's, of what is left of both when all that is
+    linear in the logarithms of the other objectives, which are known without training, is taken out. `spread`: the
+    standard deviation over networks; `seed_spread` that over seeds of one network, on average; None without networks that
+    were trained more than once.
     """
 
     step: int
     rank_correlation: float
+    beyond_cost: float
     spread: float
     seed_spread: float | None
 
@@ -154,8 +162,21 @@ class SearchBench(FrozenConfig):
 def _rank_correlation(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
     """Return Spearman's rank correlation; ties get ranks in the order given, which equal floats hardly ever need."""
     ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(float) for values in (one, other)]
-    first, second = (rank - rank.mean() for rank in ranks)
-    return float(first @ second / np.sqrt((first @ first) * (second @ second)))
+    return _correlation(*ranks)
+
+
+def _correlation(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """Return Pearson's correlation; 0 where one of both is constant."""
+    first, second = one - one.mean(), other - other.mean()
+    spreads = (first @ first) * (second @ second)
+    return float(first @ second / np.sqrt(spreads)) if spreads > 0 else 0.0
+
+
+def _without(known: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return what is left of values when what is linear in the columns of `known` is taken out."""
+    columns = np.column_stack((np.ones(len(values)), known))
+    left: npt.NDArray[np.float64] = values - columns @ np.linalg.lstsq(columns, values, rcond=None)[0]
+    return left
 
 
 class Progress(NamedTuple):

@@ -111,6 +111,8 @@ def test_reliability_is_that_of_the_numbers() -> None:
     exact, noisy = (Table(rows(noise), ("psnr_db", "macs")).reliability(np.array([-1.0, 1.0])) for noise in (0.0, 0.5))
     assert [one.step for one in exact] == list(STEPS)
     assert exact[-1].rank_correlation == pytest.approx(1.0)
+    assert exact[0].beyond_cost == pytest.approx(1.0)
+    assert noisy[0].beyond_cost < 0.5
     assert exact[0].seed_spread == pytest.approx(0.0, abs=1e-9)
     assert noisy[0].rank_correlation < 0.9
     assert noisy[0].seed_spread == pytest.approx(0.5 * 0.75, rel=0.35)  # of the best of three
