@@ -116,8 +116,8 @@ class RungReliability(FrozenConfig):
 
     `rank_correlation`: Spearman's, with the end. `beyond_cost`: Pearson's, of what is left of both when all that is
     linear in the logarithms of the other objectives, which are known without training, is taken out. `spread`: the
-    standard deviation over networks; `seed_spread` that over seeds of one network, on average; None without networks that
-    were trained more than once.
+    standard deviation over networks; `seed_spread` that over seeds of one network, on average; None without networks
+    that were trained more than once.
     """
 
     step: int

@@ -24,7 +24,7 @@ from harness.search import SearchSpace, find_space, read_space
 from harness.search.dialogue import Dialogue, Point
 from harness.search.storage import add_finished, connect
 
-SIZES = (1_000, 10_000, 50_000)  # trials in the study, siblings among them
+SIZES = (1_000, 10_000, 20_000)  # trials in the study, siblings among them
 WORKERS = (1, 2, 4)
 TURNS = 40  # of each worker
 SAMPLED = 5  # proposals of the space's sampler, at each size
