@@ -335,7 +335,7 @@ class StoppingConfig(FrozenConfig):
         if self.fidelity == "images":
             counts = sorted({-(-images // self.factor**power) for power in (1, 2)} - {images})
             return tuple(Rung(steps, count) for count in counts)
-        step = self.grace_steps or max(1, steps // self.factor)
+        step = self.grace_steps or -(-steps // self.factor)  # rounded up: the next one is no rung short of the end
         found = []
         while step < steps:
             share = images if self.fidelity == "steps" else -(-images * step // steps)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _MANIFEST = ".copied.json"
+_STAMPS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "CRC", "date_time")
 _CREDENTIALS = re.compile(r"//[^/@]*@")
 
 
@@ -46,7 +47,7 @@ def copy_folder(url: str, cache_dir: Path, *, scale: int, progress: Progress | N
         copy = cache_dir / "remote" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
         copy.mkdir(parents=True, exist_ok=True)
         with FileLock(copy.with_name(".lock")):
-            _copy_changed(files, root.rstrip("/"), copy, scale, f"fetching {url}", progress)
+            _copy_changed(files, root.rstrip("/"), copy, scale, f"fetching {_CREDENTIALS.sub('//…@', url)}", progress)
     except (OutageError, MemoryError):
         raise
     except Exception as error:  # of any driver: there is no class that all of them share
@@ -91,5 +92,8 @@ def _list_images(files: "AbstractFileSystem", root: str, scale: int) -> Iterator
         for entry in files.ls(place, detail=True):
             name = posixpath.basename(entry["name"].rstrip("/"))
             if entry["type"] == "file" and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                changing = [entry.get(key) for key in ("size", "ETag", "etag", "mtime", "LastModified", "created")]
+                changing = [entry.get(key) for key in _STAMPS]
+                if not any(value is not None for value in changing):  # a web server lists names alone
+                    told = files.info(entry["name"])
+                    changing = [told.get(key) for key in _STAMPS]
                 yield posixpath.join(folder, name), str([value for value in changing if value is not None])

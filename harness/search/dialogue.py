@@ -100,7 +100,7 @@ class Dialogue:
     def add_points(self, record_id: str, network: str, points: Sequence[Point]) -> None:
         """Add other points of a trained network as finished siblings of its trial, each once."""
         known = self.study.get_trials(deepcopy=False)
-        told = [trial for trial in known if trial.user_attrs.get("record_id") == record_id]
+        told = [trial for trial in known if trial.user_attrs.get("network") == network]
         routings = [_routing(self.values_of(trial)) for trial in told if trial.state == TrialState.COMPLETE]
         missing = [
             create_trial(
@@ -111,7 +111,7 @@ class Dialogue:
                 user_attrs={
                     "record_id": record_id,
                     "network": network,
-                    ONCE: f"{record_id} {json.dumps(_routing(point.suggestion))}",
+                    ONCE: f"{network} {json.dumps(_routing(point.suggestion))}",
                 },
             )
             for point in points
@@ -135,7 +135,8 @@ class Dialogue:
         others = self._come_to(rung)
         others.pop(network, None)
         verdict = judge(own, others, factor)
-        trial.set_user_attr(_name(rung), json.dumps(own.tolist()))
+        with contextlib.suppress(UpdateFinishedTrialError):  # taken over: whoever did tells this rung, too
+            trial.set_user_attr(_name(rung), json.dumps(own.tolist()))
         return verdict
 
     def _come_to(self, rung: Rung) -> dict[str, Points]:

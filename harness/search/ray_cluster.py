@@ -136,7 +136,8 @@ def _lead(leader: Worker, setup: TrialSetup, storage: str, workers: int) -> Sear
                     continue
                 if is_over and not is_done(one.begun):  # it waits for room, and there is nothing left to do
                     ray.kill(one.actor)
-                    one.outcome = SearchOutcome("interrupted", "stopped on request", 0)
+                    ended_as = [other.outcome for other in placed if other.outcome is not None]
+                    one.outcome = ended_as[0] if ended_as else SearchOutcome("interrupted", "stopped on request", 0)
                 elif is_done(one.result):
                     ended = _result(one)
                     if isinstance(ended, StorageLostError | UserError):

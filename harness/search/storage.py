@@ -4,6 +4,7 @@ Safe for many processes on one machine (SQLite in WAL mode) and for many machine
 have a heartbeat, so that a worker that is gone is missed wherever it ran.
 """
 
+import importlib.util
 import json
 import time
 import warnings
@@ -179,7 +180,8 @@ def connect(url: str, patience_s: float | None = None) -> Storage:
     try:
         place = sqlalchemy.make_url(url)
         if place.drivername in ("postgres", "postgresql"):
-            place = place.set(drivername="postgresql+psycopg")
+            known = [driver for driver in _POSTGRES_DRIVERS if importlib.util.find_spec(driver) is not None]
+            place = place.set(drivername=f"postgresql+{(known or _POSTGRES_DRIVERS)[0]}")
         if place.get_backend_name() == "sqlite":
             options["connect_args"] = {"timeout": _BUSY_SECONDS}
         elif place.get_backend_name() == "postgresql" and place.get_driver_name() in _POSTGRES_DRIVERS:

@@ -7,6 +7,7 @@ proposed again, to be trained on from its checkpoint.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import platform
@@ -336,7 +337,8 @@ class Worker:
                     return "waiting" if others else self._outcome("exhausted", "every point of the grid was proposed")
             trial = self.dialogue.ask(trials)
             number = trial.number
-            while f"trial-{number:05d}" in self.records:  # a new database knows nothing of older records
+            taken = self.records.keys() | {one.user_attrs.get("record_id") for one in trials}
+            while f"trial-{number:05d}" in taken:  # a new database knows nothing of older records
                 number += 1
             self._beat(trial)  # before the mark: whoever never beat would never be missed
             self.dialogue.mark(trial, {"worker": self.mark.values, "record_id": f"trial-{number:05d}"})
@@ -372,10 +374,14 @@ class Worker:
         """Queue the next planned proposal; return whether there was one."""
         queued: set[str] | None = None
         for params in self.plan:
-            queued = self.dialogue.queued() if queued is None else queued
-            if key(params) not in queued:
-                self.dialogue.queue(params, once=f"plan {key(params)}")
-                return True
+            try:
+                queued = self.dialogue.queued() if queued is None else queued
+                if key(params) not in queued:
+                    self.dialogue.queue(params, once=f"plan {key(params)}")
+                    return True
+            except LOST_ERRORS:  # it is planned still
+                self.plan = itertools.chain([params], self.plan)
+                raise
         return False
 
     def _run_one(self, trial: Trial, number: int, *, may_be_known: bool) -> str:

@@ -24,9 +24,9 @@ STOPPING = {"stopping": {"factor": 2, "grace_steps": 2}, "training": TRAINING, "
 @pytest.mark.parametrize(
     ("settings", "rungs"),
     [
-        ({}, [(10, 12), (30, 12)]),
+        ({}, [(30, 12)]),
         ({"factor": 2, "grace_steps": 20}, [(20, 12), (40, 12), (80, 12)]),
-        ({"fidelity": "both"}, [(10, 2), (30, 4)]),
+        ({"fidelity": "both"}, [(30, 4)]),
         ({"fidelity": "images"}, [(90, 2), (90, 4)]),
         ({"grace_steps": 90}, []),
     ],
@@ -34,6 +34,12 @@ STOPPING = {"stopping": {"factor": 2, "grace_steps": 2}, "training": TRAINING, "
 def test_rungs_of_ninety_steps_and_twelve_images(settings: dict[str, object], rungs: list[tuple[int, int]]) -> None:
     found = StoppingConfig.model_validate(settings).rungs(90, 12)
     assert found == tuple(Rung(*rung) for rung in rungs)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 100, 10_000, 20_000])
+def test_by_default_there_is_one_rung(steps: int) -> None:
+    rungs = StoppingConfig().rungs(steps, 12)
+    assert [rung.step for rung in rungs] == ([-(-steps // 3)] if steps > 1 else [])
 
 
 def objectives(record: TrialRecord, index: int) -> list[list[float]]:
