@@ -8,11 +8,10 @@ from typing import Any
 import typer
 
 from harness.cli.app import app
+from harness.cli.output import INTERRUPTED
 from harness.core import device_lock
 from harness.core.errors import UserError, is_out_of_memory
 
-_INTERRUPTED = 130
-_OUT_OF_MEMORY = "out of memory; what was written before is whole, and the same command goes on where there is more"
 _UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries click inside or needs it, by version
 
 
@@ -25,21 +24,17 @@ def main() -> None:
         code = app(sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except UserError as error:
         _refuse(str(error))
-    except OSError as error:
-        if is_out_of_memory(error):
-            _refuse(_OUT_OF_MEMORY)
-        if error.filename is None:  # not about a file that the user named
-            raise
-        _refuse(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        code = _INTERRUPTED
+        code = INTERRUPTED
     except Exception as error:
         if is_out_of_memory(error):
-            _refuse(_OUT_OF_MEMORY)
-        if not isinstance(error, _UsageError):
-            raise
-        _refuse(f"{error.format_message()} (`harness COMMAND --help` says more)")
-    if code == _INTERRUPTED:  # which typer makes of Ctrl-C without a word
+            _refuse("out of memory; what was written before is whole, and the same command goes on where there is more")
+        if isinstance(error, OSError) and error.filename is not None:  # about a file that the user named
+            _refuse(f"{error.filename}: {error.strerror}")
+        if isinstance(error, _UsageError):
+            _refuse(f"{error.format_message()} (`harness COMMAND --help` says more)")
+        raise
+    if code == INTERRUPTED:  # which typer makes of Ctrl-C without a word
         print("harness: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from harness.cli import options
-from harness.cli.output import console, counting, describe_record, print_json, print_table, stop_on_signals
+from harness.cli.output import INTERRUPTED, console, counting, describe_record, print_json, print_table, stop_on_signals
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def table(
     write_text(target, write_table(setup.folder.read_trials()))
     console.print(f"table    {target}" if is_whole else "the same command again goes on from here")
     if not is_whole:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 def search(

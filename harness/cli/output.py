@@ -18,6 +18,7 @@ from rich.table import Table
 from harness.core.records import PointRecord, TrialRecord
 from harness.core.units import format_count, format_seconds
 
+INTERRUPTED = 130  # exit code of what Ctrl-C has ended
 _WIDTH = 140  # of tables where there is no terminal to ask
 
 

@@ -8,6 +8,7 @@ import typer
 
 from harness.cli import options
 from harness.cli.output import (
+    INTERRUPTED,
     TrainingBar,
     console,
     format_interval,
@@ -65,7 +66,7 @@ def replay(
             found = run_again(setup, record, routings, suggested, progress=bar, should_stop=should_stop)
         except TrainingInterruptedError as interruption:
             messages.print(f"replay of {record.record_id}: training was {interruption}; nothing is kept of it")
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
     if json:
         print_json(_document(known.name, found, setup.threads))
     else:

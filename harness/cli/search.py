@@ -10,6 +10,7 @@ import typer
 
 from harness.cli import options
 from harness.cli.output import (
+    INTERRUPTED,
     TrainingBar,
     command,
     console,
@@ -169,7 +170,7 @@ def search(
     _print_whereabouts(name, setup.folder, files, bundle, tracker, tracking_uri, results, phases, started)
     if outcome.ending == "interrupted":
         console.print("the same command again goes on from here")
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
     if outcome.ending == "failing":
         raise typer.Exit(1)
 

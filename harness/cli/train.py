@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli import options
-from harness.cli.output import TrainingBar, command, console, describe_record, messages, stop_on_signals, warn_of_small
+from harness.cli.output import (
+    INTERRUPTED,
+    TrainingBar,
+    command,
+    console,
+    describe_record,
+    messages,
+    stop_on_signals,
+    warn_of_small,
+)
 from harness.core.errors import TrialFailedError, UserError
 
-_INTERRUPTED = 130
 _REMEDY = "give another --out, or --overwrite to replace it"
 
 if TYPE_CHECKING:
@@ -147,7 +155,7 @@ def train(
                 record = run_trial(setup, proposal, progress=bar, should_stop=should_stop, group=group)
         except TrainingInterruptedError as interruption:
             console.print(f"{interruption}; the same command again goes on from here")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
     group.leave()
     console.print(describe_record(record), markup=False)
     if record.state != "complete":
@@ -213,7 +221,7 @@ def _assist(
         with stop_on_signals(announced=False) as should_stop:
             assist_training(images, proposal, group, device=device, threads=threads, should_stop=should_stop)
     except TrainingInterruptedError:
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
     except TrialFailedError:
         raise SystemExit(1) from None
     finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli import options
-from harness.cli.output import TrainingBar, console, describe_record, stop_on_signals
+from harness.cli.output import INTERRUPTED, TrainingBar, console, describe_record, stop_on_signals
 
 if TYPE_CHECKING:
     from harness.core.records import TrialRecord
@@ -52,6 +52,6 @@ def worker(
         )
     console.print(f"{outcome.ending}: {outcome.reason}; {outcome.networks} networks trained")
     if outcome.ending == "interrupted":
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
     if outcome.ending == "failing":
         raise typer.Exit(1)

@@ -10,7 +10,6 @@ _NO_MEMORY = (
     "can't allocate memory",
     "can't start new thread",
     "could not create a primitive",
-    "failed to map segment from shared object: cannot allocate",  # of a library that is loaded only now
     "out of memory",
 )
 _LONGEST_INPUT = 100  # characters of a value that an error quotes

@@ -71,11 +71,10 @@ def open_dataset(
 
     `source` is `demo`, a name of `CATALOGUE` found under `data_dir` (downloaded where `download` is allowed and a
     verified address known), the path of a folder, or its fsspec URL (`s3://…`), which is copied into `cache_dir`. A
-    folder with `HR/` and `LR_bicubic/X{scale}/` (files
-    `NAMEx{scale}.png`) uses those LR files; the LR images of any other are made by `downscale`. The split matters to
-    `demo` and to names only. Images come in the order of their file names, named by them without suffix. The first
-    opening decodes and resizes every image into `cache_dir`; later ones only hash the files. `progress(what, done,
-    total)` is called along the way.
+    folder with `HR/` and `LR_bicubic/X{scale}/` (files `NAMEx{scale}.png`) uses those LR files; the LR images of any
+    other are made by `downscale`. The split matters to `demo` and to names only. Images come in the order of their file
+    names, named by them without suffix. The first opening decodes and resizes every image into `cache_dir`; later ones
+    only hash the files. `progress(what, done, total)` is called along the way.
 
     Raises `UserError` naming the file or folder: unknown source, URL that cannot be read, missing or empty folder,
     missing LR file, LR file of another size, image smaller than `scale`, image that cannot be read and, with

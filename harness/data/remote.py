@@ -41,19 +41,20 @@ def copy_folder(url: str, cache_dir: Path, *, scale: int, progress: Progress | N
     """
     from fsspec.core import url_to_fs
 
+    shown = _CREDENTIALS.sub("//…@", url)
     try:
         files, root = url_to_fs(url)
         name = posixpath.basename(root.rstrip("/")) or "images"
         copy = cache_dir / "remote" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
         copy.mkdir(parents=True, exist_ok=True)
         with FileLock(copy.with_name(".lock")):
-            _copy_changed(files, root.rstrip("/"), copy, scale, f"fetching {_CREDENTIALS.sub('//…@', url)}", progress)
+            _copy_changed(files, root.rstrip("/"), copy, scale, f"fetching {shown}", progress)
     except (OutageError, MemoryError):
         raise
     except Exception as error:  # of any driver: there is no class that all of them share
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(
-            f"images at {_CREDENTIALS.sub('//…@', url)!r} cannot be read: {reason}; expected a folder of images at an "
+            f"images at {shown!r} cannot be read: {reason}; expected a folder of images at an "
             "fsspec URL that all workers reach, such as s3://bucket/folder, with the driver and credentials of its kind"
         ) from error
     return copy

@@ -12,23 +12,18 @@ import signal
 import socket
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from harness.core import device_lock
 from harness.core.errors import UserError
 from harness.core.study_folder import StudyFolder
-from harness.search.processes import MAX_DEATHS_WITHOUT_RECORD, Ended, conclude, work
-from harness.search.space import SearchSpace
-from harness.search.storage import StorageLostError, explain, patience_of, patiently
+from harness.search.processes import Ended, Errand, Lost, Post, watch
+from harness.search.storage import explain
 from harness.search.worker import SearchOutcome, Worker
 from harness.trial import TrialSetup
 
-_POLL_SECONDS = 0.3
 _KNOCK_SECONDS = 10.0
 _STOP_SECONDS = 60.0  # for a worker to end by itself, before it is killed
 _NOISE = {  # what Ray reads where it starts; it says nothing about a study
@@ -69,22 +64,56 @@ class _Place:
         """Ask the worker to stop after the step that it is at."""
         self._stop.set()
 
-    def run(
-        self, space: SearchSpace, setup: TrialSetup, name: str, storage: str, patience_s: float, locks: Path
-    ) -> Ended:
+    def run(self, errand: Errand) -> Ended:
         """Work until the study's budget is spent."""
-        return work(space, setup, name, storage, patience_s, locks, self._stop.is_set)
+        return errand.run(self._stop.is_set)
 
 
-@dataclass
-class _Placed:
-    """A worker on the cluster, and how it ended; `deaths` since a record was last written."""
+class _Actor(Post):
+    """A worker on the cluster."""
 
-    actor: Any
-    begun: Any
-    result: Any
-    outcome: SearchOutcome | None = None
-    deaths: int = 0
+    def __init__(self, place: Any, errand: Any, deaths: int) -> None:
+        super().__init__(deaths)
+        self._actor = place.remote(list(sys.path))
+        self.begun = self._actor.begin.remote()
+        self.ended = self._actor.run.remote(errand)
+
+    def is_manned(self) -> bool:
+        return _is_done(self.begun)
+
+    def look(self) -> Ended | Lost | None:
+        import ray
+
+        if not _is_done(self.ended):
+            return None
+        try:
+            ended: Ended = ray.get(self.ended)
+        except ray.exceptions.RayTaskError:  # of ours: it would come again wherever the worker is placed
+            raise
+        except ray.exceptions.RayError as error:
+            return Lost(explain(error))
+        return ended
+
+    def stop(self) -> None:
+        import ray
+
+        if not self.is_manned():  # nobody is there to be asked
+            self.kill()
+            return
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._actor.stop.remote()
+
+    def kill(self) -> None:
+        """End the worker at once, or its waiting for a place."""
+        import ray
+
+        ray.kill(self._actor)
+
+
+def _is_done(reference: Any) -> bool:
+    import ray
+
+    return bool(ray.wait([reference], timeout=0)[0])
 
 
 def lead_on_ray(leader: Worker, storage: str, workers: int, cluster: RayCluster) -> SearchOutcome:
@@ -106,96 +135,22 @@ def _lead(leader: Worker, setup: TrialSetup, storage: str, workers: int) -> Sear
     needs: dict[str, Any] = {"num_cpus": setup.threads, "num_gpus": int(setup.train_device != "cpu")}
     place: Any = ray.remote(_Place)
     place = place.options(**needs, max_restarts=0, max_concurrency=2, scheduling_strategy="SPREAD")
-    name, patience_s = leader.study.study_name, patience_of(leader.study)
-    shared = [ray.put(one) for one in (leader.space, setup)]
-
-    def start(deaths: int = 0) -> _Placed:
-        actor = place.remote(list(sys.path))
-        begun = actor.begin.remote()
-        result = actor.run.remote(*shared, name, storage, patience_s, device_lock.lock_dir)
-        return _Placed(actor, begun, result, deaths=deaths)
-
-    def is_done(reference: Any) -> bool:
-        return bool(ray.wait([reference], timeout=0)[0])
-
-    placed = [start() for _ in range(workers)]
-    stopped_at: float | None = None
-    met: StorageLostError | UserError | None = None
-    try:
-        while True:
-            if leader.should_stop() and stopped_at is None:
-                stopped_at = time.monotonic()
-            is_over = stopped_at is not None or any(one.outcome is not None for one in placed)
-            before = len(leader.records)
-            leader.read_records(tell=True)
-            has_got_on = len(leader.records) > before
-            for index, one in enumerate(placed):
-                if has_got_on:
-                    one.deaths = 0
-                if one.outcome is not None:
-                    continue
-                if is_over and not is_done(one.begun):  # it waits for room, and there is nothing left to do
-                    ray.kill(one.actor)
-                    ended_as = [other.outcome for other in placed if other.outcome is not None]
-                    one.outcome = ended_as[0] if ended_as else SearchOutcome("interrupted", "stopped on request", 0)
-                elif is_done(one.result):
-                    ended = _result(one)
-                    if isinstance(ended, StorageLostError | UserError):
-                        met = met or ended
-                        ended = SearchOutcome("failing", str(ended), 0)
-                    if isinstance(ended, SearchOutcome):
-                        one.outcome = ended
-                        continue
-                    patiently(leader.study, leader.close_left, leader.should_stop)
-                    if one.deaths + 1 >= MAX_DEATHS_WITHOUT_RECORD:
-                        reason = f"a worker was lost {one.deaths + 1} times in a row ({explain(ended)})"
-                        one.outcome = SearchOutcome("failing", reason, 0)
-                    elif stopped_at is not None:
-                        one.outcome = SearchOutcome("interrupted", "stopped on request", 0)
-                    else:
-                        placed[index] = start(one.deaths + 1)
-                elif stopped_at is not None or any(o.outcome and o.outcome.ending == "failing" for o in placed):
-                    one.actor.stop.remote()
-            if all(one.outcome is not None for one in placed):
-                break
-            time.sleep(_POLL_SECONDS)
-    finally:
-        _end(placed)
-    if met is not None:
-        raise met
-    leader.read_records(tell=True)
-    patiently(leader.study, leader.close_left, leader.should_stop)
-    return conclude(leader, [one.outcome for one in placed if one.outcome is not None])
+    errand = ray.put(Errand.of(leader, setup, storage))
+    return watch(leader, workers, lambda deaths: _Actor(place, errand, deaths), _end)
 
 
-def _result(one: _Placed) -> Ended | BaseException:
-    """Return what a worker came to, or the error that says how it was lost."""
-    import ray
-
-    try:
-        result: Ended | BaseException = ray.get(one.result)
-    except ray.exceptions.RayTaskError:  # of ours: it would come again wherever the worker is placed
-        raise
-    except ray.exceptions.RayError as lost:
-        return lost
-    return result
-
-
-def _end(placed: list[_Placed]) -> None:
+def _end(actors: list[_Actor]) -> None:
     """Let workers that still run stop after their step, and kill those that do not."""
     import ray
 
-    running = [one for one in placed if one.outcome is None]
-    for one in running:
-        with contextlib.suppress(ray.exceptions.RayError):
-            one.actor.stop.remote()
-    if running:
-        begun, _ = ray.wait([one.begun for one in running], num_returns=len(running), timeout=0)
-        results = [one.result for one in running if one.begun in begun]
-        if results:
-            ray.wait(results, num_returns=len(results), timeout=_STOP_SECONDS)
-    for one in placed:
-        ray.kill(one.actor)
+    running = [actor for actor in actors if actor.outcome is None]
+    for actor in running:
+        actor.stop()
+    results = [actor.ended for actor in running if actor.is_manned()]
+    if results:
+        ray.wait(results, num_returns=len(results), timeout=_STOP_SECONDS)
+    for actor in actors:
+        actor.kill()
 
 
 def _setup_elsewhere(setup: TrialSetup) -> TrialSetup:

@@ -49,7 +49,8 @@ class Table:
         self.repeated: dict[str, list[Entry]] = defaultdict(list)
         for (network, _), steps in by_seed.items():
             self.repeated[network].append(Entry(params[network], steps))
-        self.steps = max(step for entry in self.entries.values() for step in entry.steps)
+        self.scored = sorted({step for entry in self.entries.values() for step in entry.steps})
+        self.steps = self.scored[-1]
 
     @classmethod
     def read(cls, path: Path, metrics: tuple[str, ...]) -> "Table":
@@ -70,11 +71,10 @@ class Table:
     def require(self, stopping: StoppingConfig | None) -> None:
         """Refuse rungs that the table knows nothing of."""
         wanted = [] if stopping is None else [rung.step for rung in stopping.rungs(self.steps, 1)]
-        known = sorted({step for entry in self.entries.values() for step in entry.steps})
-        if not set(wanted) <= set(known):
+        if not set(wanted) <= set(self.scored):
             raise UserError(
-                f"rungs at {', '.join(map(str, wanted))} steps: the table was scored at {', '.join(map(str, known))}; "
-                "give a grace and a factor whose rungs are among those"
+                f"rungs at {', '.join(map(str, wanted))} steps: the table was scored at "
+                f"{', '.join(map(str, self.scored))}; give a grace and a factor whose rungs are among those"
             )
 
     def reliability(self, signs: npt.NDArray[np.float64]) -> "tuple[RungReliability, ...]":
@@ -85,7 +85,7 @@ class Table:
         )
         costs = np.log(np.maximum(others, 1e-12))
         found = []
-        for step in sorted({step for entry in self.entries.values() for step in entry.steps}):
+        for step in self.scored:
             spread = [
                 float(np.std([self._best_of(entry, step, signs) for entry in same], ddof=1))
                 for same in self.repeated.values()

@@ -62,15 +62,8 @@ class Storage(RDBStorage):
         once = None if template_trial is None else template_trial.user_attrs.get(ONCE)
         if once is not None:
             self._hold(study_id, session)
-            attribute = models.TrialUserAttributeModel
-            added = (
-                session.query(models.TrialModel)
-                .join(attribute, attribute.trial_id == models.TrialModel.trial_id)
-                .filter(models.TrialModel.study_id == study_id)
-                .filter(attribute.key == ONCE)
-                .filter(attribute.value_json == json.dumps(once))
-                .first()
-            )
+            mark = models.TrialUserAttributeModel.value_json
+            added = self._marked(models.TrialModel, study_id, session).filter(mark == json.dumps(once)).first()
             if added is not None:
                 return cast(models.TrialModel, added)
         return super()._get_prepared_new_trial(study_id, template_trial, session)
@@ -83,6 +76,17 @@ class Storage(RDBStorage):
             session.execute(
                 sqlalchemy.update(study).where(study.study_id == study_id).values(study_name=study.study_name)
             )
+
+    @staticmethod
+    def _marked(found: Any, study_id: int, session: Any) -> Any:
+        """Return the query that finds something of all trials of a study that are marked `ONCE`."""
+        trial, attribute = models.TrialModel, models.TrialUserAttributeModel
+        return (
+            session.query(found)
+            .filter(attribute.trial_id == trial.trial_id)
+            .filter(trial.study_id == study_id)
+            .filter(attribute.key == ONCE)
+        )
 
     def set_attributes(self, trial_id: int, attributes: Mapping[str, object]) -> None:
         """Set user attributes of a trial in one transaction."""
@@ -97,15 +101,8 @@ class Storage(RDBStorage):
         """
         with _create_scoped_session(self.scoped_session) as session:
             self._hold(study_id, session)
-            attribute = models.TrialUserAttributeModel
-            added = (
-                session.query(attribute.value_json)
-                .join(models.TrialModel, models.TrialModel.trial_id == attribute.trial_id)
-                .filter(models.TrialModel.study_id == study_id)
-                .filter(models.TrialModel.trial_id > newer_than)
-                .filter(attribute.key == ONCE)
-            )
-            known = {json.loads(value) for (value,) in added}
+            marks = self._marked(models.TrialUserAttributeModel.value_json, study_id, session)
+            known = {json.loads(mark) for (mark,) in marks.filter(models.TrialModel.trial_id > newer_than)}
             missing = [trial for trial in trials if trial.user_attrs[ONCE] not in known]
             if not missing:
                 return
@@ -151,10 +148,16 @@ def _details(trial: FrozenTrial) -> Iterator[tuple[Any, dict[str, Any]]]:
         yield models.TrialSystemAttributeModel, {"key": key, "value_json": json.dumps(mark)}
 
 
+def _backend(study: optuna.Study) -> Storage | None:
+    """Return what is ours behind a study; None where it is kept in memory alone."""
+    backend = getattr(study._storage, "_backend", None)
+    return backend if isinstance(backend, Storage) else None
+
+
 def add_finished(study: optuna.Study, trials: Sequence[FrozenTrial], newer_than: int) -> None:
     """Add finished trials that are marked `ONCE`, but for those that others have added after the trial `newer_than`."""
-    backend = getattr(study._storage, "_backend", None)
-    if isinstance(backend, Storage):
+    backend = _backend(study)
+    if backend is not None:
         backend.add_finished(study._study_id, trials, newer_than)
     else:
         study.add_trials(trials)
@@ -162,8 +165,8 @@ def add_finished(study: optuna.Study, trials: Sequence[FrozenTrial], newer_than:
 
 def set_attributes(study: optuna.Study, trial_id: int, attributes: Mapping[str, object]) -> None:
     """Set attributes of a trial that runs, in one transaction where the study's storage has any."""
-    backend = getattr(study._storage, "_backend", None)
-    if isinstance(backend, Storage):
+    backend = _backend(study)
+    if backend is not None:
         backend.set_attributes(trial_id, attributes)
     else:
         for key, value in attributes.items():
@@ -246,8 +249,8 @@ def open_study(space: SearchSpace, record: StudyRecord, storage: RDBStorage) -> 
 
 def patience_of(study: optuna.Study) -> float:
     """Return for how many seconds a storage that is lost is waited for: a server may come back, a file does not."""
-    storage = study._storage
-    return float(getattr(getattr(storage, "_backend", storage), "patience_s", 0.0))
+    backend = _backend(study)
+    return 0.0 if backend is None else backend.patience_s
 
 
 def patiently(

@@ -39,14 +39,13 @@ def load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     content = path.read_bytes()
-    whole = hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
+    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    is_whole = hashlib.sha256(body).digest() == digest
     try:
-        state = torch.load(
-            io.BytesIO(content[:-_DIGEST_BYTES] if whole else content), map_location="cpu", weights_only=True
-        )
+        state = torch.load(io.BytesIO(body if is_whole else content), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise TypeError(f"expected a dictionary, got {type(state).__name__}")
-        if not whole and state.get("version") != 1:
+        if not is_whole and state.get("version") != 1:
             raise ValueError("its bytes are not those that were written")
     except MemoryError:
         raise
