@@ -23,6 +23,10 @@ def table(
     train: Annotated[str | None, typer.Option(help="Training images: a folder or a dataset's name.")] = None,
     validation: Annotated[str | None, typer.Option(help="Validation images: a folder or a dataset's name.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Networks trained at once, on one thread each.")] = 2,
+    known: Annotated[
+        Path | None,
+        typer.Option(help="A table of the same space and images, whose networks need not be trained again."),
+    ] = None,
     results: options.Results = Path("results"),
     out: Annotated[Path | None, typer.Option(help="The table as CSV.  [default: table.csv in the folder]")] = None,
 ) -> None:
@@ -30,21 +34,26 @@ def table(
     from harness.cli.search import make_setup
     from harness.core.files import write_text
     from harness.search import find_space, read_space
-    from harness.search.table import plan_table, record_table, write_table
+    from harness.search.table import network_name, plan_table, read_rows, record_table, write_table
 
     given = {"data.train": train, "data.validation": validation}
     parsed = read_space(find_space(space), {key: value for key, value in given.items() if value is not None})
     setup = make_setup(study, parsed, results, "cpu", 1, download=False)
+    rows = [] if known is None else read_rows(known)
+    have = {(row["network"], int(row["seed"])) for row in rows}
     tasks = plan_table(parsed, seeds=_SEEDS, repeated=_REPEATED)
-    console.print(f"{len(tasks)} trainings of {parsed.training_config().steps} steps, in {setup.folder.path}")
+    missing = sum((network_name(task.values), task.seed) not in have for task in tasks)
+    console.print(f"{missing} trainings of {parsed.training_config().steps} steps, in {setup.folder.path}")
 
     def tell(finished: "TrialRecord") -> None:
         console.print(describe_record(finished), markup=False)
 
     with stop_on_signals() as should_stop:
-        is_whole = record_table(parsed, setup, tasks, workers=workers, on_record=tell, should_stop=should_stop)
+        is_whole = record_table(
+            parsed, setup, tasks, workers=workers, known=have, on_record=tell, should_stop=should_stop
+        )
     target = out or setup.folder.path / "table.csv"
-    write_text(target, write_table(setup.folder.read_trials()))
+    write_text(target, write_table(setup.folder.read_trials(), rows))
     console.print(f"table    {target}" if is_whole else "the same command again goes on from here")
     if not is_whole:
         raise typer.Exit(INTERRUPTED)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
@@ -82,6 +83,31 @@ def count_networks(space: SearchSpace, limit: int = 100_000) -> int | None:
         if total > limit:
             return None
     return len(_combine(space, names))
+
+
+def draw(space: SearchSpace, random: np.random.Generator, near: Params | None = None) -> Params:
+    """Return a random point of a space; with `near` the params of a point, one that differs in a dimension or two."""
+    kept = set(near or {})
+    if kept:
+        kept -= set(random.choice(sorted(kept), size=min(2, len(kept))).tolist())
+    values: Values = {}
+    for name, dimension in space.dimensions.items():
+        if _is_varied(dimension, values):
+            values[name] = decode(dimension, near[name]) if near and name in kept else _draw_value(dimension, random)
+    return encode_values(values)
+
+
+def _draw_value(dimension: Dimension, random: np.random.Generator) -> Any:
+    listed = dimension.values()
+    if listed is not None:
+        return listed[int(random.integers(len(listed)))]
+    assert dimension.low is not None
+    assert dimension.high is not None
+    if dimension.log:
+        value = float(np.exp(random.uniform(np.log(dimension.low), np.log(dimension.high))))
+        value = min(max(value, dimension.low), dimension.high)
+        return round(value) if dimension.is_integer else value
+    return float(random.uniform(dimension.low, dimension.high))
 
 
 def _combine(space: SearchSpace, names: Iterable[str]) -> list[Values]:

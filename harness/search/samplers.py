@@ -7,6 +7,7 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from harness.core.seeding import derive_seed
+from harness.search.ehvi import EHVISampler
 from harness.search.space import SamplerConfig, SearchSpace
 
 
@@ -33,6 +34,7 @@ _SAMPLERS: dict[str, Callable[[SearchSpace, SamplerConfig, int], BaseSampler]] =
         multivariate=True,
         group=True,
     ),
+    "ehvi": lambda space, config, seed: EHVISampler(space, seed, config.startup_networks),
     "nsga2": lambda _space, config, seed: optuna.samplers.NSGAIISampler(
         seed=seed, population_size=config.population_size
     ),

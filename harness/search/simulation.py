@@ -4,7 +4,6 @@ A replayed study asks and tells as a real one does, through the same `Dialogue`;
 up what the table says of it at every rung, and counts the steps.
 """
 
-import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from harness.core.errors import UserError
 from harness.search.dialogue import Dialogue, Point
 from harness.search.halving import Points
 from harness.search.space import SearchSpace
-from harness.search.table import COLUMNS, network_name
+from harness.search.table import network_name, read_rows
 
 _MOST_REPEATS = 200  # proposals in a row of networks that are known
 
@@ -55,14 +54,7 @@ class Table:
     @classmethod
     def read(cls, path: Path, metrics: tuple[str, ...]) -> "Table":
         """Read a table's CSV; `UserError` where it is none."""
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
-                if reader.fieldnames is None or not set(COLUMNS) <= set(reader.fieldnames):
-                    raise UserError(f"{path}: expected a table with the columns {', '.join(COLUMNS)}")
-                return cls(list(reader), metrics)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}; make one with `harness bench table`") from None
+        return cls(read_rows(path), metrics)
 
     def points(self) -> Points:
         """Return all points of all networks at the end."""

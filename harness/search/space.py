@@ -201,7 +201,7 @@ class SamplerConfig(FrozenConfig):
     `startup_networks` random ones come first (tpe, gp); `population_size` is that of nsga2 and nsga3.
     """
 
-    name: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid"] = "tpe"
+    name: Literal["ehvi", "tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid"] = "tpe"
     startup_networks: Annotated[int, Field(ge=1)] = 10
     population_size: Annotated[int, Field(ge=2)] = 20
 

@@ -8,11 +8,13 @@ import csv
 import io
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import NamedTuple
 
 from harness.core.configs import RoutingConfig, Rung
+from harness.core.errors import UserError
 from harness.core.records import PointRecord, TrialRecord
 from harness.core.seeding import derive_seed
 from harness.search.proposals import Params, decode_params, grid
@@ -52,12 +54,18 @@ def record_table(
     tasks: Iterable[Task],
     *,
     workers: int,
+    known: Collection[tuple[str, int]] = (),
     on_record: Callable[[TrialRecord], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Train what has no complete record yet, in so many processes; return whether all of it was done."""
+    """Train what has no complete record yet, in so many processes; return whether all of it was done.
+
+    `known` are networks, with their seeds, that another table has rows of: they are left out.
+    """
     done = {record.record_id for record in setup.folder.read_trials() if record.state == "complete"}
-    left = [task for task in tasks if task.record_id not in done]
+    left = [
+        task for task in tasks if task.record_id not in done and (network_name(task.values), task.seed) not in known
+    ]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(space, setup)) as pool:
         waiting: set[Future[TrialRecord]] = set()
@@ -138,10 +146,25 @@ def table_rows(records: Iterable[TrialRecord]) -> Iterator[dict[str, object]]:
             }
 
 
-def write_table(records: Iterable[TrialRecord]) -> str:
-    """Return the table as CSV."""
+def write_table(records: Iterable[TrialRecord], known: Sequence[Mapping[str, str]] = ()) -> str:
+    """Return the table as CSV; the rows of a `known` table are kept, but where there are records of the same."""
+    rows: list[Mapping[str, object]] = list(table_rows(records))
+    recorded = {(row["network"], row["seed"]) for row in rows}
+    rows += [row for row in known if (row["network"], int(row["seed"])) not in recorded]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(sorted(table_rows(records), key=lambda row: (str(row["network"]), row["seed"], row["step"])))
+    writer.writerows(sorted(rows, key=lambda row: (str(row["network"]), int(str(row["seed"])), int(str(row["step"])))))
     return text.getvalue()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a table's CSV; `UserError` where it is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames is None or not set(COLUMNS) <= set(reader.fieldnames):
+                raise UserError(f"{path}: expected a table with the columns {', '.join(COLUMNS)}")
+            return list(reader)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; make one with `harness bench table`") from None
