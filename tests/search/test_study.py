@@ -718,7 +718,13 @@ _DIMENSIONS: dict[str, Any] = {
 class TestSamplers:
     @pytest.mark.parametrize(
         "name",
-        ["ehvi", "tpe", "gp", "qmc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nsga2", "nsga3", "random"))],
+        [
+            "ehvi",
+            "tpe",
+            "gp",
+            "qmc",
+            *(pytest.param(name, marks=pytest.mark.slow) for name in ("nsga2", "nsga3", "random")),
+        ],
     )
     def test_every_sampler_searches_every_kind_of_dimension(
         self, make_study: MakeStudy, name: str, capfd: pytest.CaptureFixture[str]
