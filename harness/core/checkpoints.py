@@ -375,7 +375,8 @@ class GivenPlace(Place):
             raise UserError(
                 f"checkpoints at {str(self)!r} cannot be kept: {self._explain(error)}; expected a folder or fsspec URL "
                 "that all workers can write to, read and delete in, such as s3://bucket/prefix, with the driver of its "
-                "kind (s3fs, gcsfs, adlfs, …) installed and its credentials given, to each of them"
+                "kind (s3fs, gcsfs, adlfs, …) installed and its credentials given to each of them (those in a URL are "
+                "not kept with the study: give it to all by --checkpoints)"
             ) from error
 
     def _patiently(
