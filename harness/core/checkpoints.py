@@ -269,7 +269,11 @@ class Remote(Place):
         """Return the checkpoints that are there."""
         files, root = self._connect()
         found = []
-        for entry in files.ls(root, detail=True):
+        try:
+            entries = files.ls(root, detail=True)
+        except FileNotFoundError:  # nothing was ever written there
+            return []
+        for entry in entries:
             name = posixpath.basename(entry["name"].rstrip("/"))
             if entry["type"] == "file" and name.endswith(self.suffix) and not name.startswith("."):
                 found.append(Listed(name.removesuffix(self.suffix), _time(entry), int(entry.get("size") or 0)))

@@ -155,10 +155,11 @@ def _claim(folder: StudyFolder, study: optuna.Study) -> None:
 
 
 def _remove_left(worker: Worker) -> None:
-    """Remove checkpoints of networks that are done; the place was away when they were."""
-    for found in worker.setup.folder.checkpoints.find():
-        if found.network_id in worker.trained or found.network_id in worker.stopped:
-            worker.setup.folder.checkpoint(found.network_id).remove()
+    """Remove checkpoints of networks that are done, from a place that was away when they were; if not now, later."""
+    with contextlib.suppress(UserError):
+        for found in worker.setup.folder.checkpoints.find():
+            if found.network_id in worker.trained or found.network_id in worker.stopped:
+                worker.setup.folder.checkpoint(found.network_id).remove()
 
 
 def join_search(

@@ -1,5 +1,6 @@
 """Searches whose checkpoints are kept elsewhere: at a server of S3, one of FTP, or a folder that all workers reach."""
 
+import io
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.core import checkpoints
 from harness.core.checkpoints import MARK, Listed, Place, parse_place
@@ -110,6 +112,28 @@ def test_who_goes_on_repeats_one_interval_at_most(make_study: MakeStudy, url: st
     assert not any(b"secret" in path.read_bytes() for path in files_of(study.folder.path))
 
 
+@pytest.mark.parametrize("url", ["s3", "ftp"], indirect=True)
+def test_deaths_that_get_on_are_not_counted_and_others_are(make_study: MakeStudy, url: str) -> None:
+    """As told by the marks of checkpoints: five deaths, each further on, and three more after the last one."""
+
+    def die() -> None:
+        raise Killed
+
+    study = make_study(**{**SETTINGS, "budget": {"networks": 1}})
+    for step in (7, 12, 17, 22, 27):
+        with pytest.raises(Killed):
+            study.run(checkpoints=url, progress=AtStep(step, die))
+    for _ in range(3):
+        with pytest.raises(Killed):
+            study.run(checkpoints=url, progress=AtStep(28, die))
+    assert study.records == []
+    study.run(checkpoints=url)
+    first, second = study.records
+    assert first.reason == "the process died 4 times in this trial without getting on"
+    assert second.training_result is not None
+    assert second.training_result.resumed_from == ()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("url", ["file", "s3", "ftp"], indirect=True)
 def test_a_search_that_is_killed_goes_on_with_the_same_weights(
@@ -148,7 +172,7 @@ def test_a_search_that_is_killed_goes_on_with_the_same_weights(
     ("url", "event", "pattern"),
     [
         ("file", "os.rename", r"/[0-9a-f]{12}\.pt$"),  # a checkpoint is written, but not in place
-        ("ftp", "ftplib.sendcmd", r"STOR .*\.pt"),  # it is to be written
+        ("ftp", "ftplib.sendcmd", r"STOR .*\.pt"),  # a part of it is written
         ("ftp", "ftplib.sendcmd", r"RNTO .*\.pt"),  # it is written, but not in place
         ("ftp", "ftplib.sendcmd", r"DELE .*\.pt"),  # between the record and clearing up
     ],
@@ -158,18 +182,21 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_stands(
     tmp_path: Path, photographs: Photographs, undisturbed: Command, url: str, event: str, pattern: str
 ) -> None:
     command = Command(tmp_path, photographs, "--checkpoints", url, **SETTINGS)
-    number = 1 if "DELE" in pattern else 3
+    number = 1 if "DELE" in pattern else 4
     assert command.run(Fault("kill", event, pattern, number)).returncode == -signal.SIGKILL
-    assert len(in_training(command.study, url)) == 1
+    (left,) = in_training(command.study, url)
+    content = place_of(command.study, url).checkpoint(left.network_id).read()
+    assert content is not None
+    step = int(torch.load(io.BytesIO(content), weights_only=True)["step"])
+    assert step == {"STOR": 5, "RNTO": 15, "DELE": 60}.get(pattern[:4], 15)
     command.finish()
     first = command.records[0].training_result
     assert first is not None
-    assert first.resumed_from == (() if "DELE" in pattern else (10,))
+    assert first.resumed_from == (() if "DELE" in pattern else (step,))
     assert in_training(command.study, url) == []
     assert_is_whole(command.study)
     assert ends(command.study) == ends(undisturbed.study)
-    left = [path.name for path in files_of(tmp_path) if ".pt" in path.name]
-    assert left == []
+    assert [path.name for path in files_of(tmp_path) if ".pt" in path.name] == []
 
 
 @pytest.mark.slow
@@ -218,8 +245,10 @@ def test_a_worker_finds_the_place_by_itself(
     assert_is_whole(command.study)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # a machine that does not reach it
     lost = run_harness("worker", command.study.path, "--threads", "1")
-    assert f"checkpoints at '{url}/tiny-" in lost.mistake
-    assert "cannot be kept" in lost.mistake
+    assert lost.code == 2
+    (line,) = lost.err.splitlines()
+    assert line.startswith(f"harness: error: checkpoints at '{url}/tiny-")
+    assert "cannot be kept: Could not connect to the endpoint URL" in line
     told = run_harness("status", command.study.path)
     assert told.code == 0
     assert f"in training  not known: checkpoints at '{url}/tiny-" in told.out
