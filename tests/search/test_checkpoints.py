@@ -18,6 +18,7 @@ from harness.core import checkpoints
 from harness.core.checkpoints import MARK, Listed, Place, parse_place
 from harness.core.errors import OutageError, UserError
 from harness.core.study_folder import StudyFolder
+from harness.reporting.progress import observe_progress
 from harness.search import join_search, read_study_space
 from harness.training import TrainingProgress
 from harness.trial import Silent
@@ -98,6 +99,11 @@ def test_who_goes_on_repeats_one_interval_at_most(make_study: MakeStudy, url: st
         study.run(checkpoints=url, progress=KillAtStep(training=1, step=23))
     (left,) = in_training(study.folder, url)
     assert left.size_bytes > 1000
+    seen = observe_progress(study.folder.path)
+    if "secret" in url:
+        assert "cannot be kept: 530" in (seen.checkpoints_unseen or "")
+    else:
+        assert [(one.network_id, one.size_bytes) for one in seen.checkpoints] == [(left.network_id, left.size_bytes)]
     assert not list(study.folder.path.glob("networks/*/checkpoint.pt"))
     if "secret" in url:
         with pytest.raises(UserError, match="those in a URL are not kept with the study"):
@@ -233,8 +239,6 @@ def test_a_worker_finds_the_place_by_itself(
     command = Command(tmp_path, photographs, "--checkpoints", url, **{**SETTINGS, "budget": {"networks": 6}})
     leader = command.start()
     wait_for(lambda: in_training(command.study, url), leader, patience_s=PATIENCE_S)
-    told = run_harness("status", command.study.path)
-    assert "in training  network" in told.out
     words = [sys.executable, "-m", "harness", "worker", str(command.study.path), "--threads", "1"]
     worker = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in (leader, worker)]
