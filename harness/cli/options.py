@@ -51,6 +51,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Results = Annotated[
     Path, typer.Option(envvar="HARNESS_RESULTS", help="Where studies, caches and the MLflow store are.")
 ]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(
+        envvar="HARNESS_CHECKPOINTS",
+        help="A folder or fsspec URL for checkpoints, which all workers reach.  [default: the study's folder]",
+    ),
+]
 DataDir = Annotated[Path | None, typer.Option(envvar="HARNESS_DATA_DIR", help="Where named datasets are looked for.")]
 StudyName = Annotated[str, typer.Argument(help="A study's name (a folder under --results), or the path of its folder.")]
 Threads = Annotated[

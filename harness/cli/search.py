@@ -65,6 +65,7 @@ def search(
     storage: Annotated[
         str | None, typer.Option(envvar="HARNESS_STORAGE", help="Optuna RDB URL.  [default: SQLite in the study]")
     ] = None,
+    checkpoints: options.Checkpoints = None,
     tracking_uri: Annotated[
         str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store.  [default: SQLite in --results]")
     ] = None,
@@ -143,6 +144,7 @@ def search(
             setup,
             record,
             storage=storage,
+            checkpoints=checkpoints,
             workers=workers,
             cluster=RayCluster(ray_address, warn=_warn) if executor == Executor.RAY else None,
             on_start=on_start,

@@ -77,9 +77,11 @@ def _print_progress(progress: "Progress", folder: Path) -> None:
         rows["hypervolume"] += f" {bars} from {first.hypervolume:.4g} after the first network"
     if progress.checkpoints:
         rows["in training" if progress.running else "interrupted"] = ", ".join(
-            f"network {one.network_id} (checkpoint of {one.size_bytes / 2**20:.1f} MiB, {_ago(one.seconds_old)})"
+            f"network {one.network_id} (checkpoint of {one.size_bytes / 2**20:.1f} MiB{_age(one.seconds_old)})"
             for one in progress.checkpoints
         )
+    if progress.checkpoints_unseen is not None:
+        rows["in training"] = f"not known: {progress.checkpoints_unseen}"
     last, ago = progress.last, progress.last_seconds_ago
     if last is not None and ago is not None:
         rows["last"] = f"{last.record_id} {last.state}, {_ago(ago)} ({last.finished_at})"
@@ -103,6 +105,10 @@ def _describe_time(progress: "Progress") -> str:
     left = progress.seconds_left
     ahead = f", about {format_seconds(left)} left" if left else ""
     return f"; {format_seconds(progress.seconds_per_network)} each{ahead}"
+
+
+def _age(seconds: float | None) -> str:
+    return "" if seconds is None else f", {_ago(seconds)}"
 
 
 def _ago(seconds: float) -> str:

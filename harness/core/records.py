@@ -583,7 +583,10 @@ class ObjectiveConfig(FrozenConfig):
 
 
 class StudyRecord(FrozenConfig):
-    """What a reader of a study's folder needs to know of it; `space` is the space's text as it was run."""
+    """What a reader of a study's folder needs to know of it; `space` is the space's text as it was run.
+
+    `checkpoints` is the path or URL, without credentials, that they are kept at where that is not the study's folder.
+    """
 
     schema_version: Literal[1] = 1
     name: str
@@ -601,6 +604,14 @@ class StudyRecord(FrozenConfig):
     space: str
     space_hash: str
     created_at: str
+    checkpoints: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.checkpoints is None:
+            del values["checkpoints"]
+        return values
 
 
 def network_id(

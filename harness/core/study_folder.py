@@ -4,7 +4,8 @@ study.json              the StudyRecord
 study.db                the Optuna database (embedded default)
 folder.token            a number that storage and folder share, so that workers elsewhere know the folder
 trials/<record_id>.json one TrialRecord each, written in one step when the trial ends
-networks/<network_id>/  weights.safetensors; checkpoint.pt and rungs.json while it trains
+networks/<network_id>/  weights.safetensors; checkpoint.pt (unless checkpoints are kept elsewhere) and rungs.json
+                        while it trains
 report/                 front.csv, front.png, report.html
 bundles/                exported networks
 
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from harness.core.checkpoints import Checkpoint, Folder, GivenPlace, Place
 from harness.core.configs import FrozenConfig
 from harness.core.errors import UserError, describe_validation_error
 from harness.core.files import write_text
@@ -27,10 +29,14 @@ KnownTrials = dict[Path, tuple[int, TrialRecord]]  # by file: when it was change
 
 
 class StudyFolder:
-    """Paths, reading and writing of one study's folder. Several processes may read while one writes."""
+    """Paths, reading and writing of one study's folder. Several processes may read while one writes.
 
-    def __init__(self, path: Path):
+    `place` is where its checkpoints are kept, where that is elsewhere.
+    """
+
+    def __init__(self, path: Path, place: GivenPlace | None = None):
         self.path = path
+        self.place = place
 
     @property
     def study_file(self) -> Path:
@@ -70,8 +76,22 @@ class StudyFolder:
         """Return the file of a trained network's (EMA) weights."""
         return self.network_dir(network_id) / "weights.safetensors"
 
+    @property
+    def checkpoints(self) -> Place:
+        """Where checkpoints are kept."""
+        return self.place or Folder(self.path / "networks", "/checkpoint.pt")
+
+    def checkpoint(self, network_id: str) -> Checkpoint:
+        """Return what a network's training goes on from."""
+        return self.checkpoints.checkpoint(network_id)
+
+    def keep_checkpoints(self, place: GivenPlace, study: str) -> "StudyFolder":
+        """Return the same folder, its checkpoints in a folder of this study's own at a place that several may share."""
+        token = self.token_file.read_text(encoding="utf-8")
+        return StudyFolder(self.path, place.below(f"{study}-{token[:8]}"))
+
     def checkpoint_file(self, network_id: str) -> Path:
-        """Return the file that a network's training goes on from."""
+        """Return the file of a network's checkpoint, where it is kept here."""
         return self.network_dir(network_id) / "checkpoint.pt"
 
     def rungs_file(self, network_id: str) -> Path:

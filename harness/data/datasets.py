@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness.core.errors import UserError
 from harness.core.panorama import require_panorama
+from harness.core.urls import is_url
 from harness.data.cache import CachedImage, load_or_make
 from harness.data.catalogue import CATALOGUE, Progress, Split, find_named_folders
 from harness.data.demo import find_demo_files
@@ -18,7 +19,7 @@ from harness.data.images import DECODER_VERSION, IMAGE_SUFFIXES, list_images, re
 from harness.data.imresize import RESIZE_VERSION, ImageArray, crop_to_multiple, downscale
 from harness.data.overlap import refuse_overlap
 from harness.data.pairs import ImagePair, PairedDataset, check_sizes, hash_content
-from harness.data.remote import copy_folder, is_url
+from harness.data.remote import copy_folder
 
 __all__ = ["ImagePair", "PairedDataset", "Progress", "Split", "open_dataset", "refuse_overlap"]
 

@@ -7,7 +7,6 @@ Drivers of object storages are packages of their own, which fsspec names where o
 import hashlib
 import json
 import posixpath
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from filelock import FileLock
 
 from harness.core.errors import OutageError, UserError
 from harness.core.files import atomic_path, write_text
+from harness.core.urls import explain, stamps, without_credentials
 from harness.data.catalogue import Progress
 from harness.data.images import IMAGE_SUFFIXES
 
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _MANIFEST = ".copied.json"
-_STAMPS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "CRC", "date_time")
-_CREDENTIALS = re.compile(r"//[^/@]*@")
-
-
-def is_url(source: str) -> bool:
-    """Whether a source of images is an fsspec URL."""
-    return "://" in source
 
 
 def copy_folder(url: str, cache_dir: Path, *, scale: int, progress: Progress | None = None) -> Path:
@@ -41,7 +34,7 @@ def copy_folder(url: str, cache_dir: Path, *, scale: int, progress: Progress | N
     """
     from fsspec.core import url_to_fs
 
-    shown = _CREDENTIALS.sub("//…@", url)
+    shown = without_credentials(url)
     try:
         files, root = url_to_fs(url)
         name = posixpath.basename(root.rstrip("/")) or "images"
@@ -52,9 +45,8 @@ def copy_folder(url: str, cache_dir: Path, *, scale: int, progress: Progress | N
     except (OutageError, MemoryError):
         raise
     except Exception as error:  # of any driver: there is no class that all of them share
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(
-            f"images at {shown!r} cannot be read: {reason}; expected a folder of images at an "
+            f"images at {shown!r} cannot be read: {explain(error, url)}; expected a folder of images at an "
             "fsspec URL that all workers reach, such as s3://bucket/folder, with the driver and credentials of its kind"
         ) from error
     return copy
@@ -93,8 +85,7 @@ def _list_images(files: "AbstractFileSystem", root: str, scale: int) -> Iterator
         for entry in files.ls(place, detail=True):
             name = posixpath.basename(entry["name"].rstrip("/"))
             if entry["type"] == "file" and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                changing = [entry.get(key) for key in _STAMPS]
+                changing = stamps(entry)
                 if not any(value is not None for value in changing):  # a web server lists names alone
-                    told = files.info(entry["name"])
-                    changing = [told.get(key) for key in _STAMPS]
+                    changing = stamps(files.info(entry["name"]))
                 yield posixpath.join(folder, name), str([value for value in changing if value is not None])

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, get_args
 import yaml
 from pydantic import ValidationError
 
+from harness.core.checkpoints import Listed, parse_place
 from harness.core.configs import BudgetConfig
+from harness.core.errors import UserError
 from harness.core.files import lock_holders
 from harness.core.given import read_given
-from harness.core.records import TrialRecord, TrialState
+from harness.core.records import StudyRecord, TrialRecord, TrialState
 from harness.core.study_folder import KnownTrials, StudyFolder
 from harness.core.units import format_seconds
 from harness.reporting.front import Front, Moment, hypervolume_history, study_front
@@ -26,10 +28,13 @@ _MOST_MOMENTS = 40
 
 
 class Checkpoint(NamedTuple):
-    """A network that is being trained, or whose training was interrupted: its checkpoint's age and size."""
+    """A network that is being trained, or whose training was interrupted: its checkpoint's age and size.
+
+    Some object storages do not tell an age.
+    """
 
     network_id: str
-    seconds_old: float
+    seconds_old: float | None
     size_bytes: int
 
 
@@ -38,8 +43,9 @@ class Progress:
     """How far a study has come.
 
     `processes` search in its folder: none, or None where the system does not tell. `budget` is None where the text of
-    the space does not say it any more. `checkpoints` are those of networks without a record. `seconds_per_network` is
-    the mean of the complete trials, `seconds_left` what the networks that are left would take at the pace of the
+    the space does not say it any more. `checkpoints` are those of networks without a record; `checkpoints_unseen`
+    says why none are known, where the place that they are kept at cannot be looked at. `seconds_per_network` is the
+    mean of the complete trials, `seconds_left` what the networks that are left would take at the pace of the
     complete ones, those trained side by side and breaks left out: None before the first, and without a budget.
     """
 
@@ -49,6 +55,7 @@ class Progress:
     budget: BudgetConfig | None
     processes: tuple[int, ...] | None
     checkpoints: tuple[Checkpoint, ...]
+    checkpoints_unseen: str | None
     seconds_per_network: float | None
     seconds_left: float | None
     last: TrialRecord | None
@@ -75,8 +82,8 @@ def observe_progress(folder: Path, known: KnownTrials | None = None, now: dateti
     """Read how far a study has come; `UserError` where there is none. `known`: see `StudyFolder.read_trials`."""
     source = StudyFolder(folder)
     processes = lock_holders(source.search_lock)
-    checkpoints = _find_checkpoints(source)  # before the records: a network that is done meanwhile has one
     record = source.read_study()
+    checkpoints, unseen = _find_checkpoints(source, record)  # before those of trials: what is done meanwhile has one
     study = make_study(record, source.read_trials(known))
     now = now or datetime.now(UTC)
     records = sorted((*study.trials, *study.baselines), key=lambda one: (one.finished_at, one.record_id))
@@ -88,10 +95,11 @@ def observe_progress(folder: Path, known: KnownTrials | None = None, now: dateti
         budget=budget,
         processes=processes,
         checkpoints=tuple(
-            Checkpoint(network, max(0.0, now.timestamp() - changed), size)
+            Checkpoint(network, None if changed is None else max(0.0, now.timestamp() - changed), size)
             for network, changed, size in checkpoints
             if not _is_over(network, changed, records)
         ),
+        checkpoints_unseen=unseen,
         seconds_per_network=_mean_seconds(study.networks),
         seconds_left=estimate_seconds_left(study, budget),
         last=records[-1] if records else None,
@@ -175,6 +183,7 @@ def progress_document(progress: Progress) -> dict[str, Any]:
         "hypervolume_reference": progress.front.hypervolume_reference,
         "history": [moment._asdict() for moment in progress.history],
         "checkpoints": [checkpoint._asdict() for checkpoint in progress.checkpoints],
+        "checkpoints_unseen": progress.checkpoints_unseen,
         "seconds_per_network": progress.seconds_per_network,
         "seconds_left": progress.seconds_left,
         "last_record": _brief(last),
@@ -189,24 +198,23 @@ def _brief(record: TrialRecord | None) -> dict[str, Any] | None:
     return {name: getattr(record, name) for name in names}
 
 
-def _find_checkpoints(folder: StudyFolder) -> list[tuple[str, float, int]]:
-    """Find checkpoints: the network, when the file was changed, and its size; the latest first."""
-    found = []
-    for path in folder.path.glob("networks/*/checkpoint.pt"):
-        try:
-            status = path.stat()
-        except FileNotFoundError:  # its network is done
-            continue
-        found.append((path.parent.name, status.st_mtime, status.st_size))
-    return sorted(found, key=lambda entry: -entry[1])
+def _find_checkpoints(folder: StudyFolder, record: StudyRecord) -> tuple[list[Listed], str | None]:
+    """Find checkpoints, the latest first; or say why they cannot be found."""
+    try:
+        if record.checkpoints is not None and folder.token_file.is_file():
+            folder = folder.keep_checkpoints(parse_place(record.checkpoints), record.name)
+        found = folder.checkpoints.find()
+    except UserError as error:
+        return [], str(error)
+    return sorted(found, key=lambda entry: -(entry.changed or 0.0)), None
 
 
-def _is_over(network: str, changed: float, records: Iterable[TrialRecord]) -> bool:
+def _is_over(network: str, changed: float | None, records: Iterable[TrialRecord]) -> bool:
     """Whether a network has a record that is not older than its checkpoint, to the second."""
     return any(
         record.network_id == network
         and record.state in ("complete", "stopped", "failed")
-        and _time(record.finished_at) >= int(changed)
+        and (changed is None or _time(record.finished_at) >= int(changed))
         for record in records
     )
 

@@ -77,7 +77,7 @@ class Dialogue:
         """Whether a proposal was ever queued for the reason that `once` names."""
         return any(trial.user_attrs.get(ONCE) == once for trial in self.study.get_trials(deepcopy=False))
 
-    def queue(self, params: Params, *, once: str, **marks: int) -> None:
+    def queue(self, params: Params, *, once: str, **marks: int | str) -> None:
         """Queue a proposal, once for the reason that `once` names, whoever else queues it for the same reason."""
         if not self.was_queued(once):
             self.study.enqueue_trial(params, user_attrs={"proposal": params, ONCE: once, **marks})

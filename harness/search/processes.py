@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from harness.core import device_lock
 from harness.core.errors import UserError
+from harness.search.checkpoints import check_place
 from harness.search.space import SearchSpace
 from harness.search.storage import LOST_ERRORS, StorageLostError, explain, join, patience_of, patiently
 from harness.search.worker import Ending, Mark, SearchOutcome, Worker
@@ -48,6 +49,7 @@ class Errand:
         device_lock.lock_dir = self.locks
         try:
             study = join(self.storage, self.study, self.patience_s, should_stop)
+            check_place(self.setup.folder, study)
             with Mark() as mark:
                 return Worker(self.space, self.setup, study, mark, should_stop=should_stop).run()
         except UserError as error:

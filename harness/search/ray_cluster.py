@@ -156,7 +156,7 @@ def _end(actors: list[_Actor]) -> None:
 def _setup_elsewhere(setup: TrialSetup) -> TrialSetup:
     """Return the setup as other processes and machines read it: whole paths, and the one GPU that each is given."""
     device = setup.train_device if setup.train_device == "cpu" else "cuda:0"
-    return replace(setup, folder=StudyFolder(setup.folder.path.resolve()), train_device=device)
+    return replace(setup, folder=StudyFolder(setup.folder.path.resolve(), setup.folder.place), train_device=device)
 
 
 @contextlib.contextmanager

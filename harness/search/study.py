@@ -10,11 +10,13 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import optuna
 from filelock import FileLock, Timeout
 
+from harness.core.checkpoints import parse_place
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig, TrainingConfig
 from harness.core.environment import now
 from harness.core.errors import OutageError, UserError
@@ -22,6 +24,7 @@ from harness.core.files import NO_ROOM, no_room, write_text
 from harness.core.records import StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.models import preset_config
+from harness.search.checkpoints import claim_place, join_place
 from harness.search.processes import lead
 from harness.search.ray_cluster import RayCluster, lead_on_ray
 from harness.search.space import SearchSpace
@@ -60,6 +63,7 @@ def run_search(
     record: StudyRecord,
     *,
     storage: str | None = None,
+    checkpoints: str | None = None,
     workers: int = 1,
     cluster: RayCluster | None = None,
     on_start: Callable[[], None] = lambda: None,
@@ -70,16 +74,24 @@ def run_search(
 ) -> SearchOutcome:
     """Run a study until its budget is spent, from the start or from where it was left.
 
-    `storage` is any Optuna RDB URL; by default an SQLite database in the study's folder. More than one of `workers` run
+    `storage` is any Optuna RDB URL; by default an SQLite database in the study's folder.
+    `checkpoints` is a path or an fsspec URL that all workers reach; by default where the study kept them before, and
+    that is its folder. More than one of `workers` run
     in processes of their own, each with the setup's threads; with a `cluster` all run on its nodes. `on_start` is
     called when the study is open and nothing speaks against it; `on_record` gets every record that is made meanwhile,
     after it is on disk. `run_trial` takes the place of the real one, for benches of what lies around it, with a single
     worker. A second search in the same folder is refused. Raises `UserError` where the folder or the storage holds
-    another space's study, and where the storage cannot be reached or the disk is full.
+    another space's study, and where the storage or the place of checkpoints cannot be reached or the disk is full.
     """
     folder = setup.folder
+    if checkpoints is None and folder.study_file.is_file():
+        checkpoints = folder.read_study().checkpoints
+    keep = None if checkpoints is None else parse_place(checkpoints)
     place = storage or f"sqlite:///{folder.database.resolve()}"
     connection = None if storage is None else connect(place)  # before anything is written
+    if keep is not None:
+        keep.probe(make=True)
+        record = record.model_copy(update={"checkpoints": str(keep)})
     folder.path.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         if folder.study_file.is_file():
@@ -91,6 +103,8 @@ def run_search(
             study = open_study(space, record, connection)
             folder.write_study(record)
             _claim(folder, study)
+            if keep is not None:
+                setup = replace(setup, folder=claim_place(folder, study, keep))
             on_start()
             with Mark() as mark:
                 worker = Worker(
@@ -111,6 +125,8 @@ def run_search(
                 except TrainingInterruptedError as interruption:
                     return SearchOutcome("interrupted", f"training was {interruption}", len(worker.trained))
                 patiently(study, worker.close_left, should_stop)
+                if keep is not None:
+                    _remove_left(worker)
                 for trained in list(worker.trained.values()):
                     patiently(study, partial(worker.add_points, trained), should_stop)
                 if cluster is not None:
@@ -138,20 +154,30 @@ def _claim(folder: StudyFolder, study: optuna.Study) -> None:
     study.set_user_attr(_FOLDER_ATTRIBUTE, folder.token_file.read_text(encoding="utf-8"))
 
 
+def _remove_left(worker: Worker) -> None:
+    """Remove checkpoints of networks that are done, from a place that was away when they were; if not now, later."""
+    with contextlib.suppress(UserError):
+        for found in worker.setup.folder.checkpoints.find():
+            if found.network_id in worker.trained or found.network_id in worker.stopped:
+                worker.setup.folder.checkpoint(found.network_id).remove()
+
+
 def join_search(
     space: SearchSpace,
     setup: TrialSetup,
     record: StudyRecord,
     *,
     storage: str,
+    checkpoints: str | None = None,
     on_record: Callable[[TrialRecord], None] = lambda record: None,
     progress: TrialProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> SearchOutcome:
     """Work for a study that `run_search` has begun, on this machine or another, until its budget is spent.
 
-    `UserError` where there is no such study in the storage, where its folder or its images are not those that are seen
-    here, and where the storage cannot be reached.
+    `checkpoints` says how to come to where the study keeps them, where that is not what the study says. `UserError`
+    where there is no such study in the storage, where its folder, its images or its checkpoints are not those that are
+    seen here, and where the storage or the place of checkpoints cannot be reached.
     """
     connection = connect(storage)
     try:
@@ -171,6 +197,7 @@ def join_search(
             f"{setup.folder.path} is not the folder that study {record.name!r} in {describe(connection)} is kept in; "
             "workers need one folder that all of them reach, such as a network share"
         )
+    setup = replace(setup, folder=join_place(setup.folder, study, checkpoints))
     try:
         with Mark() as mark:
             return Worker(

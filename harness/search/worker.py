@@ -242,8 +242,7 @@ class Worker:
         if not params or self.dialogue.was_queued(_again(left)):
             return  # nothing was proposed yet, or it was queued again before the process died once more
         network = left.user_attrs.get("network")
-        checkpoint = self.setup.folder.checkpoint_file(network) if network is not None else None
-        mark = checkpoint.stat().st_mtime_ns if checkpoint is not None and checkpoint.is_file() else 0
+        mark = self.setup.folder.checkpoint(network).mark() if network is not None else 0
         is_stuck = mark == left.user_attrs.get("checkpoint", 0)
         has_died = "worker" in left.user_attrs and not self._is_mine(left)  # else the storage was lost, and nobody died
         deaths = int(left.user_attrs.get("deaths", 0)) * is_stuck + has_died
@@ -448,8 +447,8 @@ class Worker:
             except LOST_ERRORS:
                 if not isinstance(end, OutageError):
                     raise
-                with contextlib.suppress(OSError):  # a new time needs no room, and says that this is no death
-                    os.utime(self.setup.folder.checkpoint_file(network))
+                with contextlib.suppress(OSError, OutageError):  # it needs no room, and says that this is no death
+                    self.setup.folder.checkpoint(network).touch()
             raise
 
         def tell() -> None:

@@ -6,12 +6,12 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from harness.core.checkpoints import Checkpoint
 from harness.core.configs import TrainingConfig
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.records import TrainingRecord
@@ -74,7 +74,7 @@ def train(
     device: str = "cpu",
     threads: int | None = None,
     group: Group = ALONE,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     identity: str = "",
     progress: Callable[[TrainingProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -84,7 +84,7 @@ def train(
 ) -> TrainingRecord:
     """Train `network` in place; at the end it holds the averaged weights, is in eval mode and back on the CPU.
 
-    With a `checkpoint` path the run is saved every `config.checkpoint_interval` steps and at the end, and goes on from
+    With a `checkpoint` the run is saved every `config.checkpoint_interval` steps and at the end, and goes on from
     a checkpoint of the same `identity`: the weights are those of a run never interrupted (bit-identical on a CPU with
     the same number of threads). `threads` holds for this run only. `should_stop` is asked after every step: on True
     the run is saved and `TrainingInterruptedError` raised. Each step is taken inside a `turn()`, which may wait before
@@ -123,7 +123,7 @@ class _Run:
         config: TrainingConfig,
         device: torch.device,
         group: Group,
-        checkpoint: Path | None,
+        checkpoint: Checkpoint | None,
         identity: str,
     ):
         if device.type == "cpu" and config.precision == "fp16":
@@ -181,9 +181,9 @@ class _Run:
                 images = rate * self.config.batch_size
                 progress(TrainingProgress(self.step, steps, loss, images, (steps - self.step) / rate))
             if self.step % self.config.checkpoint_interval == 0 or self.step == steps or self.step in rungs:
-                self._save()
+                self._save(should_stop)
             if self.step < steps and self.group.any(should_stop()):
-                self._save()
+                self._save(should_stop)
                 raise TrainingInterruptedError(f"stopped after step {self.step} of {steps}")
         self.network.load_state_dict(self.average.weights)
         images = steps * self.config.batch_size
@@ -254,7 +254,7 @@ class _Run:
                 self.curves.setdefault(name, []).append(sum(values) / len(values))
             self.window = {}
 
-    def _save(self) -> None:
+    def _save(self, should_stop: Callable[[], bool]) -> None:
         if self.checkpoint is None or not self.group.leads:
             return
         save_checkpoint(
@@ -272,6 +272,7 @@ class _Run:
                 "curves": [self.curve_steps, self.curves, self.window],
                 "resumed_from": self.resumed_from,
             },
+            should_stop,
         )
 
     def _load(self) -> dict[str, Any] | None:

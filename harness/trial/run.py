@@ -288,7 +288,13 @@ def run_trial(
 
 
 def clear_up(folder: StudyFolder, network: str) -> None:
-    """Remove what the training of a network leaves behind that is over, killed in the middle of writing or not."""
+    """Remove what the training of a network leaves behind that is over, killed in the middle of writing or not.
+
+    A checkpoint at a place that is away is left there; nobody goes on from it.
+    """
+    if folder.place is not None:
+        with contextlib.suppress(OutageError):
+            folder.checkpoint(network).remove()
     for file in (folder.checkpoint_file(network), folder.rungs_file(network), folder.traceback_file(network)):
         file.unlink(missing_ok=True)
         for temporary in file.parent.glob(f".{file.name}.*"):
@@ -440,7 +446,7 @@ def _train_and_measure(
                 device=setup.train_device,
                 threads=setup.threads,
                 group=group,
-                checkpoint=setup.folder.checkpoint_file(identity),
+                checkpoint=setup.folder.checkpoint(identity),
                 identity=identity,
                 progress=progress.training,
                 should_stop=should_stop,
@@ -455,7 +461,7 @@ def _train_and_measure(
             try:
                 observed.training_result = run()
             except DamagedCheckpointError as error:  # a crash of the machine may leave one; the network is untouched
-                setup.folder.checkpoint_file(identity).unlink()
+                setup.folder.checkpoint(identity).remove()
                 observed.notes += (f"{str(error).partition(';')[0]}: training began again",)
                 observed.training_result = run()
         group.leave()
@@ -590,7 +596,7 @@ def _read_rungs(setup: TrialSetup, identity: str, observed: _Observed) -> None:
         if file.is_file():
             observed.rungs = _RUNGS.validate_json(file.read_bytes())
     except ValidationError:
-        setup.folder.checkpoint_file(identity).unlink(missing_ok=True)
+        setup.folder.checkpoint(identity).remove()
         file.unlink()
         observed.notes += (f"rungs {file} cannot be read: training began again",)
 

@@ -119,6 +119,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["search", "SPACE", "--no-tracking", "--storage", "postgresql://u:secret@127.0.0.1:1/db"],
         ["storage postgresql://…@127.0.0.1:1/db cannot be used"],
     ),
+    "place of checkpoints out of reach": (
+        ["search", "SPACE", "--no-tracking", "--checkpoints", "ftp://u:secret@127.0.0.1:1/kept"],
+        ["checkpoints at 'ftp://127.0.0.1:1/kept' cannot be kept", "refused", "that all workers can write to"],
+    ),
+    "place of checkpoints without a driver": (
+        ["search", "SPACE", "--no-tracking", "--checkpoints", "nosuch://u:secret@host/kept"],
+        ["checkpoints at 'nosuch://host/kept' cannot be kept: Protocol not known: nosuch"],
+    ),
     "tracking store that is none": (
         ["search", "SPACE", "--tracking-uri", "nonsense"],
         ["'nonsense' is no MLflow store"],

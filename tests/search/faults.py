@@ -1,7 +1,8 @@
 """Faults that are injected for real: kills at a call of the operating system, limits of files and memory, a small disk.
 
-Python announces every file that it opens, renames or removes to audit hooks, before it does so. `INJECTION` runs the
-command line with such a hook, which at the n-th announcement that fits kills the process, or limits what it may write.
+Python announces every file that it opens, renames or removes, and every command to a server of FTP, to audit hooks,
+before it does so. `INJECTION` runs the command line with such a hook, which at the n-th announcement that fits kills
+the process, or limits what it may write.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ left = int(number)
 
 def inject(name, arguments):
     global left
-    if name != event or not re.search(pattern, str(arguments[name == "os.rename"])):
+    if name != event or not re.search(pattern, str(arguments[name in ("os.rename", "ftplib.sendcmd")])):
         return
     left -= 1
     if left == 0 and action == "kill":

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.core.checkpoints import Checkpoint, Folder
 from harness.core.configs import CAMixerSRConfig, SwinIRConfig, TrainingConfig
 from harness.core.records import TrainingRecord
 from harness.data import CropBatch, CropSampler, PairedDataset
@@ -17,6 +18,10 @@ from tests.tiny_pairs import TRAIN, tiny_pairs
 SMALL = CAMixerSRConfig(channels=8, groups=(1,), window=4, scale=2)
 SMALL_SWINIR = SwinIRConfig(embed_dim=12, depths=(2,), num_heads=2, window=4, scale=2)
 SHORT = TrainingConfig(steps=9, batch_size=2, hr_patch_size=24, checkpoint_interval=4, learning_rate=2e-3)
+
+
+def checkpoint_at(path: Path) -> Checkpoint:
+    return Checkpoint(Folder(path.parent), path.name)
 
 
 def build(config: CAMixerSRConfig | SwinIRConfig = SMALL, seed: int = 0) -> SRNetwork:
@@ -54,7 +59,7 @@ def run(
         config,
         threads=1,
         group=group,
-        checkpoint=checkpoint,
+        checkpoint=None if checkpoint is None else checkpoint_at(checkpoint),
         identity=identity,
         progress=progress,
         should_stop=should_stop,

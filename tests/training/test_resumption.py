@@ -23,6 +23,7 @@ from tests.training.runs import (
     SMALL,
     SMALL_SWINIR,
     build,
+    checkpoint_at,
     run,
     same_weights,
     sampler,
@@ -109,7 +110,7 @@ def test_a_run_killed_between_checkpoints_repeats_from_the_last_one(tmp_path: Pa
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, env=environment)
     assert killed.returncode == -signal.SIGKILL
-    state = load_checkpoint(checkpoint, "run")
+    state = load_checkpoint(checkpoint_at(checkpoint), "run")
     assert state is not None
     assert state["step"] == 4
     whole, whole_record, _ = run()
@@ -151,7 +152,7 @@ def test_a_checkpoint_of_another_run_is_refused(stopped: Path) -> None:
 
 def test_a_checkpoint_of_another_version_is_refused(stopped: Path) -> None:
     state = unsealed(stopped)
-    save_checkpoint(stopped, "run", {**state, "version": 99})
+    save_checkpoint(checkpoint_at(stopped), "run", {**state, "version": 99})
     with pytest.raises(UserError, match=r"\(version 99\), expected 'run' \(version 2\); delete it to start again"):
         run(checkpoint=stopped)
 
@@ -205,7 +206,13 @@ def test_the_trap_of_the_test_above_works(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_data_is_refused(stopped: Path) -> None:
     with pytest.raises(UserError, match="cannot resume: the checkpoint's dataset_hash"):
-        train(build(), sampler(dataset=tiny_pairs(VALIDATION, 2)), SHORT, checkpoint=stopped, identity="run")
+        train(
+            build(),
+            sampler(dataset=tiny_pairs(VALIDATION, 2)),
+            SHORT,
+            checkpoint=checkpoint_at(stopped),
+            identity="run",
+        )
 
 
 def test_a_failing_save_leaves_the_old_checkpoint(stopped: Path) -> None:
@@ -216,10 +223,10 @@ def test_a_failing_save_leaves_the_old_checkpoint(stopped: Path) -> None:
         raise AssertionError("never called")
 
     with pytest.raises((AttributeError, pickle.PicklingError)):
-        save_checkpoint(stopped, "run", {"weight": weight, "local": cannot_be_saved})
+        save_checkpoint(checkpoint_at(stopped), "run", {"weight": weight, "local": cannot_be_saved})
     assert stopped.read_bytes() == before
     assert [path.name for path in stopped.parent.iterdir()] == ["checkpoint.pt"]
 
 
 def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path / "none.pt", "run") is None
+    assert load_checkpoint(checkpoint_at(tmp_path / "none.pt"), "run") is None
