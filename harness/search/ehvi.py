@@ -199,7 +199,7 @@ def _undo_violation(constraint: Constraint, violation: float) -> float:
 
 def _find_pool(space: SearchSpace, known: _Known, random: np.random.Generator) -> list[_Network]:
     """Return networks that may be proposed: all where they can be listed, else as many drawn, and the front's kin."""
-    number = count_networks(space)
+    number = count_networks(space, limit=4 * _LISTED)
     found: dict[str, Params] = {}
     if number is not None and number <= _LISTED:
         for params in grid(space):

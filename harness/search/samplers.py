@@ -21,7 +21,7 @@ def make_sampler(space: SearchSpace, trial_number: int) -> BaseSampler:
 
 def _startup_trials(space: SearchSpace, config: SamplerConfig) -> int:
     """Return the start-up in trials: every network brings one for each of its points."""
-    return config.startup_networks * len(space.routings())
+    return config.startup * len(space.routings())
 
 
 # A quasi-random sequence belongs to the whole study, so its seed is the study's; what it leaves to independent sampling
@@ -34,7 +34,7 @@ _SAMPLERS: dict[str, Callable[[SearchSpace, SamplerConfig, int], BaseSampler]] =
         multivariate=True,
         group=True,
     ),
-    "ehvi": lambda space, config, seed: EHVISampler(space, seed, config.startup_networks),
+    "ehvi": lambda space, config, seed: EHVISampler(space, seed, config.startup),
     "nsga2": lambda _space, config, seed: optuna.samplers.NSGAIISampler(
         seed=seed, population_size=config.population_size
     ),

@@ -198,12 +198,18 @@ class ProfileConfig(FrozenConfig):
 class SamplerConfig(FrozenConfig):
     """Which sampler proposes.
 
-    `startup_networks` random ones come first (tpe, gp); `population_size` is that of nsga2 and nsga3.
+    `startup_networks` random ones come first: by default 6 with ehvi, which spreads them over costs, and 10 with tpe and
+    gp. `population_size` is that of nsga2 and nsga3.
     """
 
-    name: Literal["ehvi", "tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid"] = "tpe"
-    startup_networks: Annotated[int, Field(ge=1)] = 10
+    name: Literal["ehvi", "tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid"] = "ehvi"
+    startup_networks: Annotated[int, Field(ge=1)] | None = None
     population_size: Annotated[int, Field(ge=2)] = 20
+
+    @property
+    def startup(self) -> int:
+        """Random networks that come first."""
+        return self.startup_networks or (6 if self.name == "ehvi" else 10)
 
 
 class RoutingSettings(FrozenConfig):
@@ -337,9 +343,9 @@ class SearchSpace(FrozenConfig):
 
     def identity(self) -> str:
         """Return the hash of what makes results comparable: not of description, budget, sampler, stopping and queue."""
-        return SearchSpace.model_validate(
-            {**self.model_dump(exclude={"description", "budget", "enqueue", "sampler", "stopping"}), "budget": {}}
-        ).config_hash()
+        compared = self.model_dump(exclude={"description", "budget", "enqueue", "sampler", "stopping"})
+        first_default = {"name": "tpe", "startup_networks": 10}  # stands in all identities
+        return SearchSpace.model_validate({**compared, "budget": {}, "sampler": first_default}).config_hash()
 
 
 def _part(values: Mapping[str, Any] | None, prefix: str) -> Values:
