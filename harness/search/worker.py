@@ -290,6 +290,8 @@ class Worker:
                     raise
                 time.sleep(1)
                 continue
+            except UpdateFinishedTrialError:  # its heart was not heard, and whoever missed it has taken the trial over
+                continue
             if isinstance(state, SearchOutcome):
                 return state
             if state == "waiting":
@@ -342,7 +344,8 @@ class Worker:
                 number += 1
             self._beat(trial)  # before the mark: whoever never beat would never be missed
             self.dialogue.mark(trial, {"worker": self.mark.values, "record_id": f"trial-{number:05d}"})
-        return self._run_one(trial, number, may_be_known=bool(others))
+        with self._beating(trial):
+            return self._run_one(trial, number, may_be_known=bool(others))
 
     def _deciding(self) -> FileLock:
         """Return the lock under which workers ask and close: a trial has a mark, and counts, before others look."""
@@ -404,10 +407,9 @@ class Worker:
                 reason = f"the network is being trained by {other.user_attrs.get('record_id')}"
                 self.dialogue.tell_unfinished(trial, TrialState.PRUNED, reason)
                 return "answered"
-        with self._beating(trial):
-            record, tell = self._see_through(trial, proposal)
-            self.finish(record)
-            patiently(self.study, tell, self.should_stop)
+        record, tell = self._see_through(trial, proposal)
+        self.finish(record)
+        patiently(self.study, tell, self.should_stop)
         return "retried" if self._may_pass(record) else record.state
 
     def _see_through(self, trial: Trial, proposal: Proposal) -> tuple[TrialRecord, Callable[[], None]]:
