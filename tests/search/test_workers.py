@@ -95,7 +95,12 @@ class Command:
 
     def __init__(self, folder: Path, photographs: Photographs, networks: int, **training: int):
         training = {**LONG, **training}
-        space = tiny_space(photographs, training=training, budget={"networks": networks}, baselines=[])
+        dimensions = {
+            "model.channels": {"low": 4, "high": 32, "step": 2},
+            "routing.gamma": {"choices": [0.0, 0.5, 1.0]},
+        }
+        budget = {"networks": networks}
+        space = tiny_space(photographs, training=training, dimensions=dimensions, budget=budget, baselines=[])
         self.space = write_space(folder / "tiny.yaml", space)
         self.results = folder / "results"
         self.study = StudyFolder(self.results / "tiny")
