@@ -15,13 +15,13 @@ from typing import Any, TypeVar, cast
 import optuna
 import sqlalchemy
 from optuna.distributions import distribution_to_json
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.core.errors import UserError
+from harness.core.errors import OutageError, UserError
 from harness.core.records import StudyRecord
 from harness.search.space import SearchSpace
 
@@ -283,10 +283,11 @@ def explain(error: BaseException) -> str:
     return text
 
 
-def lost(storage: RDBStorage, error: BaseException) -> UserError:
+def lost(storage: BaseStorage, error: BaseException) -> OutageError:
     """Return what to raise where a storage is lost in the middle of a search."""
-    return UserError(
-        f"storage {describe(storage)} failed: {explain(error)}; every finished trial is on disk, and the same "
+    backend = getattr(storage, "_backend", storage)  # what Optuna puts before an RDB for its cache
+    return OutageError(
+        f"storage {describe(backend)} failed: {explain(error)}; every finished trial is on disk, and the same "
         "command goes on from there once the storage is back"
     )
 

@@ -87,6 +87,7 @@ def run_search(
             _refuse_other_space(known, record)
             record = record.model_copy(update={"created_at": known.created_at})
         connection = connection or connect(place)
+        worker: Worker | None = None
         try:
             study = open_study(space, record, connection)
             folder.write_study(record)
@@ -119,6 +120,8 @@ def run_search(
                     return worker.run()
                 return lead(worker, place, workers)
         except LOST_ERRORS as error:
+            if should_stop():
+                return _stopped_without_storage(worker)
             raise lost(connection, error) from error
         except MemoryError as error:
             raise UserError(
@@ -171,13 +174,20 @@ def join_search(
             f"{setup.folder.path} is not the folder that study {record.name!r} in {describe(connection)} is kept in; "
             "workers need one folder that all of them reach, such as a network share"
         )
+    worker: Worker | None = None
     try:
         with Mark() as mark:
-            return Worker(
-                space, setup, study, mark, on_record=on_record, progress=progress, should_stop=should_stop
-            ).run()
+            worker = Worker(space, setup, study, mark, on_record=on_record, progress=progress, should_stop=should_stop)
+            return worker.run()
     except LOST_ERRORS as error:
+        if should_stop():
+            return _stopped_without_storage(worker)
         raise lost(connection, error) from error
+
+
+def _stopped_without_storage(worker: Worker | None) -> SearchOutcome:
+    """Return how a search ends that is to stop while its storage is away: whoever comes next tells what is untold."""
+    return SearchOutcome("interrupted", "stopped on request", 0 if worker is None else len(worker.trained))
 
 
 def baseline_config(space: SearchSpace, name: str) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:

@@ -32,7 +32,7 @@ from harness.core.records import PointRecord, TrialRecord
 from harness.search.dialogue import Dialogue, Point, key, relative_violation
 from harness.search.proposals import Params, count_networks, decode_params, encode_values, grid
 from harness.search.space import SearchSpace, Values
-from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, patience_of, patiently
+from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, lost, patience_of, patiently
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup, Verdict, abandon, answer_from, clear_up, run_trial
 
@@ -432,7 +432,16 @@ class Worker:
             values = [self._objective_values(point) for point in points]
             measured = [one for one in values if one is not None]
             factor = self.setup.stopping.factor
-            return patiently(self.study, lambda: self.dialogue.judge(trial, network, rung, measured, factor))
+            try:
+                return patiently(
+                    self.study,
+                    lambda: self.dialogue.judge(trial, network, rung, measured, factor),
+                    self.should_stop,
+                )
+            except LOST_ERRORS as error:  # no fault of the network's, which goes on from here
+                if self.should_stop():
+                    raise TrainingInterruptedError(f"stopped at the rung of step {rung.step}") from error
+                raise lost(self.study._storage, error) from error
 
         try:
             record = self.run_trial(
@@ -448,16 +457,15 @@ class Worker:
                 self.dialogue.set_aside(trial)
                 self.dialogue.tell_unfinished(trial, TrialState.FAIL, "interrupted; proposed again")
             except LOST_ERRORS:
-                if not isinstance(end, OutageError):
-                    raise
                 with contextlib.suppress(OSError):  # a new time needs no room, and says that this is no death
                     os.utime(self.setup.folder.checkpoint_file(network))
             raise
 
         def tell() -> None:
-            if record.state == "complete":
+            if record.state == "complete":  # itself last: whoever closes a trial that still runs makes good its points
+                self.add_points(record, but=proposal)
                 self._tell_point(trial, proposal, record)
-                self.add_points(record)
+                self.add_points(record)  # its own, where it was closed before
                 return
             if self._may_pass(record):
                 self._retry(trial, {**trial.params}, record)
@@ -518,15 +526,18 @@ class Worker:
             return
         self.dialogue.tell_point(trial, values, self._relative_violations(point))
 
-    def add_points(self, record: TrialRecord) -> None:
+    def add_points(self, record: TrialRecord, *, but: Proposal | None = None) -> None:
         """Add each point of a trained network that its trial has not told, as a finished sibling of it, once.
 
+        `but`: without the point that this suggested, which its trial is about to tell.
         Calibrated routings are no values of the space's dimensions: their points stand in the record alone.
         """
         points = []
         for point in record.points:
             values = self._objective_values(point)
             if values is None or (point.routing is not None and point.routing not in self.routings):
+                continue
+            if but is not None and point.routing == but.suggested:
                 continue
             suggestion = dict(record.suggestion)
             if point.routing is not None:
