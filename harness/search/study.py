@@ -25,7 +25,7 @@ from harness.models import preset_config
 from harness.search.processes import lead
 from harness.search.ray_cluster import RayCluster, lead_on_ray
 from harness.search.space import SearchSpace
-from harness.search.storage import LOST_ERRORS, connect, describe, lost, open_study, patiently
+from harness.search.storage import LOST_ERRORS, connect, describe, load_study, lost, open_study, patiently
 from harness.search.worker import Mark, RunTrial, SearchOutcome, Worker
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup
@@ -157,12 +157,7 @@ def join_search(
     here, and where the storage cannot be reached.
     """
     connection = connect(storage)
-    try:
-        study = optuna.load_study(study_name=record.name, storage=connection)
-    except KeyError:
-        raise UserError(
-            f"storage {describe(connection)} holds no study {record.name!r}; begin it with `harness search --storage`"
-        ) from None
+    study = load_study(connection, record.name)
     if study_identity(space, setup) != record.space_hash:
         raise UserError(
             f"the images here are not those of study {record.name!r}: {setup.train.name} or {setup.validation.name} "

@@ -451,7 +451,7 @@ class Worker:
                 progress=self.progress,
                 should_stop=self.should_stop,
             )
-        except (TrainingInterruptedError, OutageError) as end:  # the next run takes this proposal up first
+        except (TrainingInterruptedError, OutageError):  # the next run takes this proposal up first
             try:
                 self.dialogue.queue({**trial.params}, once=_again(trial))
                 self.dialogue.set_aside(trial)

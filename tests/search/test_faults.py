@@ -25,7 +25,17 @@ from harness.training import TrainingProgress
 from harness.trial import Silent
 from tests.photographs import Photographs, cut_photographs
 from tests.search.conftest import KillAtStep, Killed, MakeStudy, Study, wait_for
-from tests.search.faults import PATIENCE_S, Command, Fault, Locked, SmallDisk, assert_is_whole, assert_one_line, ends, step_of
+from tests.search.faults import (
+    PATIENCE_S,
+    Command,
+    Fault,
+    Locked,
+    SmallDisk,
+    assert_is_whole,
+    assert_one_line,
+    ends,
+    step_of,
+)
 
 TRAINING = {"steps": 9, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 2}
 DIMENSIONS = {
