@@ -318,7 +318,7 @@ def explain(error: BaseException) -> str:
 
 def lost(storage: BaseStorage, error: BaseException) -> OutageError:
     """Return what to raise where a storage is lost in the middle of a search."""
-    backend = getattr(storage, "_backend", storage)  # what Optuna puts before an RDB for its cache
+    backend: RDBStorage = vars(storage).get("_backend", storage)  # what Optuna puts before an RDB for its cache
     return OutageError(
         f"storage {describe(backend)} failed: {explain(error)}; every finished trial is on disk, and the same "
         "command goes on from there once the storage is back"
