@@ -457,6 +457,24 @@ def test_one_of_two_workers_has_too_little_memory(tmp_path: Path, photographs: P
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the size of a process is read from /proc")
+def test_too_little_memory_for_pytorch_is_one_line() -> None:
+    """The loader does not say that it was memory, so neither do we; other limits meet other failures."""
+    said = []
+    for limit_mib in range(150, 450, 100):
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", "evaluate", "bicubic", "--data", "demo"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_AS, (limit_mib << 20, limit_mib << 20)),
+        )
+        assert_one_line(done, "memory")
+        said.append(done.stderr)
+    assert any("cannot be loaded: there is too little memory, or it lies on a file" in text for text in said)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the size of a process is read from /proc")
 @pytest.mark.parametrize(("command", "fits"), [("report", False), ("status", True), ("compare", True)])
 def test_commands_that_have_too_little_memory_say_so(whole: Command, command: str, fits: bool) -> None:
     """Whatever the limit, a command does its work or refuses with one line; a report does not fit into the lowest."""
