@@ -10,6 +10,7 @@ import typer
 from harness.cli.app import app
 from harness.cli.output import INTERRUPTED
 from harness.core import device_lock
+from harness.core.credentials import SHOWN, without_credentials
 from harness.core.errors import UserError, explain_unmapped, is_out_of_memory
 
 _UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries click inside or needs it, by version
@@ -42,5 +43,5 @@ def main() -> None:
 
 
 def _refuse(message: str) -> None:
-    print(f"harness: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"harness: error: {without_credentials(' '.join(message.split()), SHOWN)}", file=sys.stderr)
     sys.exit(2)

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from harness.core.credentials import without_credentials
 from harness.core.errors import UserError, describe_validation_error
 
 Scale = Literal[2, 3, 4]
@@ -262,11 +263,16 @@ PAPER_RECIPE = TrainingConfig(
 
 
 class DataConfig(FrozenConfig):
-    """What is trained and validated on: a folder, or a dataset's name (`demo`, `set5`, `div2k`, …)."""
+    """What is trained and validated on: a folder, its URL without credentials, or a dataset's name (`demo`, …)."""
 
     train: str = "demo"
     validation: str = "demo"
     data_dir: str | None = None
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _leave_out_credentials(cls, source: str) -> str:
+        return without_credentials(source)
 
 
 CalibratedPolicy = Literal["detail", "schedule"]

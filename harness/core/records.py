@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from harness.core.conditions import parse_conditions
 from harness.core.configs import (
@@ -24,6 +24,7 @@ from harness.core.configs import (
     Task,
     TrainingConfig,
 )
+from harness.core.credentials import without_credentials
 from harness.core.environment import DeviceFingerprint, EnvironmentRecord
 from harness.core.errors import UserError
 
@@ -583,7 +584,7 @@ class ObjectiveConfig(FrozenConfig):
 
 
 class StudyRecord(FrozenConfig):
-    """What a reader of a study's folder needs to know of it; `space` is the space's text as it was run."""
+    """What a reader of a study's folder needs to know of it; `space` is its text as it was run, without credentials."""
 
     schema_version: Literal[1] = 1
     name: str
@@ -601,6 +602,11 @@ class StudyRecord(FrozenConfig):
     space: str
     space_hash: str
     created_at: str
+
+    @field_validator("space")
+    @classmethod
+    def _leave_out_credentials(cls, space: str) -> str:
+        return without_credentials(space)
 
 
 def network_id(

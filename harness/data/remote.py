@@ -7,13 +7,13 @@ Drivers of object storages are packages of their own, which fsspec names where o
 import hashlib
 import json
 import posixpath
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from harness.core.credentials import SHOWN, without_credentials
 from harness.core.errors import OutageError, UserError
 from harness.core.files import atomic_path, write_text
 from harness.data.catalogue import Progress
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _MANIFEST = ".copied.json"
 _STAMPS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "CRC", "date_time")
-_CREDENTIALS = re.compile(r"//[^/@]*@")
 
 
 def is_url(source: str) -> bool:
@@ -41,11 +40,12 @@ def copy_folder(url: str, cache_dir: Path, *, scale: int, progress: Progress | N
     """
     from fsspec.core import url_to_fs
 
-    shown = _CREDENTIALS.sub("//…@", url)
+    shown = without_credentials(url, SHOWN)
     try:
         files, root = url_to_fs(url)
-        name = posixpath.basename(root.rstrip("/")) or "images"
-        copy = cache_dir / "remote" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+        name = posixpath.basename(without_credentials(root).rstrip("/")) or "images"
+        place = hashlib.sha256(without_credentials(url).encode()).hexdigest()[:16]
+        copy = cache_dir / "remote" / place / name
         copy.mkdir(parents=True, exist_ok=True)
         with FileLock(copy.with_name(".lock")):
             _copy_changed(files, root.rstrip("/"), copy, scale, f"fetching {shown}", progress)
@@ -54,8 +54,9 @@ def copy_folder(url: str, cache_dir: Path, *, scale: int, progress: Progress | N
     except Exception as error:  # of any driver: there is no class that all of them share
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(
-            f"images at {shown!r} cannot be read: {reason}; expected a folder of images at an "
-            "fsspec URL that all workers reach, such as s3://bucket/folder, with the driver and credentials of its kind"
+            f"images at {shown!r} cannot be read: {without_credentials(reason, SHOWN)}; expected a folder of images at "
+            "an fsspec URL that all workers reach, such as s3://bucket/folder, with the driver and credentials of its "
+            "kind (no study keeps them: where they are in its URLs, give --train and --validation again)"
         ) from error
     return copy
 

@@ -337,9 +337,9 @@ class SearchSpace(FrozenConfig):
 
     def identity(self) -> str:
         """Return the hash of what makes results comparable: not of description, budget, sampler, stopping and queue."""
-        return SearchSpace.model_validate(
-            {**self.model_dump(exclude={"description", "budget", "enqueue", "sampler", "stopping"}), "budget": {}}
-        ).config_hash()
+        values = self.model_dump(exclude={"description", "budget", "enqueue", "sampler", "stopping"})
+        data = {**values["data"], **self.data_config.model_dump()}  # whose credentials may change
+        return SearchSpace.model_validate({**values, "data": data, "budget": {}}).config_hash()
 
 
 def _part(values: Mapping[str, Any] | None, prefix: str) -> Values:

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeoutError
 
+from harness.core.credentials import SHOWN, without_credentials
 from harness.core.errors import OutageError, UserError
 from harness.core.records import StudyRecord
 from harness.search.space import SearchSpace
@@ -187,6 +188,7 @@ def connect(url: str, patience_s: float | None = None) -> Storage:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are about its own means, not about the study
     options: dict[str, object] = {"pool_pre_ping": True}
+    shown = without_credentials(url, SHOWN)
     try:
         place = sqlalchemy.make_url(url)
         if place.drivername in ("postgres", "postgresql"):
@@ -211,13 +213,13 @@ def connect(url: str, patience_s: float | None = None) -> Storage:
             storage.patience_s = PATIENCE_SECONDS if patience_s is None else patience_s
     except ImportError as error:
         if place.get_backend_name() != "postgresql":
-            raise UserError(f"storage {_without_password(url)} cannot be used: {explain(error)}") from None
+            raise UserError(f"storage {shown} cannot be used: {explain(error)}") from None
         raise UserError(
-            f"storage {_without_password(url)} needs a driver that is not installed; `pip install 'harness[postgres]'` "
+            f"storage {shown} needs a driver that is not installed; `pip install 'harness[postgres]'` "
             "installs that of postgresql+psycopg://"
         ) from None
     except STORAGE_ERRORS as error:
-        raise _cannot_be_used(_without_password(url), error) from None
+        raise _cannot_be_used(shown, error) from None
     return storage
 
 
@@ -313,7 +315,7 @@ def explain(error: BaseException) -> str:
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if "malformed" in text or "not a database" in text:
         text += "; delete the file, and `harness search` makes it again from the study's records"
-    return text
+    return without_credentials(text, SHOWN)
 
 
 def lost(storage: BaseStorage, error: BaseException) -> OutageError:
@@ -327,9 +329,4 @@ def lost(storage: BaseStorage, error: BaseException) -> OutageError:
 
 def describe(storage: RDBStorage) -> str:
     """Return a storage's URL without its password."""
-    return storage.engine.url.render_as_string(hide_password=True)
-
-
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://…@{tail}" if at else url
+    return without_credentials(storage.engine.url.render_as_string(hide_password=False), SHOWN)
