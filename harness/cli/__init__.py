@@ -10,7 +10,8 @@ import typer
 from harness.cli.app import app
 from harness.cli.output import INTERRUPTED
 from harness.core import device_lock
-from harness.core.errors import UserError, is_out_of_memory
+from harness.core.errors import UserError, explain_unmapped, is_out_of_memory
+from harness.core.urls import SHOWN, without_credentials
 
 _UsageError: Any = typer.BadParameter.__mro__[2]  # click's own; typer carries click inside or needs it, by version
 
@@ -29,6 +30,8 @@ def main() -> None:
     except Exception as error:
         if is_out_of_memory(error):
             _refuse("out of memory; what was written before is whole, and the same command goes on where there is more")
+        if unmapped := explain_unmapped(error):  # PyTorch's or NumPy's
+            _refuse(unmapped)
         if isinstance(error, OSError) and error.filename is not None:  # about a file that the user named
             _refuse(f"{error.filename}: {error.strerror}")
         if isinstance(error, _UsageError):
@@ -40,5 +43,5 @@ def main() -> None:
 
 
 def _refuse(message: str) -> None:
-    print(f"harness: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"harness: error: {without_credentials(' '.join(message.split()), SHOWN)}", file=sys.stderr)
     sys.exit(2)

@@ -59,6 +59,12 @@ Checkpoints = Annotated[
     ),
 ]
 DataDir = Annotated[Path | None, typer.Option(envvar="HARNESS_DATA_DIR", help="Where named datasets are looked for.")]
+TrainAgain = Annotated[
+    str | None, typer.Option("--train", help="Where the same training images are.  [default: where the study says]")
+]
+ValidationAgain = Annotated[
+    str | None, typer.Option("--validation", help="The same of the validation images.  [default: where the study says]")
+]
 StudyName = Annotated[str, typer.Argument(help="A study's name (a folder under --results), or the path of its folder.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads for training and evaluation.  [default: all cores]")

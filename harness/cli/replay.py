@@ -31,13 +31,17 @@ def replay(
     study: options.StudyName,
     trial: Annotated[int, typer.Option(min=0, metavar="N", help="The trial's number.")],
     latency: Annotated[bool, typer.Option(help="Measure latencies again, too.")] = True,
+    train: options.TrainAgain = None,
+    validation: options.ValidationAgain = None,
     results: options.Results = Path("results"),
     json: options.Json = False,
 ) -> None:
     """Run a trial again from its record and its images; exit code 1 where it comes out otherwise.
 
-    The study is left as it is. Threads are those that the trial was trained on.
+    The study is left as it is. Threads are those that the trial was trained on. --train and --validation are for images
+    that lie elsewhere here, and for URLs with passwords, which no study keeps.
     """
+    from harness.cli.search import images_elsewhere
     from harness.core.study_folder import StudyFolder
     from harness.search import read_study_space
     from harness.trial import refuse_replay
@@ -52,7 +56,8 @@ def replay(
         space = read_study_space(known)
     except UserError as error:
         raise UserError(f"study {known.name!r} has a space that is not of this version: {error}") from None
-    setup = _make_setup(folder.path, known, record, records, space, latency=latency)
+    here = images_elsewhere(space, train, validation, None)
+    setup = _make_setup(folder.path, known, record, records, space, here, latency=latency)
     routings: tuple[RoutingConfig | None, ...] = space.routings() if space.routes else (None,)
     suggested = space.routing_config(record.suggestion) if space.routes else None
     if not json:
@@ -91,19 +96,20 @@ def _make_setup(
     record: "TrialRecord",
     records: "list[TrialRecord]",
     space: "SearchSpace",
+    here: "SearchSpace",
     *,
     latency: bool,
 ) -> "TrialSetup":
-    """Open the images of the study as the search did; `UserError` where they are not the same any more."""
+    """Open the images where they are `here`, as the search did; `UserError` where they are not the same any more."""
     from harness.cli.search import make_setup
     from harness.search import study_identity
 
     trained = record.training_result or next((one.training_result for one in records if one.training_result), None)
     device = trained.device if trained else "cpu"
     threads = trained.threads if trained else 1
-    measured = space
+    measured = here
     if not latency:  # whose runtimes and devices need not be here
-        measured = space.model_copy(update={"profile": space.profile.model_copy(update={"devices": ("cpu:1",)})})
+        measured = here.model_copy(update={"profile": space.profile.model_copy(update={"devices": ("cpu:1",)})})
     setup = make_setup(study.name, measured, folder.parent, device, threads, download=False)
     evaluations = [point.evaluation for one in (record, *records) for point in one.points]
     evaluations += [one.untrained for one in (record, *records) if one.untrained is not None]

@@ -22,6 +22,7 @@ from harness.cli.output import (
 )
 from harness.core.errors import UserError
 from harness.core.units import format_seconds
+from harness.core.urls import SHOWN, without_credentials
 
 if TYPE_CHECKING:
     from harness.core.importance import Importance
@@ -199,6 +200,15 @@ def _refuse_run(folder: "StudyFolder") -> None:
         )
 
 
+def images_elsewhere(
+    space: "SearchSpace", train: str | None, validation: str | None, data_dir: Path | None
+) -> "SearchSpace":
+    """Return a space whose images are looked for elsewhere; they have to be the same."""
+    given = {"train": train, "validation": validation, "data_dir": str(data_dir) if data_dir else None}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return space.model_copy(update={"data": space.data.model_copy(update=changed)})
+
+
 def make_setup(
     name: str, space: "SearchSpace", results: Path, device: str, threads: int, download: bool
 ) -> "TrialSetup":
@@ -219,7 +229,7 @@ def make_setup(
     data_dir = Path(space.data.data_dir) if space.data.data_dir else None
 
     def open_split(source: str, split: Any, *, panoramas: bool) -> Any:
-        with counting(f"reading {source}") as progress:
+        with counting(f"reading {without_credentials(source, SHOWN)}") as progress:
             return open_dataset(
                 source,
                 scale=space.scale,
@@ -343,7 +353,8 @@ def _print_whereabouts(
     if bundle is not None:
         console.print(f"bundle   {bundle}")
     if tracker is not None:
-        console.print(f"MLflow   {tracking_uri or _default_store(results)}, experiment {name}")
+        store = without_credentials(tracking_uri or _default_store(results), SHOWN)
+        console.print(f"MLflow   {store}, experiment {name}")
     typed = command()
     console.print("\nnext:")
     console.print(

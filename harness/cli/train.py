@@ -1,6 +1,7 @@
 """`harness train`: one configuration, trained to a bundle."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,12 @@ from harness.cli.output import (
 from harness.core.errors import TrialFailedError, UserError
 
 _REMEDY = "give another --out, or --overwrite to replace it"
+_SLURM_TASKS = "SLURM_STEP_TASKS_PER_NODE"
+_LAUNCHERS = (  # what others call RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", _SLURM_TASKS),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
 
 if TYPE_CHECKING:
     from harness.core.configs import DataConfig, TrainingConfig
@@ -172,17 +179,50 @@ def _find_group() -> "Group":
     """Return which process this is of those that torchrun, or another launcher like it, has started."""
     from harness.training import ALONE, Group
 
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(name in os.environ for name in names):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if not given.keys() & {"RANK", "WORLD_SIZE"} or ("RANK" not in given and given["WORLD_SIZE"] == "1"):
         return ALONE
+    got = ", ".join(f"{name}={value}" for name, value in given.items())
+    if {"RANK", "WORLD_SIZE"} <= given.keys() and "LOCAL_RANK" not in given:
+        given |= _find_local_rank(given["RANK"], given["WORLD_SIZE"])
+    if missing := [name for name in names[:3] if name not in given]:
+        raise UserError(
+            f"{got}: {' and '.join(missing)} missing; expected what torchrun sets, LOCAL_RANK to the process's "
+            "number on its machine (SLURM_LOCALID under srun); set it, or unset the others to train in one process"
+        )
     try:
-        rank, size, local_rank = (int(os.environ[name]) for name in names)
-        return Group(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        rank, size, local_rank = (int(given[name]) for name in names[:3])
+        local_size = int(given.get("LOCAL_WORLD_SIZE", size))
+        if not (0 <= rank < size and 0 <= local_rank < local_size):
+            raise ValueError
     except ValueError:
-        got = ", ".join(f"{name}={os.environ[name]}" for name in names)
         raise UserError(
             f"{got}: expected the numbers that torchrun gives; unset them to train in one process"
         ) from None
+    return Group(rank, size, local_rank, local_size)
+
+
+def _find_local_rank(rank: str, size: str) -> dict[str, str]:
+    """Return LOCAL_RANK, and LOCAL_WORLD_SIZE where it is known, by a launcher that gives this rank of so many."""
+    if size == "1":
+        return {"LOCAL_RANK": "0"}
+    for names in _LAUNCHERS:
+        told = [os.environ.get(name) for name in names]
+        if told[:2] == [rank, size] and told[2] is not None:
+            local_size = told[3] if names[3] != _SLURM_TASKS else _count_slurm_tasks(size)
+            return {"LOCAL_RANK": told[2], **({} if local_size is None else {"LOCAL_WORLD_SIZE": local_size})}
+    return {}
+
+
+def _count_slurm_tasks(size: str) -> str | None:
+    """Return how many processes Slurm starts on this machine: of `2(x3),1`, two on the first three, one on the last."""
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get(_SLURM_TASKS, ""))
+    tasks: list[str] = [count for count, machines in parts for _ in range(int(machines or 1))]
+    here = os.environ.get("SLURM_NODEID", "")
+    if not here.isdecimal() or int(here) >= len(tasks) or str(sum(map(int, tasks))) != size:
+        return None
+    return tasks[int(here)]
 
 
 def _place(device: str, group: "Group") -> str:

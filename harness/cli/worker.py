@@ -1,5 +1,6 @@
 """`harness worker`: one more worker for a study that is being searched, on this machine or another."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,11 +22,16 @@ def worker(
     checkpoints: options.Checkpoints = None,
     device: options.TrainDevice = "cpu",
     threads: options.Threads = None,
+    train: options.TrainAgain = None,
+    validation: options.ValidationAgain = None,
     data_dir: options.DataDir = None,
     results: options.Results = Path("results"),
 ) -> None:
-    """Train for a study until its budget is spent. The study's folder must be one that all its workers reach."""
-    from harness.cli.search import make_setup
+    """Train for a study until its budget is spent. The study's folder must be one that all its workers reach.
+
+    --train and --validation are for images that lie elsewhere here, and for URLs with passwords, which no study keeps.
+    """
+    from harness.cli.search import images_elsewhere, make_setup
     from harness.core.study_folder import StudyFolder
     from harness.search import join_search, read_study_space
 
@@ -33,9 +39,9 @@ def worker(
     folder = StudyFolder(path)
     record = folder.read_study()
     space = read_study_space(record)
-    if data_dir is not None:
-        space = space.model_copy(update={"data": space.data.model_copy(update={"data_dir": str(data_dir)})})
-    setup = make_setup(record.name, space, path.parent, device, options.resolve_threads(threads), download=False)
+    here = images_elsewhere(space, train, validation, data_dir)
+    setup = make_setup(record.name, here, path.parent, device, options.resolve_threads(threads), download=False)
+    setup = dataclasses.replace(setup, data=record.data)  # by which networks are known
     console.print(f"working for study {record.name} in {path}; Ctrl-C ends cleanly")
 
     def tell(finished: "TrialRecord") -> None:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from harness.core.errors import UserError, describe_validation_error
+from harness.core.urls import without_credentials
 
 Scale = Literal[2, 3, 4]
 Policy = Literal["fixed", "probability", "threshold", "schedule", "detail"]
@@ -262,11 +263,16 @@ PAPER_RECIPE = TrainingConfig(
 
 
 class DataConfig(FrozenConfig):
-    """What is trained and validated on: a folder, or a dataset's name (`demo`, `set5`, `div2k`, …)."""
+    """What is trained and validated on: a folder, its URL without credentials, or a dataset's name (`demo`, …)."""
 
     train: str = "demo"
     validation: str = "demo"
     data_dir: str | None = None
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _leave_out_credentials(cls, source: str) -> str:
+        return without_credentials(source)
 
 
 CalibratedPolicy = Literal["detail", "schedule"]

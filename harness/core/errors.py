@@ -1,5 +1,6 @@
 """Errors that are the user's to mend, as one clear line, apart from errors that are ours."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,6 +47,21 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         found = found.__cause__ or found.__context__
     return False
+
+
+def explain_unmapped(error: BaseException, *, is_noexec: bool = False) -> str | None:
+    """Say in one line why a compiled library was not mapped into memory; None for an error that says something else.
+
+    The C library's loader says the same where there is too little memory and where the library may not be run:
+    `is_noexec` where that is known.
+    """
+    found = re.search(r"(\S+): failed to map segment", str(error))
+    if found is None:
+        return None
+    may_not_run = "it lies on a file system mounted noexec, from which no program may be run"
+    causes = may_not_run if is_noexec else f"there is too little memory, or {may_not_run}"
+    remedy = "install where programs may be run" + ("" if is_noexec else ", or give more memory")
+    return f"{found[1]} cannot be loaded: {causes}; {remedy}"
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> UserError:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from harness.core.conditions import parse_conditions
 from harness.core.configs import (
@@ -26,6 +26,7 @@ from harness.core.configs import (
 )
 from harness.core.environment import DeviceFingerprint, EnvironmentRecord
 from harness.core.errors import UserError
+from harness.core.urls import without_credentials
 
 Direction = Literal["minimize", "maximize"]
 TrialState = Literal["complete", "rejected", "stopped", "failed", "answered"]
@@ -583,7 +584,8 @@ class ObjectiveConfig(FrozenConfig):
 
 
 class StudyRecord(FrozenConfig):
-    """What a reader of a study's folder needs to know of it; `space` is the space's text as it was run.
+    """What a reader of a study's folder needs to know of it; `space` is its text as it was run, without
+    credentials.
 
     `checkpoints` is the path or URL, without credentials, that they are kept at where that is not the study's folder.
     """
@@ -612,6 +614,11 @@ class StudyRecord(FrozenConfig):
         if self.checkpoints is None:
             del values["checkpoints"]
         return values
+
+    @field_validator("space")
+    @classmethod
+    def _leave_out_credentials(cls, space: str) -> str:
+        return without_credentials(space)
 
 
 def network_id(

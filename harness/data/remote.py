@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from harness.core.errors import OutageError, UserError
 from harness.core.files import atomic_path, write_text
-from harness.core.urls import explain, stamps, without_credentials
+from harness.core.urls import SHOWN, explain, stamps, without_credentials
 from harness.data.catalogue import Progress
 from harness.data.images import IMAGE_SUFFIXES
 
@@ -34,11 +34,12 @@ def copy_folder(url: str, cache_dir: Path, *, scale: int, progress: Progress | N
     """
     from fsspec.core import url_to_fs
 
-    shown = without_credentials(url)
+    shown = without_credentials(url, SHOWN)
     try:
         files, root = url_to_fs(url)
-        name = posixpath.basename(root.rstrip("/")) or "images"
-        copy = cache_dir / "remote" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+        name = posixpath.basename(without_credentials(root).rstrip("/")) or "images"
+        place = hashlib.sha256(without_credentials(url).encode()).hexdigest()[:16]
+        copy = cache_dir / "remote" / place / name
         copy.mkdir(parents=True, exist_ok=True)
         with FileLock(copy.with_name(".lock")):
             _copy_changed(files, root.rstrip("/"), copy, scale, f"fetching {shown}", progress)
@@ -46,8 +47,9 @@ def copy_folder(url: str, cache_dir: Path, *, scale: int, progress: Progress | N
         raise
     except Exception as error:  # of any driver: there is no class that all of them share
         raise UserError(
-            f"images at {shown!r} cannot be read: {explain(error, url)}; expected a folder of images at an "
-            "fsspec URL that all workers reach, such as s3://bucket/folder, with the driver and credentials of its kind"
+            f"images at {shown!r} cannot be read: {explain(error, url)}; expected a folder of images at an fsspec URL "
+            "that all workers reach, such as s3://bucket/folder, with the driver and credentials of its kind (no study "
+            "keeps them: where they are in its URLs, give --train and --validation again)"
         ) from error
     return copy
 

@@ -65,8 +65,9 @@ class Dialogue:
         return suggest(trial, self.space)
 
     def set_aside(self, trial: Trial | FrozenTrial) -> None:
-        """Mark a trial that still runs as one that another takes the place of."""
-        self.study._storage.set_trial_user_attr(trial._trial_id, _AGAIN, True)
+        """Mark a trial that still runs as one that another takes the place of; whoever has closed it has marked it."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self.study._storage.set_trial_user_attr(trial._trial_id, _AGAIN, True)
 
     def queued(self) -> set[str]:
         """Return all proposals that were ever queued, as sorted JSON."""

@@ -138,7 +138,7 @@ def _as_numbers(value: Any, space: SearchSpace, name: str) -> list[float]:
         return [math.log(1 + sum(parts)), math.log(1 + len(parts))]
     if all(isinstance(one, int | float) for one in listed):  # true and false are numbers, too
         is_scale = all(not isinstance(one, bool) and one > 0 for one in listed if one is not None)
-        return [math.log(value) if is_scale else float(value)]
+        return [math.log(max(value, 1e-12)) if is_scale else float(value)]
     return [float(encode(value) == encode(one)) for one in listed]
 
 
@@ -282,14 +282,22 @@ class _Proposer:
         self.objectives = [objective.metric for objective in space.objectives]
         self.constraints = space.parsed_constraints()
         self.policies = sorted({routing.policy for routing in space.routings()})
-        self.trained: dict[str, _Network] = {}
-        for name in dict.fromkeys(point[0] for told in known.told.values() for point in told):
-            self.trained[name] = _Network(space, known.networks[name])
+        self.trained = {name: _Network(space, known.networks[name]) for name in self._choose_trained()}
         running = [_Network(space, known.networks[name]) for name in sorted(known.running - self.trained.keys())]
         self.pool, self.candidates = [*pool, *running], len(pool)
         features = np.array([network.features for network in (*self.pool, *self.trained.values())])
         self.centre, self.width = features.mean(axis=0), features.std(axis=0)
         self.width[self.width < 1e-9] = 1.0
+
+    def _choose_trained(self) -> list[str]:
+        """Return the networks that surrogates are fitted to: all, or those on the front and others at random."""
+        names = list(dict.fromkeys(name for told in self.known.told.values() for name, _ in told))
+        if len(names) <= _MOST_TRAINED:
+            return names
+        front = _front(self.space, self.known)
+        others = sorted(set(names) - set(front))
+        drawn = self.random.permutation(len(others))[: _MOST_TRAINED - len(front)]
+        return front + [others[index] for index in sorted(drawn)]
 
     def propose(self) -> dict[str, Any]:
         """Return the params of the network that is expected to add most, at the routing that adds most of it."""
@@ -366,7 +374,7 @@ class _Proposer:
         if metric in self.pool[0].known:
             mean_PR = np.array([network.known[metric] for network in self.pool])
             return mean_PR, np.zeros(mean_PR.shape)
-        told = self.known.told.get(metric, {})
+        told = {point: value for point, value in self.known.told.get(metric, {}).items() if point[0] in self.trained}
         if not told:
             empty = np.zeros((len(self.pool), len(self.pool[0].macs)))
             return empty, empty
@@ -375,16 +383,10 @@ class _Proposer:
     def _predict_score(self, told: dict[tuple[str, int], float]) -> tuple[Array, Array]:
         """Predict by a process over networks, whose outputs are the routings."""
         names = list(dict.fromkeys(name for name, _ in told))
-        if len(names) > _MOST_TRAINED:
-            front = set(_front(self.space, self.known))
-            others = [name for name in names if name not in front]
-            drawn = self.random.permutation(len(others))[: _MOST_TRAINED - len(front)]
-            names = [name for name in names if name in front] + [others[index] for index in sorted(drawn)]
         values_NR = np.full((len(names), len(self.pool[0].macs)), np.nan)
         rows = {name: row for row, name in enumerate(names)}
         for (name, place), value in told.items():
-            if name in rows:
-                values_NR[rows[name], place] = value
+            values_NR[rows[name], place] = value
         level_R = np.nanmean(np.where(np.isnan(values_NR).all(axis=0), np.nanmean(values_NR), values_NR), axis=0)
         offset_N = np.nanmean(values_NR - level_R, axis=1)
         values_NR = np.where(np.isnan(values_NR), level_R + offset_N[:, None], values_NR)

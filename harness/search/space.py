@@ -198,8 +198,8 @@ class ProfileConfig(FrozenConfig):
 class SamplerConfig(FrozenConfig):
     """Which sampler proposes.
 
-    `startup_networks` random ones come first: by default 6 with ehvi, which spreads them over costs, and 10 with tpe and
-    gp. `population_size` is that of nsga2 and nsga3.
+    `startup_networks` random ones come first: by default 6 with ehvi, which spreads them over costs, and 10 with tpe
+    and gp. `population_size` is that of nsga2 and nsga3.
     """
 
     name: Literal["ehvi", "tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid"] = "ehvi"
@@ -344,6 +344,7 @@ class SearchSpace(FrozenConfig):
     def identity(self) -> str:
         """Return the hash of what makes results comparable: not of description, budget, sampler, stopping and queue."""
         compared = self.model_dump(exclude={"description", "budget", "enqueue", "sampler", "stopping"})
+        compared["data"] |= self.data_config.model_dump()  # without credentials, which may change
         first_default = {"name": "tpe", "startup_networks": 10}  # stands in all identities
         return SearchSpace.model_validate({**compared, "budget": {}, "sampler": first_default}).config_hash()
 

@@ -6,6 +6,7 @@ have a heartbeat, so that a worker that is gone is missed wherever it ran.
 
 import importlib.util
 import json
+import re
 import time
 import warnings
 from collections import defaultdict
@@ -15,14 +16,16 @@ from typing import Any, TypeVar, cast
 import optuna
 import sqlalchemy
 from optuna.distributions import distribution_to_json
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeoutError
 
-from harness.core.errors import UserError
+from harness.core.errors import OutageError, UserError
 from harness.core.records import StudyRecord
+from harness.core.urls import SHOWN, without_credentials
 from harness.search.space import SearchSpace
 
 
@@ -35,6 +38,10 @@ LOST_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, StorageL
 BEAT_SECONDS, GRACE_SECONDS = 15, 90
 PATIENCE_SECONDS = 300.0  # how long a server that is away is waited for
 ONCE = "once"  # attribute of a trial that is added once, however often and by whomever it is added
+_REFUSALS = re.compile(
+    "does not exist|authentication failed|no password supplied|pg_hba|permission denied|access denied|unknown database",
+    re.IGNORECASE,
+)  # of servers that are there, which say so at the connection, without a code
 _BUSY_SECONDS = 60  # how long SQLite waits for another writer
 _POSTGRES_DRIVERS = ("psycopg", "psycopg2")
 _POSTGRES_OPTIONS = {  # a server that is gone without a word is missed within a minute, not within hours
@@ -176,10 +183,12 @@ def set_attributes(study: optuna.Study, trial_id: int, attributes: Mapping[str, 
 def connect(url: str, patience_s: float | None = None) -> Storage:
     """Open a storage; an SQLite file is put into WAL mode, in which readers do not wait for the writer.
 
-    `patience_s` is for how long a server that is away will be waited for later; it must be there now.
+    `patience_s` is for how long a server that is away will be waited for later; it must be there now. `OutageError`
+    where it is not; another `UserError` where it is of no use to wait for it.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are about its own means, not about the study
     options: dict[str, object] = {"pool_pre_ping": True}
+    shown = without_credentials(url, SHOWN)
     try:
         place = sqlalchemy.make_url(url)
         if place.drivername in ("postgres", "postgresql"):
@@ -204,23 +213,49 @@ def connect(url: str, patience_s: float | None = None) -> Storage:
             storage.patience_s = PATIENCE_SECONDS if patience_s is None else patience_s
     except ImportError as error:
         if place.get_backend_name() != "postgresql":
-            raise UserError(f"storage {_without_password(url)} cannot be used: {explain(error)}") from None
+            raise UserError(f"storage {shown} cannot be used: {explain(error)}") from None
         raise UserError(
-            f"storage {_without_password(url)} needs a driver that is not installed; `pip install 'harness[postgres]'` "
+            f"storage {shown} needs a driver that is not installed; `pip install 'harness[postgres]'` "
             "installs that of postgresql+psycopg://"
         ) from None
     except STORAGE_ERRORS as error:
-        raise UserError(f"storage {_without_password(url)} cannot be used: {explain(error)}") from None
+        raise _cannot_be_used(shown, error) from None
     return storage
 
 
+def _cannot_be_used(where: str, error: BaseException) -> UserError:
+    """Return what to raise where a storage cannot be used: `OutageError` where it may be later."""
+    kind = OutageError if _is_away(error) else UserError
+    return kind(f"storage {where} cannot be used: {explain(error)}")
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether an error says that there is no connection, which there may be later, and not that one is refused."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    is_connection = isinstance(error, SQLAlchemyTimeoutError | InterfaceError | OperationalError)
+    return is_connection and not _REFUSALS.search(explain(error))
+
+
+def load_study(storage: RDBStorage, name: str) -> optuna.Study:
+    """Return a study that others have begun; `UserError` where there is none, `OutageError` where nobody answers."""
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        raise UserError(
+            f"storage {describe(storage)} holds no study {name!r}; begin it with `harness search --storage`"
+        ) from None
+    except LOST_ERRORS as error:
+        raise _cannot_be_used(describe(storage), error) from None
+
+
 def join(url: str, name: str, patience_s: float, should_stop: Callable[[], bool] = lambda: False) -> optuna.Study:
-    """Open a study that others have begun, in a storage that may be away just now."""
+    """Open a study that others have begun, in a storage that may be away just now; whatever else is wrong is raised."""
     started = time.monotonic()
     while True:
         try:
-            return optuna.load_study(study_name=name, storage=connect(url, patience_s))
-        except (UserError, *LOST_ERRORS) as error:
+            return load_study(connect(url, patience_s), name)
+        except OutageError as error:
             if should_stop() or time.monotonic() - started >= patience_s:
                 raise StorageLostError(explain(error)) from None
             time.sleep(1)
@@ -280,22 +315,18 @@ def explain(error: BaseException) -> str:
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if "malformed" in text or "not a database" in text:
         text += "; delete the file, and `harness search` makes it again from the study's records"
-    return text
+    return without_credentials(text, SHOWN)
 
 
-def lost(storage: RDBStorage, error: BaseException) -> UserError:
+def lost(storage: BaseStorage, error: BaseException) -> OutageError:
     """Return what to raise where a storage is lost in the middle of a search."""
-    return UserError(
-        f"storage {describe(storage)} failed: {explain(error)}; every finished trial is on disk, and the same "
+    backend: RDBStorage = vars(storage).get("_backend", storage)  # what Optuna puts before an RDB for its cache
+    return OutageError(
+        f"storage {describe(backend)} failed: {explain(error)}; every finished trial is on disk, and the same "
         "command goes on from there once the storage is back"
     )
 
 
 def describe(storage: RDBStorage) -> str:
     """Return a storage's URL without its password."""
-    return storage.engine.url.render_as_string(hide_password=True)
-
-
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://…@{tail}" if at else url
+    return without_credentials(storage.engine.url.render_as_string(hide_password=False), SHOWN)

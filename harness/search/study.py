@@ -28,7 +28,7 @@ from harness.search.checkpoints import claim_place, join_place
 from harness.search.processes import lead
 from harness.search.ray_cluster import RayCluster, lead_on_ray
 from harness.search.space import SearchSpace
-from harness.search.storage import LOST_ERRORS, connect, describe, lost, open_study, patiently
+from harness.search.storage import LOST_ERRORS, connect, describe, load_study, lost, open_study, patiently
 from harness.search.worker import Mark, RunTrial, SearchOutcome, Worker
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup
@@ -99,6 +99,7 @@ def run_search(
             _refuse_other_space(known, record)
             record = record.model_copy(update={"created_at": known.created_at})
         connection = connection or connect(place)
+        worker: Worker | None = None
         try:
             study = open_study(space, record, connection)
             folder.write_study(record)
@@ -135,6 +136,8 @@ def run_search(
                     return worker.run()
                 return lead(worker, place, workers)
         except LOST_ERRORS as error:
+            if should_stop():
+                return _stopped_without_storage(worker)
             raise lost(connection, error) from error
         except MemoryError as error:
             raise UserError(
@@ -180,12 +183,7 @@ def join_search(
     seen here, and where the storage or the place of checkpoints cannot be reached.
     """
     connection = connect(storage)
-    try:
-        study = optuna.load_study(study_name=record.name, storage=connection)
-    except KeyError:
-        raise UserError(
-            f"storage {describe(connection)} holds no study {record.name!r}; begin it with `harness search --storage`"
-        ) from None
+    study = load_study(connection, record.name)
     if study_identity(space, setup) != record.space_hash:
         raise UserError(
             f"the images here are not those of study {record.name!r}: {setup.train.name} or {setup.validation.name} "
@@ -198,13 +196,20 @@ def join_search(
             "workers need one folder that all of them reach, such as a network share"
         )
     setup = replace(setup, folder=join_place(setup.folder, study, checkpoints))
+    worker: Worker | None = None
     try:
         with Mark() as mark:
-            return Worker(
-                space, setup, study, mark, on_record=on_record, progress=progress, should_stop=should_stop
-            ).run()
+            worker = Worker(space, setup, study, mark, on_record=on_record, progress=progress, should_stop=should_stop)
+            return worker.run()
     except LOST_ERRORS as error:
+        if should_stop():
+            return _stopped_without_storage(worker)
         raise lost(connection, error) from error
+
+
+def _stopped_without_storage(worker: Worker | None) -> SearchOutcome:
+    """Return how a search ends that is to stop while its storage is away: whoever comes next tells what is untold."""
+    return SearchOutcome("interrupted", "stopped on request", 0 if worker is None else len(worker.trained))
 
 
 def baseline_config(space: SearchSpace, name: str) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:

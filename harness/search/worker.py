@@ -32,7 +32,7 @@ from harness.core.records import PointRecord, TrialRecord
 from harness.search.dialogue import Dialogue, Point, key, relative_violation
 from harness.search.proposals import Params, count_networks, decode_params, encode_values, grid
 from harness.search.space import SearchSpace, Values
-from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, patience_of, patiently
+from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, lost, patience_of, patiently
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup, Verdict, abandon, answer_from, clear_up, run_trial
 
@@ -289,6 +289,8 @@ class Worker:
                     raise
                 time.sleep(1)
                 continue
+            except UpdateFinishedTrialError:  # its heart was not heard, and whoever missed it has taken the trial over
+                continue
             if isinstance(state, SearchOutcome):
                 return state
             if state == "waiting":
@@ -341,7 +343,8 @@ class Worker:
                 number += 1
             self._beat(trial)  # before the mark: whoever never beat would never be missed
             self.dialogue.mark(trial, {"worker": self.mark.values, "record_id": f"trial-{number:05d}"})
-        return self._run_one(trial, number, may_be_known=bool(others))
+        with self._beating(trial):
+            return self._run_one(trial, number, may_be_known=bool(others))
 
     def _deciding(self) -> FileLock:
         """Return the lock under which workers ask and close: a trial has a mark, and counts, before others look."""
@@ -403,10 +406,9 @@ class Worker:
                 reason = f"the network is being trained by {other.user_attrs.get('record_id')}"
                 self.dialogue.tell_unfinished(trial, TrialState.PRUNED, reason)
                 return "answered"
-        with self._beating(trial):
-            record, tell = self._see_through(trial, proposal)
-            self.finish(record)
-            patiently(self.study, tell, self.should_stop)
+        record, tell = self._see_through(trial, proposal)
+        self.finish(record)
+        patiently(self.study, tell, self.should_stop)
         return "retried" if self._may_pass(record) else record.state
 
     def _see_through(self, trial: Trial, proposal: Proposal) -> tuple[TrialRecord, Callable[[], None]]:
@@ -429,7 +431,16 @@ class Worker:
             values = [self._objective_values(point) for point in points]
             measured = [one for one in values if one is not None]
             factor = self.setup.stopping.factor
-            return patiently(self.study, lambda: self.dialogue.judge(trial, network, rung, measured, factor))
+            try:
+                return patiently(
+                    self.study,
+                    lambda: self.dialogue.judge(trial, network, rung, measured, factor),
+                    self.should_stop,
+                )
+            except LOST_ERRORS as error:  # no fault of the network's, which goes on from here
+                if self.should_stop():
+                    raise TrainingInterruptedError(f"stopped at the rung of step {rung.step}") from error
+                raise lost(self.study._storage, error) from error
 
         try:
             record = self.run_trial(
@@ -439,22 +450,21 @@ class Worker:
                 progress=self.progress,
                 should_stop=self.should_stop,
             )
-        except (TrainingInterruptedError, OutageError) as end:  # the next run takes this proposal up first
+        except (TrainingInterruptedError, OutageError):  # the next run takes this proposal up first
             try:
                 self.dialogue.queue({**trial.params}, once=_again(trial))
                 self.dialogue.set_aside(trial)
                 self.dialogue.tell_unfinished(trial, TrialState.FAIL, "interrupted; proposed again")
             except LOST_ERRORS:
-                if not isinstance(end, OutageError):
-                    raise
                 with contextlib.suppress(OSError, OutageError):  # it needs no room, and says that this is no death
                     self.setup.folder.checkpoint(network).touch()
             raise
 
         def tell() -> None:
-            if record.state == "complete":
+            if record.state == "complete":  # itself last: whoever closes a trial that still runs makes good its points
+                self.add_points(record, but=proposal)
                 self._tell_point(trial, proposal, record)
-                self.add_points(record)
+                self.add_points(record)  # its own, where it was closed before
                 return
             if self._may_pass(record):
                 self._retry(trial, {**trial.params}, record)
@@ -515,15 +525,18 @@ class Worker:
             return
         self.dialogue.tell_point(trial, values, self._relative_violations(point))
 
-    def add_points(self, record: TrialRecord) -> None:
+    def add_points(self, record: TrialRecord, *, but: Proposal | None = None) -> None:
         """Add each point of a trained network that its trial has not told, as a finished sibling of it, once.
 
+        `but`: without the point that this suggested, which its trial is about to tell.
         Calibrated routings are no values of the space's dimensions: their points stand in the record alone.
         """
         points = []
         for point in record.points:
             values = self._objective_values(point)
             if values is None or (point.routing is not None and point.routing not in self.routings):
+                continue
+            if but is not None and point.routing == but.suggested:
                 continue
             suggestion = dict(record.suggestion)
             if point.routing is not None:

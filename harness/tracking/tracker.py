@@ -18,7 +18,6 @@ import itertools
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from harness.core.device_lock import computing
 from harness.core.errors import UserError
 from harness.core.records import ProfileRecord, StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
+from harness.core.urls import SHOWN, without_credentials
 from harness.tracking.entries import (
     RUN_STATUS,
     MetricEntry,
@@ -282,8 +282,8 @@ class _Attempts:
         self.failing = True
         if not self._warned:
             self._warned = True
-            where, why = _without_password(self._uri), _without_password(" ".join(reason.split()))[:300]
-            self._warn(f"MLflow tracking to {where} failed ({why}); {self._consequence}")
+            where, why = (without_credentials(one, SHOWN) for one in (self._uri, " ".join(reason.split())))
+            self._warn(f"MLflow tracking to {where} failed ({why[:300]}); {self._consequence}")
         return False
 
 
@@ -311,8 +311,9 @@ def _check(tracking_uri: str) -> None:
     scheme, separator, _ = tracking_uri.partition(":")
     if not separator or scheme.partition("+")[0] not in (*_DATABASES, *_SERVERS):
         known = ", ".join(f"{scheme}:" for scheme in (*_DATABASES, *_SERVERS))
+        shown = without_credentials(tracking_uri, SHOWN)
         raise UserError(
-            f"tracking address {tracking_uri!r} is no MLflow store; expected one that starts with one of {known}, "
+            f"tracking address {shown!r} is no MLflow store; expected one that starts with one of {known}, "
             "for example sqlite:///results/mlflow.db or http://127.0.0.1:5000"
         )
 
@@ -413,7 +414,3 @@ def _log_batches(
         client.log_batch(run_id, metrics=now_metrics, params=now_params, tags=last)
         if is_last:
             return
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)

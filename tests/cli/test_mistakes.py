@@ -293,6 +293,18 @@ def test_settings_that_no_trial_could_train_with_are_refused(
             "--device cuda:1: 2 processes train on a GPU each, or all on CPUs; expected cuda or cpu",
         ),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "cpu", "process 1 of 2 finds no others"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "cpu", "RANK=2, WORLD_SIZE=2, LOCAL_RANK=0: expected"),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2"},
+            "cpu",
+            "RANK=1, WORLD_SIZE=2: LOCAL_RANK missing; expected what",
+        ),
+        ({"RANK": "1"}, "cpu", "RANK=1: WORLD_SIZE and LOCAL_RANK missing"),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"},
+            "cpu",
+            "RANK=1, WORLD_SIZE=2: LOCAL_RANK missing",  # of another step
+        ),
     ],
 )
 def test_processes_that_cannot_train_together(

@@ -18,7 +18,6 @@ import pytest
 from harness.core import checkpoints
 from harness.core.checkpoints import MARK, GivenPlace, parse_place
 from harness.core.errors import OutageError, UserError
-from harness.core.urls import without_credentials
 from tests.places import FtpServer, s3_server
 
 KINDS = ("path", "file", "memory", "s3", "ftp")
@@ -194,12 +193,6 @@ def test_a_folder_that_must_not_be_written_to(tmp_path: Path) -> None:
 def test_a_place_must_have_a_name() -> None:
     with pytest.raises(UserError, match="expected a folder or an fsspec URL"):
         parse_place(" ")
-
-
-def test_urls_are_shown_without_what_may_be_secret() -> None:
-    assert without_credentials("ftp://a:b@c@host/x@y?sig=1") == "ftp://host/x@y"
-    assert without_credentials("abfss://container@account.dfs.core.windows.net/x").count("container@") == 1
-    assert without_credentials("simplecache::s3://bucket/x") == "simplecache::s3://bucket/x"
 
 
 # ---- what is lost in the middle ----

@@ -12,6 +12,7 @@ import pytest
 from harness.core.errors import UserError
 from harness.data import PairedDataset, open_dataset
 from harness.data.remote import copy_folder
+from tests.guarded import PASSWORD, guarded
 
 
 def opened(source: str, cache: Path) -> PairedDataset:
@@ -146,3 +147,17 @@ def test_passwords_are_not_told(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         opened("nosuch://someone:secret@host/images", tmp_path)
     assert "secret" not in str(caught.value)
+
+
+def test_a_password_opens_images_and_is_kept_nowhere(photographs: Path, tmp_path: Path) -> None:
+    local = opened(str(photographs), tmp_path / "local")
+    with guarded(photographs) as (_, url):
+        remote = opened(f"{url}/", tmp_path / "remote")
+        with pytest.raises(UserError, match=r"cannot be read: .*give --train and --validation again") as caught:
+            opened(url.replace(PASSWORD, f"{PASSWORD}?"), tmp_path / "remote")
+    assert remote.content_hash == local.content_hash
+    assert remote.name.startswith("127.0.0.1")
+    kept = [str(path).encode() + path.read_bytes() for path in (tmp_path / "remote").rglob("*") if path.is_file()]
+    assert kept
+    for text in (*kept, remote.name.encode(), str(caught.value).encode()):
+        assert PASSWORD.encode() not in text

@@ -115,6 +115,39 @@ def test_a_library_of_other_sources_is_refused(target: Target, tmp_path: Path) -
         open_library(tmp_path / "text.so")
 
 
+OPEN = "import sys, pathlib; from harness.models.kernels import open_library; {}open_library(pathlib.Path(sys.argv[1]))"
+LIMIT = """import re, resource
+taken = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
+resource.setrlimit(resource.RLIMIT_AS, (taken + (64 << 10), resource.RLIM_INFINITY))
+"""
+
+
+def test_a_library_that_may_not_be_run_is_no_lack_of_memory(target: Target, tmp_path: Path) -> None:
+    """On a real file system that is mounted noexec, where only these processes see it."""
+    if platform.system() != "Linux" or shutil.which("unshare") is None:
+        pytest.skip("there is no unshare here")
+    mount = f"mount -t tmpfs -o noexec tmpfs {tmp_path}"
+    script = f'{mount} || exit 77; cp -r {LIBRARY.parent}/. {tmp_path}; exec "$@"'
+    run_here = [sys.executable, "-c", OPEN.format(""), str(tmp_path / LIBRARY.name)]
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", *run_here], capture_output=True, text=True)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("nothing can be mounted here without being root")
+    *_, last = done.stderr.splitlines()
+    assert "OutageError" in last
+    assert "mounted noexec" in last
+    assert "memory" not in last
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="the size of a process is read from /proc")
+def test_a_library_that_memory_is_too_little_for(target: Target, tmp_path: Path) -> None:
+    """What cannot be known is not said: the system's words are those of noexec."""
+    command = [sys.executable, "-c", OPEN.format(f"exec({LIMIT!r}); "), str(LIBRARY)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    *_, last = done.stderr.splitlines()
+    assert "OutageError" in last
+    assert "there is too little memory, or it lies on a file system mounted noexec" in last
+
+
 @pytest.mark.parametrize(
     ("system", "machine", "libc"),
     [("Windows", "AMD64", ""), ("Linux", "riscv64", "glibc"), ("Linux", "x86_64", ""), ("FreeBSD", "amd64", "")],

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -169,6 +170,25 @@ def assert_is_whole(folder: StudyFolder, routings: int = 3) -> None:
     failed = {record.network_id for record in records if record.state == "failed"}
     left = [path for path in folder.path.glob("networks/*/*") if path.name != "weights.safetensors"]
     assert [path for path in left if path.parent.name not in failed] == []
+
+
+class Locked:
+    """A lock under which nobody else writes to an SQLite database: to those who would, it is away."""
+
+    def __init__(self, database: Path):
+        self.database = database
+        self._holder: sqlite3.Connection | None = None
+
+    def hold(self) -> None:
+        """Take the lock."""
+        self._holder = sqlite3.connect(self.database, isolation_level=None, check_same_thread=False)
+        self._holder.execute("BEGIN IMMEDIATE")
+
+    def release(self) -> None:
+        """Let others write again."""
+        if self._holder is not None:
+            self._holder.close()
+        self._holder = None
 
 
 class SmallDisk:

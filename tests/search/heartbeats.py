@@ -27,15 +27,30 @@ def begin_elsewhere(study: Study, url: str) -> optuna.trial.Trial:
     trial.set_user_attr("record_id", f"trial-{trial.number:05d}")
     view.dialogue.suggest(trial)
     trial.set_user_attr("network", "0" * 12)
+    silence(url, trial._trial_id)
+    return trial
+
+
+def silence(url: str, trial_id: int) -> None:
+    """Let the last heartbeat of a trial be of long ago."""
     connection = connect(url)
-    connection.record_heartbeat(trial._trial_id)
+    connection.record_heartbeat(trial_id)
     with connection.engine.begin() as changes:
         beats = sqlalchemy.table("trial_heartbeats", sqlalchemy.column("trial_id"), sqlalchemy.column("heartbeat"))
         old = sqlalchemy.func.now() - sqlalchemy.text(f"INTERVAL '{GRACE_SECONDS + 60} seconds'")
         if url.startswith("sqlite"):
             old = sqlalchemy.func.datetime("now", f"-{GRACE_SECONDS + 60} seconds")
-        changes.execute(beats.update().where(beats.c.trial_id == trial._trial_id).values(heartbeat=old))
-    return trial
+        changes.execute(beats.update().where(beats.c.trial_id == trial_id).values(heartbeat=old))
+
+
+def take_over(study: Study, url: str, trial: optuna.trial.Trial) -> None:
+    """Let another worker miss the worker of a trial, as one on another host that was suspended, and close the trial."""
+    database = study.database(url)
+    mark = database.get_trials()[trial.number].user_attrs["worker"]
+    database._storage.set_trial_user_attr(trial._trial_id, "worker", {**mark, "host": "elsewhere"})
+    silence(url, trial._trial_id)
+    look_at_the_same_time(study, url, workers=1)
+    assert study.database(url).get_trials()[trial.number].state.name == "FAIL"
 
 
 def look_at_the_same_time(study: Study, url: str, workers: int = 2) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 PATIENCE_S = 120
+STRANGER = "stranger"  # who is asked for a password, and has none
 
 
 class Server:
@@ -56,6 +57,9 @@ class Server:
         made = self._start("initdb", "-D", str(self.folder / "data"), *options)
         if made.wait(PATIENCE_S) != 0:
             raise OSError((self.folder / "initdb.log").read_text(encoding="utf-8"))
+        rules = self.folder / "data" / "pg_hba.conf"  # the first that fits counts
+        password = f"host all {STRANGER} 127.0.0.1/32 scram-sha-256\n"
+        rules.write_text(password + rules.read_text(encoding="utf-8"), encoding="utf-8")
 
     def start(self) -> None:
         """Start the server and wait until it listens."""

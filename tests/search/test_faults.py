@@ -4,22 +4,38 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import optuna
 import psutil
 import pytest
 
-from harness.core.errors import UserError
+from harness.core.errors import OutageError, UserError
 from harness.data import open_dataset
+from harness.search import storage
 from harness.search.worker import _MAX_RETRIES
 from harness.training import TrainingProgress
 from harness.trial import Silent
 from tests.photographs import Photographs, cut_photographs
 from tests.search.conftest import KillAtStep, Killed, MakeStudy, Study, wait_for
-from tests.search.faults import PATIENCE_S, Command, Fault, SmallDisk, assert_is_whole, assert_one_line, ends, step_of
+from tests.search.faults import (
+    PATIENCE_S,
+    Command,
+    Fault,
+    Locked,
+    SmallDisk,
+    assert_is_whole,
+    assert_one_line,
+    ends,
+    step_of,
+)
 
 TRAINING = {"steps": 9, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 2}
 DIMENSIONS = {
@@ -288,6 +304,92 @@ def test_a_damaged_database_is_made_again_of_the_records(make_study: MakeStudy, 
     assert len(study.trained) == 3
 
 
+# ---- a storage that is away ----
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let SQLite be waited for as a server is, for so many seconds."""
+
+    def wait(seconds: float) -> None:
+        monkeypatch.setattr(storage, "_BUSY_SECONDS", 0.1)
+        monkeypatch.setattr(storage.Storage, "patience_s", seconds)
+
+    return wait
+
+
+class AwayAtRung(Silent):
+    """Takes the storage away where the first network comes to a rung."""
+
+    def __init__(self, study: Study):
+        self.lock = Locked(study.folder.database)
+        self.since: float | None = None
+
+    def phase(self, record_id: str, label: str, phase: str) -> None:
+        if phase == "scoring at a rung" and self.since is None:
+            self.lock.hold()
+            self.since = time.monotonic()
+
+    def should_stop(self) -> bool:
+        """Whether it has been waited for."""
+        return self.since is not None and time.monotonic() - self.since > 3
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_a_storage_that_is_away_at_a_rung_is_no_fault_of_the_network(
+    make_study: MakeStudy, patient: Callable[[float], None], is_stopped: bool
+) -> None:
+    """Whoever stops the search meanwhile does not wait; else it ends where the storage does not come back."""
+    undisturbed = make_study("undisturbed", **RUNGS)
+    undisturbed.run()
+    study = make_study(**RUNGS)
+    away = AwayAtRung(study)
+    patient(30 if is_stopped else 2)
+    if is_stopped:
+        assert study.run(progress=away, should_stop=away.should_stop).ending == "interrupted"
+    else:
+        with pytest.raises(OutageError, match="every finished trial is on disk, and the same command goes on"):
+            study.run(progress=away)
+    assert study.records == []
+    (checkpoint,) = study.folder.path.glob("networks/*/checkpoint.pt")
+    assert step_of(checkpoint) == 2
+    away.lock.release()
+    assert study.run().ending == "finished"
+    assert_is_whole(study.folder)
+    assert ends(study.folder) == ends(undisturbed.folder)
+    assert study.records[0].training_result is not None
+    assert study.records[0].training_result.resumed_from == (2,)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_points_that_a_lost_storage_was_not_told_are_made_good_in_the_same_run(
+    make_study: MakeStudy, patient: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It is away before or after the suggested point is told, for longer than the telling is repeated."""
+    study = make_study(training=TRAINING, dimensions=DIMENSIONS, budget={"networks": 2})
+    lock = Locked(study.folder.database)
+    back = threading.Timer(2.5, lock.release)
+    tell = optuna.Study.tell
+
+    def tell_and_lose(study: optuna.Study, trial: Any, values: Any = None, **arguments: Any) -> Any:
+        is_first = values is not None and back.ident is None
+        if is_first and moment == "before":
+            lock.hold()
+            back.start()
+        told = tell(study, trial, values, **arguments)
+        if is_first and moment == "after":
+            lock.hold()
+            back.start()
+        return told
+
+    monkeypatch.setattr(optuna.Study, "tell", tell_and_lose)
+    patient(1.5)
+    assert study.run().ending == "finished"
+    back.join()
+    assert_is_whole(study.folder)
+    assert study.states() == {"complete": 2}
+
+
 # ---- too little memory ----
 
 BATCHES = {"training.batch_size": {"choices": [1, 8192]}, **DIMENSIONS}
@@ -351,6 +453,24 @@ def test_one_of_two_workers_has_too_little_memory(tmp_path: Path, photographs: P
 
 
 # ---- too little memory for what reads a study ----
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the size of a process is read from /proc")
+def test_too_little_memory_for_pytorch_is_one_line() -> None:
+    """The loader does not say that it was memory, so neither do we; other limits meet other failures."""
+    said = []
+    for limit_mib in range(150, 450, 100):
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", "evaluate", "bicubic", "--data", "demo"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_AS, (limit_mib << 20, limit_mib << 20)),
+        )
+        assert_one_line(done, "memory")
+        said.append(done.stderr)
+    assert any("cannot be loaded: there is too little memory, or it lies on a file" in text for text in said)
 
 
 @pytest.mark.slow

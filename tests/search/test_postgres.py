@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial
 from harness.core.errors import UserError
 from harness.data import PairedDataset
 from harness.search import storage
-from harness.search.storage import connect
+from harness.search.storage import StorageLostError, connect, join
 from tests.photographs import Photographs
 from tests.search.conftest import MakeStudy, Study, wait_for
 from tests.search.heartbeats import assert_a_silent_trial_is_taken_over_once
-from tests.search.postgres import Server, Unacknowledged, free_port, make_server
+from tests.search.postgres import STRANGER, Server, Unacknowledged, free_port, make_server
 from tests.search.test_workers import LONG, Command
 
 PATIENCE_S = 300
@@ -171,6 +171,29 @@ def test_who_vanishes_on_another_host_is_missed(
     make_study: MakeStudy, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_a_silent_trial_is_taken_over_once(make_study(), server.url, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("nas@", f"{STRANGER}:secret@", "password authentication failed"),
+        ("nas@", "nobody@", 'role "nobody" does not exist'),
+        ("/postgres", "/nothere", 'database "nothere" does not exist'),
+        ("+psycopg:", "+nosuch:", "cannot be used"),
+        ("", "", "holds no study 'tiny'"),
+    ],
+)
+def test_what_cannot_pass_is_not_waited_for(server: Server, old: str, new: str, says: str) -> None:
+    url = server.url.replace(old, new)
+
+    def is_waiting() -> bool:
+        pytest.fail("it is waited for")
+
+    with pytest.raises(UserError, match=says) as caught:
+        join(url, "tiny", 60.0, should_stop=is_waiting)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(StorageLostError, match="refused"):
+        join(server.url.replace(str(server.port), str(free_port())), "tiny", 60.0, should_stop=lambda: True)
 
 
 def test_a_server_that_is_not_there(make_study: MakeStudy) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from optuna.trial import Trial
 
 from harness.core.errors import UserError
 from harness.core.records import StudyRecord
@@ -26,6 +27,8 @@ from tests.search.heartbeats import (
     assert_a_silent_trial_is_taken_over_once,
     begin_elsewhere,
     look_at_the_same_time,
+    silence,
+    take_over,
 )
 from tests.spaces import tiny_space, write_space
 
@@ -92,7 +95,12 @@ class Command:
 
     def __init__(self, folder: Path, photographs: Photographs, networks: int, **training: int):
         training = {**LONG, **training}
-        space = tiny_space(photographs, training=training, budget={"networks": networks}, baselines=[])
+        dimensions = {
+            "model.channels": {"low": 4, "high": 32, "step": 2},
+            "routing.gamma": {"choices": [0.0, 0.5, 1.0]},
+        }
+        budget = {"networks": networks}
+        space = tiny_space(photographs, training=training, dimensions=dimensions, budget=budget, baselines=[])
         self.space = write_space(folder / "tiny.yaml", space)
         self.results = folder / "results"
         self.study = StudyFolder(self.results / "tiny")
@@ -217,3 +225,76 @@ def test_a_heart_that_beats_again_is_left_alone(make_study: MakeStudy, monkeypat
     timer.join()
     assert study.database(url).get_trials()[living.number].state.name == "RUNNING"
     assert not study.trials("WAITING")
+
+
+@pytest.mark.parametrize("moment", ["a suggestion", "network", "rung", "an interruption"])
+def test_a_worker_whose_trial_is_taken_over_goes_on_with_the_next(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It was suspended, and missed, while it was suggesting, before it named the network, at a rung, or was stopped."""
+    monkeypatch.setattr(worker, "_LISTEN_SECONDS", LISTEN_S)
+    training = {"steps": 4, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 1}
+    study = make_study(budget={"networks": 2}, training=training, stopping={"grace_steps": 2, "factor": 2})
+    url = f"sqlite:///{study.folder.database.resolve()}"
+    suggest, set_user_attr = Trial._suggest, Trial.set_user_attr
+    missed: list[Trial] = []
+
+    def miss(trial: Trial) -> None:
+        if not missed:
+            missed.append(trial)
+            take_over(study, url, trial)
+
+    def suggest_and_be_missed(trial: Trial, *arguments: Any) -> Any:
+        found = suggest(trial, *arguments)
+        if moment == "a suggestion":
+            miss(trial)
+        current.append(trial)
+        return found
+
+    def be_missed_and_set(trial: Trial, key: str, value: Any) -> None:
+        if key.startswith(moment):
+            miss(trial)
+        set_user_attr(trial, key, value)
+
+    def stop() -> bool:
+        is_training = bool(list(study.folder.path.glob("networks/*/checkpoint.pt")))
+        if moment == "an interruption" and is_training and not missed:
+            miss(current[-1])
+            return True
+        return False
+
+    current: list[Trial] = []
+    monkeypatch.setattr(Trial, "_suggest", suggest_and_be_missed)
+    monkeypatch.setattr(Trial, "set_user_attr", be_missed_and_set)
+    outcome = study.run(should_stop=stop)
+    if moment == "an interruption":
+        assert outcome.ending == "interrupted"
+        outcome = study.run()
+    assert missed
+    assert (outcome.ending, outcome.networks) == ("finished", 2)
+    trials = study.trials()
+    assert trials[missed[0].number].state.name == "FAIL"
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL"}
+    again = [trial for trial in trials if trial.user_attrs.get("once") == f"again {missed[0].number}"]
+    assert len(again) == 1
+    assert len({record.network_id for record in study.trained}) == len(study.trained) == 2
+    assert set(study.told_points().values()) == {1}
+    assert len(study.told_points()) == 6
+    assert not any(record.state == "failed" for record in study.records)
+
+
+def test_a_heart_beats_while_its_trial_is_suggested(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler may take longer than a heart may be silent."""
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.1)
+    study = make_study(budget={"networks": 1})
+    url = f"sqlite:///{study.folder.database.resolve()}"
+    suggest = Trial._suggest
+
+    def suggest_slowly(trial: Trial, *arguments: Any) -> Any:
+        silence(url, trial._trial_id)
+        storage, of_study = connect(url), study.database(url)._study_id
+        wait_for(lambda: trial._trial_id not in storage._get_stale_trial_ids(of_study), patience_s=20)
+        return suggest(trial, *arguments)
+
+    monkeypatch.setattr(Trial, "_suggest", suggest_slowly)
+    assert study.run().ending == "finished"

@@ -1,6 +1,7 @@
 """Training in several processes against training in one: real processes, which find each other by gloo."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.cli.train import _find_group
 from harness.core.configs import CAMixerSRConfig, SwinIRConfig, TrainingConfig
 from harness.core.device_lock import measuring
 from harness.core.errors import OutageError, TrialFailedError, UserError
@@ -27,6 +29,7 @@ from harness.models import PartGenerator
 from harness.models.camixersr import draw_gumbel
 from harness.training import DamagedCheckpointError, Group, TrainingInterruptedError, TrainingProgress, train
 from tests.photographs import Photographs
+from tests.search.postgres import free_port
 from tests.training.runs import SHORT, SMALL, SMALL_SWINIR, Batches, build, run, same_weights, stop_after
 
 CONFIG = SHORT.model_copy(update={"batch_size": 4, "ratio_gamma": 1.0})
@@ -331,15 +334,21 @@ def test_other_trainings_are_those_of_one_process(tmp_path: Path, size: int) -> 
 # torchrun ------------------------------------------------------------------------------------------------------------
 
 
+def train_command(folder: Path, photographs: Photographs, *settings: str, out: str) -> list[str]:
+    """Return `harness train` of a tiny network, as arguments of Python."""
+    (folder / "model.yaml").write_text("{family: camixersr, groups: [1], channels: 8, window: 4, scale: 2}")
+    command = ["-m", "harness", "train", "model.yaml", "--out", out, "--threads", "1"]
+    command += ["--train", str(photographs.train), "--validation", str(photographs.validation)]
+    for setting in ("batch_size=2", "hr_patch_size=32", "checkpoint_interval=10", *settings):
+        command += ["--set", setting]
+    return command
+
+
 @contextlib.contextmanager
 def torchrun(folder: Path, photographs: Photographs, *settings: str, out: str) -> Iterator["subprocess.Popen[str]"]:
     """Start `harness train` twice, as torchrun does."""
-    (folder / "model.yaml").write_text("{family: camixersr, groups: [1], channels: 8, window: 4, scale: 2}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harness"]
-    command += ["train", "model.yaml", "--train", str(photographs.train), "--validation", str(photographs.validation)]
-    command += ["--out", out, "--threads", "1"]
-    for setting in ("batch_size=2", "hr_patch_size=32", "checkpoint_interval=10", *settings):
-        command += ["--set", setting]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, *train_command(folder, photographs, *settings, out=out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe) as process:
@@ -425,3 +434,74 @@ def test_a_mistake_is_told_once(tmp_path: Path, photographs: Photographs) -> Non
     assert process.returncode == 1
     assert err.count("harness: error: training.batch_size 3 cannot be divided among 2 processes") == 1
     assert not (tmp_path / "run").exists()
+
+
+# other launchers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "group"),
+    [
+        ({}, (0, 1, 0, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1, 0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, (3, 4, 1, 2)),
+        (
+            {
+                "RANK": "5",
+                "WORLD_SIZE": "7",
+                "SLURM_PROCID": "5",
+                "SLURM_STEP_NUM_TASKS": "7",
+                "SLURM_LOCALID": "1",
+                "SLURM_NODEID": "2",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+            },
+            (5, 7, 1, 2),
+        ),
+        (
+            {
+                "RANK": "3",
+                "WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_RANK": "3",
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+            },
+            (3, 4, 1, 2),
+        ),
+    ],
+)
+def test_launchers_tell_which_process_this_is(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], group: tuple[int, ...]
+) -> None:
+    """What they set is from their documentation: Slurm's srun, Open MPI's mpirun."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert dataclasses.astuple(_find_group()) == group
+
+
+@pytest.mark.slow
+def test_other_launchers_start_one_training(tmp_path: Path, photographs: Photographs) -> None:
+    """Two processes with the variables that Open MPI's mpirun sets; RANK and its like are from a script around it."""
+    command = train_command(tmp_path, photographs, "steps=2", out="run")
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in ("0", "1"):
+        said = {"RANK": rank, "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
+        said |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+        environment = {**os.environ, **common, **said}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *command],
+                cwd=tmp_path,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    told = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert [out.count("trial-00000") for out, _ in told] == [1, 0]
+    (record,) = StudyFolder(tmp_path / "run").read_trials()
+    assert record.training_result is not None
+    assert record.training_result.processes == 2

@@ -5,12 +5,13 @@
 
 import ctypes
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError
+from harness.core.errors import OutageError, UserError, explain_unmapped
 from harness.models.kernels.sources import digest
 
 LIBRARY = Path(__file__).parent / ("kernels.dylib" if sys.platform == "darwin" else "kernels.so")
@@ -59,7 +60,8 @@ def load() -> Kernels | None:
 def open_library(path: Path) -> Kernels | None:
     """Open a library in its best variant; None if there is no such file, or the processor is too old for every variant.
 
-    Raises UserError if it is no such library, or was compiled from other sources than those that lie beside it.
+    Raises UserError if it is no such library, or was compiled from other sources than those that lie beside it;
+    OutageError if there is too little memory for it, or it lies where no program may be run.
     """
     if not path.exists():
         return None
@@ -69,6 +71,9 @@ def open_library(path: Path) -> Kernels | None:
             _text(library, f"harness_{name}") for name in ("variants", "sources", "compiler")
         )
     except (OSError, AttributeError) as error:
+        is_noexec = bool(os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0))  # which macOS does not tell
+        if unmapped := explain_unmapped(error, is_noexec=is_noexec):
+            raise OutageError(unmapped) from None
         raise UserError(f"compiled kernels cannot be loaded ({error}); install again: pip install -e .") from None
     if sources != digest(path.parent):  # their functions may take other arguments than those that we would pass
         raise UserError(f"{path} was not compiled from the sources beside it; install again: pip install -e .")
