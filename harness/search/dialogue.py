@@ -21,7 +21,7 @@ from harness.search.halving import Points, judge
 from harness.search.proposals import Params, decode_params, distribution, encode_values, suggest
 from harness.search.samplers import make_sampler
 from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values
-from harness.search.storage import ONCE, add_finished, set_attributes
+from harness.search.storage import ONCE, add_finished, at_once
 from harness.trial import Verdict
 
 _AGAIN = "again"  # attribute of a trial that another takes the place of
@@ -56,9 +56,9 @@ class Dialogue:
             warnings.filterwarnings("ignore", message="Heartbeat of storage")
             return self.study.ask()
 
-    def mark(self, trial: Trial, marks: Mapping[str, object]) -> None:
-        """Give a trial attributes, all at once."""
-        set_attributes(self.study, trial._trial_id, marks)
+    def at_once(self, trial: Trial) -> contextlib.AbstractContextManager[None]:
+        """Write what is suggested and said of a trial in the block when it ends, all at once."""
+        return at_once(self.study, trial._trial_id)
 
     def suggest(self, trial: Trial) -> Values:
         """Return what the sampler proposes for a trial."""

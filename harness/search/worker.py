@@ -340,8 +340,10 @@ class Worker:
             taken = self.records.keys() | {one.user_attrs.get("record_id") for one in trials}
             while f"trial-{number:05d}" in taken:  # a new database knows nothing of older records
                 number += 1
-            self._beat(trial)  # before the mark: whoever never beat would never be missed
-            self.dialogue.mark(trial, {"worker": self.mark.values, "record_id": f"trial-{number:05d}"})
+            with self.dialogue.at_once(trial):
+                self._beat(trial)  # with the mark: whoever never beat would never be missed
+                trial.set_user_attr("worker", self.mark.values)
+                trial.set_user_attr("record_id", f"trial-{number:05d}")
         return self._run_one(trial, number, may_be_known=bool(others))
 
     def _deciding(self) -> FileLock:
@@ -391,12 +393,13 @@ class Worker:
         """
         record_id = f"trial-{number:05d}"
         try:
-            proposal = self._proposal(record_id, number, self.dialogue.suggest(trial))
+            with self.dialogue.at_once(trial):
+                proposal = self._proposal(record_id, number, self.dialogue.suggest(trial))
+                network = proposal.network_id(self.setup.data)
+                trial.set_user_attr("network", network)
         except UserError as error:  # settings that do not go together, each of them fine alone
             self.dialogue.tell_unfinished(trial, TrialState.PRUNED, str(error))
             return "rejected"
-        network = proposal.network_id(self.setup.data)
-        trial.set_user_attr("network", network)
         self.read_records()
         for other in self._running_elsewhere(self._running()) if may_be_known else ():
             is_known = other.user_attrs.get("record_id") in self.records  # and is being told
