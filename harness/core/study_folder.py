@@ -117,7 +117,8 @@ class StudyFolder:
     def _new_files(self, but: Collection[str]) -> list[str]:
         """Return the names of trial records: as plain text, because a search looks for new ones again and again."""
         try:
-            names = os.listdir(self.path / "trials")
+            with os.scandir(self.path / "trials") as entries:
+                names = [entry.name for entry in entries]
         except FileNotFoundError:
             return []
         return [name for name in names if name[-5:] == ".json" and name[0] != "." and name[:-5] not in but]

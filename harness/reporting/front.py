@@ -177,8 +177,8 @@ def _candidates(study: Study) -> tuple[list[Point], Values]:
             for point in study.points
             if point.measured.feasible and (values := _objectives(study, point)) is not None
         ]
-        values = np.array([values for _, values in found], dtype=np.float64)
-        study.found["candidates"] = [point for point, _ in found], values
+        rows = np.array([values for _, values in found], dtype=np.float64)
+        study.found["candidates"] = [point for point, _ in found], rows
     candidates: tuple[list[Point], Values] = study.found["candidates"]
     return candidates
 

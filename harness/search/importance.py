@@ -38,7 +38,7 @@ class _Point(NamedTuple):
     measured: PointRecord
 
 
-_Studies = dict[tuple[tuple[str | int, ...], ...], optuna.Study]  # by the places of their points in each dimension
+_Studies = dict[tuple[object, ...], optuna.Study]  # by the places of their points in each dimension
 
 
 def explain_objectives(record: StudyRecord, trials: Iterable[TrialRecord]) -> tuple[Importance, ...]:

@@ -87,7 +87,7 @@ class Storage(RDBStorage):
 
         What came before an error is written too; until then nobody can read any of it.
         """
-        held = self._held[trial_id] = Held()
+        self._held[trial_id] = Held()
         try:
             yield
         except Exception:
@@ -108,7 +108,8 @@ class Storage(RDBStorage):
                 else:
                     beat.heartbeat = session.execute(sqlalchemy.func.now()).scalar()
             if held.attributes or held.params:
-                self.check_trial_is_updatable(trial_id, models.TrialModel.find_or_raise_by_id(trial_id, session).state)
+                trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
+                self.check_trial_is_updatable(trial_id, trial.state)
             _put(session, models.TrialUserAttributeModel, trial_id, "key", _attribute_rows(held.attributes))
             known = []
             for name, internal, distribution, of_study in held.params:
@@ -118,16 +119,14 @@ class Storage(RDBStorage):
                     known.append(_param_row(name, internal, distribution))
             _put(session, models.TrialParamModel, trial_id, "param_name", known)
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        """Set a trial's state and values; False where another was faster."""
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Set a trial's state and values; of an open trial alone, which no other process closes meanwhile."""
         if values is None or not state.is_finished():
             return super().set_trial_state_values(trial_id, state, values)
         with _create_scoped_session(self.scoped_session) as session:
-            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            _put(session, models.TrialValueModel, trial_id, "objective", _value_rows(values))  # SQLite lets one write
+            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             self.check_trial_is_updatable(trial_id, trial.state)
-            _put(session, models.TrialValueModel, trial_id, "objective", _value_rows(values))
             trial.state = state
             trial.datetime_complete = datetime.now()
         return True
@@ -211,9 +210,7 @@ class Storage(RDBStorage):
         values = details(models.TrialValueModel, "objective", "value", "value_type")
         user = details(models.TrialUserAttributeModel, "key", "value_json")
         system = details(models.TrialSystemAttributeModel, "key", "value_json")
-        steps = details(
-            models.TrialIntermediateValueModel, "step", "intermediate_value", "intermediate_value_type"
-        )
+        steps = details(models.TrialIntermediateValueModel, "step", "intermediate_value", "intermediate_value_type")
         value_of = models.TrialValueModel.stored_repr_to_value
         step_value_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
         return [
@@ -370,7 +367,7 @@ def add_finished(study: optuna.Study, trials: Sequence[FrozenTrial], newer_than:
 
 
 def at_once(study: optuna.Study, trial_id: int) -> contextlib.AbstractContextManager[None]:
-    """Write what is suggested and said of a trial in the block by one transaction, where the study's storage has any."""
+    """Write what is suggested and said of a trial in the block by one transaction, where the storage has any."""
     backend = _backend(study)
     return contextlib.nullcontext() if backend is None else backend.at_once(trial_id)
 

@@ -105,10 +105,12 @@ def test_what_is_said_of_a_trial_at_once_is_as_one_by_one(tmp_path: Path) -> Non
     studies = {name: study_in(tmp_path / f"{name}.db") for name in ("together", "one by one")}
     for name, study in studies.items():
         study.sampler = optuna.samplers.RandomSampler(seed=7)
+        storage = study._storage
+        assert isinstance(storage, BaseHeartbeat)
         for number in range(2):  # the first makes the study's distributions known
             trial = study.ask()
             with at_once(study, trial._trial_id) if name == "together" else contextlib.nullcontext():
-                study._storage.record_heartbeat(trial._trial_id)
+                storage.record_heartbeat(trial._trial_id)
                 trial.suggest_categorical("groups", ("[1]", "[2, 1]"))
                 trial.suggest_float("rate", 1e-4, 1e-2, log=True)
                 trial.set_user_attr("worker", {"pid": number})
@@ -135,9 +137,14 @@ def test_a_heartbeat_is_written_with_what_is_said_at_once(tmp_path: Path) -> Non
 def test_an_error_keeps_what_was_said_before_it(tmp_path: Path) -> None:
     study = study_in(tmp_path / "s.db")
     trial = study.ask()
-    with pytest.raises(UserError), at_once(study, trial._trial_id):
-        trial.suggest_float("rate", 1e-4, 1e-2)
-        raise UserError("settings that do not go together")
+
+    def propose() -> None:
+        with at_once(study, trial._trial_id):
+            trial.suggest_float("rate", 1e-4, 1e-2)
+            raise UserError("settings that do not go together")
+
+    with pytest.raises(UserError):
+        propose()
     assert study.get_trials()[0].params == trial.params != {}
 
 
