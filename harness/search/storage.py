@@ -28,7 +28,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from harness.core.errors import UserError
 from harness.core.records import StudyRecord
@@ -120,16 +120,22 @@ class Storage(RDBStorage):
             _put(session, models.TrialParamModel, trial_id, "param_name", known)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Set a trial's state and values; of an open trial alone, which no other process closes meanwhile."""
+        """Set the state and values of an open trial; False where another process sets its values meanwhile."""
         if values is None or not state.is_finished():
             return super().set_trial_state_values(trial_id, state, values)
+        try:
+            self._finish(trial_id, state, values)
+        except IntegrityError:
+            return False
+        return True
+
+    def _finish(self, trial_id: int, state: TrialState, values: Sequence[float]) -> None:
         with _create_scoped_session(self.scoped_session) as session:
             _put(session, models.TrialValueModel, trial_id, "objective", _value_rows(values))  # SQLite lets one write
             trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
             self.check_trial_is_updatable(trial_id, trial.state)
             trial.state = state
             trial.datetime_complete = datetime.now()
-        return True
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set a user attribute of a trial, later where it is to be written `at_once`."""
@@ -334,7 +340,9 @@ def _put(session: Any, model: Any, trial_id: int, key: str, rows: Sequence[dict[
         return
     table = model.__table__
     same = table.columns["trial_id"] == trial_id, table.columns[key].in_([row[key] for row in rows])
-    session.execute(sqlalchemy.delete(table).where(*same))
+    # Looked for first: MySQL locks the gap where a row is deleted that is not there, and others' trials with it.
+    if session.execute(sqlalchemy.select(table.columns[key]).where(*same)).first() is not None:
+        session.execute(sqlalchemy.delete(table).where(*same))
     session.execute(sqlalchemy.insert(table), [{"trial_id": trial_id, **row} for row in rows])
 
 
