@@ -24,15 +24,17 @@ _COST_COLUMNS = ["MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"
 def report(study: options.StudyName, results: options.Results = Path("results"), json: options.Json = False) -> None:
     """Write front.csv, front.png and report.html of a study, and print its front."""
     from harness.reporting import load_study, summarise, write_report
+    from harness.reporting.study import without_collection
 
     folder = options.study_path(study, results)
-    loaded = load_study(folder)
-    importance = find_importance(loaded)
-    if json:
-        print_json(summarise(loaded, importance))
-        return
-    files = write_report(folder, study=loaded, importance=importance)
-    print_front(loaded)
+    with without_collection():  # between the steps too: each brings libraries, whose import collects again and again
+        loaded = load_study(folder)
+        importance = find_importance(loaded)
+        if json:
+            print_json(summarise(loaded, importance))
+            return
+        files = write_report(folder, study=loaded, importance=importance)
+        print_front(loaded)
     console.print(f"\nreport   {files.report_html}\nfront    {files.front_csv}, {files.front_png}")
 
 

@@ -26,6 +26,7 @@ _NOTHING: dict[str, Any] = {}
 _MOST_ALIKE = 32  # of values that can only be looked for one by one
 _T = TypeVar("_T")
 _HashableT = TypeVar("_HashableT", bound=Hashable)
+_ModelT = TypeVar("_ModelT", bound=BaseModel | None)
 
 
 class LeanReader:
@@ -43,9 +44,9 @@ class LeanReader:
         """
         _replace(
             record,
-            training=self._share(record.training),
-            data=self._share(record.data),
-            model=self._share(record.model),
+            training=self._share_model(record.training),
+            data=self._share_model(record.data),
+            model=self._share_model(record.model),
             environment=self._share_listed("environment", record.environment),
             suggestion=_NOTHING,
             seconds=_NOTHING,
@@ -63,11 +64,11 @@ class LeanReader:
 
     def _lean_rung(self, rung: RungRecord) -> None:
         best = rung.best
-        _replace(best, routing=self._share(best.routing))
+        _replace(best, routing=self._share_model(best.routing))
         _replace(rung, points=(best,))
 
     def _lean_point(self, point: PointRecord) -> None:
-        _replace(point, routing=self._share(point.routing))
+        _replace(point, routing=self._share_model(point.routing))
         _lean_evaluation(point.evaluation)
         for latency in point.latency:
             self._lean_latency(latency)
@@ -80,7 +81,7 @@ class LeanReader:
             "sensors": _NOTHING,
             "images": self._share(latency.images),
             "input_size": self._share(latency.input_size),
-            "fingerprint": self._share(latency.fingerprint),
+            "fingerprint": self._share_model(latency.fingerprint),
         }
         conditions = (latency.device, latency.runtime, latency.precision, latency.input_size, latency.batch_size)
         if conditions in self._conditions:
@@ -100,6 +101,14 @@ class LeanReader:
 
     def _share(self, value: _HashableT) -> _HashableT:
         known: _HashableT = self._known.setdefault(value, value)
+        return known
+
+    def _share_model(self, value: _ModelT) -> _ModelT:
+        """Share a frozen model by its type and values, whose comparison is much faster than that of models."""
+        if value is None:
+            return value
+        key = (type(value), *vars(value).values())
+        known: _ModelT = self._known.setdefault(key, value)
         return known
 
     def _share_listed(self, kind: str, value: _T) -> _T:

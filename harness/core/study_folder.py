@@ -12,6 +12,7 @@ bundles/                exported networks
 Records are the source of truth: every table, plot and tracking run can be made again from them.
 """
 
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -126,12 +127,21 @@ class StudyFolder:
         `known` is kept by who reads again and again: what was read before, so that only new files are read.
         """
         known = {} if known is None else known
-        for path in sorted((self.path / "trials").glob("*.json")):
-            if not path.name.startswith(".") and path.stem not in but:
-                changed = path.stat().st_mtime_ns
-                if path not in known or known[path][0] != changed:
-                    known[path] = (changed, _read(TrialRecord, path))
-                yield known[path][1]
+        for name in sorted(self._new_files(but)):
+            path = self.path / "trials" / name
+            changed = path.stat().st_mtime_ns
+            if path not in known or known[path][0] != changed:
+                known[path] = (changed, _read(TrialRecord, path))
+            yield known[path][1]
+
+    def _new_files(self, but: Collection[str]) -> list[str]:
+        """Return the names of trial records: as plain text, because a search looks for new ones again and again."""
+        try:
+            with os.scandir(self.path / "trials") as entries:
+                names = [entry.name for entry in entries]
+        except FileNotFoundError:
+            return []
+        return [name for name in names if name[-5:] == ".json" and name[0] != "." and name[:-5] not in but]
 
     def _trial_file(self, record_id: str) -> Path:
         return self.path / "trials" / f"{record_id}.json"

@@ -171,12 +171,16 @@ def hypervolume_history(study: Study, most: int = 200) -> tuple[Moment, ...]:
 
 def _candidates(study: Study) -> tuple[list[Point], Values]:
     """Return the points that may be on the front, feasible and with a value for every objective, and these values."""
-    found = [
-        (point, values)
-        for point in study.points
-        if point.measured.feasible and (values := _objectives(study, point)) is not None
-    ]
-    return [point for point, _ in found], np.array([values for _, values in found], dtype=np.float64)
+    if "candidates" not in study.found:
+        found = [
+            (point, values)
+            for point in study.points
+            if point.measured.feasible and (values := _objectives(study, point)) is not None
+        ]
+        rows = np.array([values for _, values in found], dtype=np.float64)
+        study.found["candidates"] = [point for point, _ in found], rows
+    candidates: tuple[list[Point], Values] = study.found["candidates"]
+    return candidates
 
 
 def _directions(study: Study) -> list[Direction]:

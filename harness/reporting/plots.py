@@ -45,18 +45,28 @@ _T = TypeVar("_T")
 
 
 class _Axis:
-    """One metric as an axis: its values in a readable unit, and its label with that unit."""
+    """One metric as an axis: its values in a readable unit, and its label with that unit. Made by `_axis`."""
 
     def __init__(self, metric: str, protocol: str):
         self.metric = metric
         self.unit, self.label = _UNITS.get(metric, (1.0, metric_label(metric, protocol)))
+        self._known: dict[int, float | None] = {}  # by the id of what was measured, which the study holds
 
     def value(self, point: Point) -> float | None:
-        found = point.measured.value(self.metric)
-        return None if found is None or not math.isfinite(found) else found / self.unit
+        key = id(point.measured)
+        if key not in self._known:
+            found = point.measured.value(self.metric)
+            self._known[key] = None if found is None or not math.isfinite(found) else found / self.unit
+        return self._known[key]
 
     def write(self, value: float) -> str:
         return f"{value:.2f} dB" if self.metric == "psnr_db" else f"{value:.4f}"
+
+
+def _axis(study: Study, metric: str) -> _Axis:
+    """Return the study's axis of a metric, which several figures and panels share."""
+    axis: _Axis = study.found.setdefault(f"axis {metric}", _Axis(metric, study.record.protocol))
+    return axis
 
 
 def quality_metric(study: Study) -> str:
@@ -82,8 +92,8 @@ def draw_front_png(study: Study, path: Path) -> None:
     from matplotlib.figure import Figure
 
     front = study_front(study)
-    quality = _Axis(quality_metric(study), study.record.protocol)
-    costs = [_Axis(metric, study.record.protocol) for metric in cost_metrics(study)[:2]]
+    quality = _axis(study, quality_metric(study))
+    costs = [_axis(study, metric) for metric in cost_metrics(study)[:2]]
     figure = Figure(figsize=(6.4 * len(costs) + 0.6, 5.6), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
@@ -134,9 +144,7 @@ def _draw_panel(panel: "Axes", study: Study, front: Front, cost: _Axis, quality:
     for side in ("left", "bottom"):
         panel.spines[side].set_color("#B5BAC3")
     panel.tick_params(which="both", color="#B5BAC3", labelcolor="#3C4049", labelsize=10)
-    on_front = {id(point) for point in front.points}
-    feasible = _pairs((p for p in study.points if p.measured.feasible and id(p) not in on_front), cost, quality)
-    violating = _pairs((p for p in study.points if not p.measured.feasible), cost, quality)
+    feasible, violating = (_pairs(points, cost, quality) for points in _divide(_off_front(study, front)))
     best = _pairs(front.points, cost, quality)
     swinir = study.baseline("swinir-light")
     bicubic = study.baseline("bicubic")
@@ -202,6 +210,20 @@ def _beside(right: float, up: float, align: str, colour: str) -> dict[str, Any]:
     """Return the style of a label that stands beside its mark; offsets in points."""
     place = {"xytext": (right, up), "textcoords": "offset points", "ha": align, "va": "top"}
     return {**place, "fontsize": 10, "weight": "bold", "color": colour, "zorder": 7}
+
+
+def _off_front(study: Study, front: Front) -> list[Point]:
+    on_front = {id(point) for point in front.points}
+    return [point for point in study.points if id(point) not in on_front]
+
+
+def _divide(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+    """Return the feasible points, and those that violate a constraint."""
+    feasible: list[Point] = []
+    violating: list[Point] = []
+    for point in points:
+        (feasible if point.measured.feasible else violating).append(point)
+    return feasible, violating
 
 
 def _pairs(points: Any, cost: _Axis, quality: _Axis) -> list[tuple[float, float]]:
@@ -298,14 +320,10 @@ def draw_front_html(study: Study) -> "go.Figure":
     from plotly.subplots import make_subplots
 
     front = study_front(study)
-    quality = _Axis(quality_metric(study), study.record.protocol)
-    costs = [_Axis(metric, study.record.protocol) for metric in cost_metrics(study)]
+    quality = _axis(study, quality_metric(study))
+    costs = [_axis(study, metric) for metric in cost_metrics(study)]
     figure = make_subplots(rows=1, cols=len(costs), shared_yaxes=True, horizontal_spacing=0.04)
-    on_front = {id(point) for point in front.points}
-    off_front = [point for point in study.points if id(point) not in on_front]
-    drawn = _spread(off_front, MOST_POINTS_DRAWN)
-    others = [point for point in drawn if point.measured.feasible]
-    violating = [point for point in drawn if not point.measured.feasible]
+    others, violating = _divide(_spread(_off_front(study, front), MOST_POINTS_DRAWN))
     floor = study.baseline("bicubic")
     for column, cost in enumerate(costs, start=1):
         line = _lower_hull_line(_pairs(front.points, cost, quality), quality)

@@ -21,7 +21,7 @@ from harness.search.halving import Points, judge
 from harness.search.proposals import Params, decode_params, distribution, encode_values, suggest
 from harness.search.samplers import make_sampler
 from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values
-from harness.search.storage import ONCE, add_finished, set_attributes
+from harness.search.storage import ONCE, add_finished, at_once
 from harness.trial import Verdict
 
 _AGAIN = "again"  # attribute of a trial that another takes the place of
@@ -35,6 +35,53 @@ class Point(NamedTuple):
     violations: Mapping[str, float]
 
 
+class Overview:
+    """What a study's trials say together. Finished ones change no more, so that each of them is looked at once.
+
+    `rest`: all trials from the first on that is not finished.
+    """
+
+    def __init__(self) -> None:
+        self.rest: Sequence[FrozenTrial] = ()
+        self._settled = 0  # trials before the rest
+        self._places = 0
+        self._newest = -1
+        self._record_ids: set[object] = set()
+        self._by_network: dict[object, list[FrozenTrial]] = {}
+
+    def read(self, trials: Sequence[FrozenTrial]) -> None:
+        """Take note of a study's trials: all of them, in the order of their numbers."""
+        while self._settled < len(trials) and trials[self._settled].state.is_finished():
+            trial = trials[self._settled]
+            self._settled += 1
+            self._places += _AGAIN not in trial.user_attrs
+            self._newest = max(self._newest, trial._trial_id)
+            self._record_ids.add(trial.user_attrs.get("record_id"))
+            self._by_network.setdefault(trial.user_attrs.get("network"), []).append(trial)
+        self.rest = trials[self._settled :]
+
+    @property
+    def places(self) -> int:
+        """How many trials there are that were not proposed again."""
+        return self._places + sum(_AGAIN not in trial.user_attrs for trial in self.rest)
+
+    @property
+    def newest(self) -> int:
+        """The greatest id of a trial, -1 where there is none."""
+        return max((self._newest, *(trial._trial_id for trial in self.rest)))
+
+    def has(self, record_id: str) -> bool:
+        """Whether a trial has the id of a record."""
+        return record_id in self._record_ids or any(
+            trial.user_attrs.get("record_id") == record_id for trial in self.rest
+        )
+
+    def of_network(self, network: str) -> list[FrozenTrial]:
+        """Return the trials that proposed a network, and those that were added for its points."""
+        rest = [trial for trial in self.rest if trial.user_attrs.get("network") == network]
+        return [*self._by_network.get(network, ()), *rest]
+
+
 class Dialogue:
     """One side of a study: every call reads what others have told meanwhile."""
 
@@ -42,23 +89,26 @@ class Dialogue:
         self.space = space
         self.study = study
         self._signs = np.array([-1.0 if one.direction == "maximize" else 1.0 for one in space.objectives])
+        self._overview = Overview()
 
-    def ask(self, trials: Sequence[FrozenTrial] | None = None) -> Trial:
-        """Return a new trial, or the one that waits longest, with the sampler of its place among the study's `trials`.
+    def read(self) -> Overview:
+        """Return what all trials of the study say now."""
+        self._overview.read(self.study.get_trials(deepcopy=False))
+        return self._overview
+
+    def ask(self, seen: Overview | None = None) -> Trial:
+        """Return a new trial, or the one that waits longest, with the sampler of its place among those `seen` last.
 
         Trials that were proposed again do not count, so that a study that was interrupted goes on as it would have.
         """
-        if trials is None:
-            trials = self.study.get_trials(deepcopy=False)
-        place = sum(_AGAIN not in trial.user_attrs for trial in trials)
-        self.study.sampler = make_sampler(self.space, place)
+        self.study.sampler = make_sampler(self.space, (seen or self.read()).places)
         with warnings.catch_warnings():  # heartbeats are the worker's, not those of `Study.optimize`
             warnings.filterwarnings("ignore", message="Heartbeat of storage")
             return self.study.ask()
 
-    def mark(self, trial: Trial, marks: Mapping[str, object]) -> None:
-        """Give a trial attributes, all at once."""
-        set_attributes(self.study, trial._trial_id, marks)
+    def at_once(self, trial: Trial) -> contextlib.AbstractContextManager[None]:
+        """Write what is suggested and said of a trial in the block when it ends, all at once."""
+        return at_once(self.study, trial._trial_id)
 
     def suggest(self, trial: Trial) -> Values:
         """Return what the sampler proposes for a trial."""
@@ -100,9 +150,9 @@ class Dialogue:
 
     def add_points(self, record_id: str, network: str, points: Sequence[Point]) -> None:
         """Add other points of a trained network as finished siblings of its trial, each once."""
-        known = self.study.get_trials(deepcopy=False)
-        told = [trial for trial in known if trial.user_attrs.get("network") == network]
-        routings = [_routing(self.values_of(trial)) for trial in told if trial.state == TrialState.COMPLETE]
+        seen = self.read()
+        told = [trial for trial in seen.of_network(network) if trial.state == TrialState.COMPLETE]
+        routings = [_routing(self.values_of(trial)) for trial in told]
         missing = [
             create_trial(
                 params=encode_values(point.suggestion),
@@ -119,7 +169,7 @@ class Dialogue:
             if _routing(point.suggestion) not in routings
         ]
         if missing:
-            add_finished(self.study, missing, max((trial._trial_id for trial in known), default=-1))
+            add_finished(self.study, missing, seen.newest)
 
     def tell_unfinished(
         self, trial: Trial, state: TrialState, reason: str, violations: Mapping[str, float] | None = None

@@ -38,6 +38,9 @@ class _Point(NamedTuple):
     measured: PointRecord
 
 
+_Studies = dict[tuple[object, ...], optuna.Study]  # by the places of their points in each dimension
+
+
 def explain_objectives(record: StudyRecord, trials: Iterable[TrialRecord]) -> tuple[Importance, ...]:
     """Return what each objective of a study hangs on, over the distinct points of complete trials.
 
@@ -56,7 +59,8 @@ def explain_objectives(record: StudyRecord, trials: Iterable[TrialRecord]) -> tu
         drawn = random.Random(derive_seed(space.seed, "importance")).sample(range(len(points)), MOST_POINTS)
         points = [points[index] for index in sorted(drawn)]
     settings = [_settings(space, point) for point in points]
-    return tuple(_explain(space, objective.metric, points, settings) for objective in record.objectives)
+    known: _Studies = {}
+    return tuple(_explain(space, objective.metric, points, settings, known) for objective in record.objectives)
 
 
 def _find_points(space: SearchSpace, trials: Iterable[TrialRecord]) -> list[_Point]:
@@ -82,7 +86,11 @@ def _settings(space: SearchSpace, point: _Point) -> dict[str, Scalar]:
 
 
 def _explain(
-    space: SearchSpace, metric: str, points: Sequence[_Point], settings: Sequence[Mapping[str, Scalar]]
+    space: SearchSpace,
+    metric: str,
+    points: Sequence[_Point],
+    settings: Sequence[Mapping[str, Scalar]],
+    known: _Studies,
 ) -> Importance:
     measured = [(point, found, point.measured.value(metric)) for point, found in zip(points, settings, strict=True)]
     finite = [(point, found, value) for point, found, value in measured if value is not None and math.isfinite(value)]
@@ -103,7 +111,10 @@ def _explain(
         reason = "no dimension has two values among the points"
     if reason is not None:
         return Importance(**told, reason=reason)
-    shares = _divide(varied, values, derive_seed(space.seed, "importance", metric) % 2**32)
+    key = tuple((name, *places) for name, places in varied.items())
+    if key not in known:
+        known[key] = _make_study(varied, len(finite))
+    shares = _divide(known[key], values, derive_seed(space.seed, "importance", metric) % 2**32)
     left_out = {name: "a single value among the points" for name in columns if name not in varied}
     return Importance(**told, shares=shares, left_out=left_out)
 
@@ -133,25 +144,30 @@ def _part_of_range(dimension: Dimension, value: Scalar) -> int:
     return min(int(_PARTS * (at - low) / (high - low)), _PARTS - 1)
 
 
-def _divide(columns: Mapping[str, Sequence[int]], values: Sequence[float], seed: int) -> dict[str, float]:
-    """Return the share of each column, the largest first, and that of their interactions."""
+def _make_study(columns: Mapping[str, Sequence[int]], points: int) -> optuna.Study:
+    """Return a study of points without values: a trial each, by their order."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
     spans: dict[str, BaseDistribution] = {
         name: FloatDistribution(-0.5, max(places) + 0.5) for name, places in columns.items()
     }
-    even = (np.array(values) - np.mean(values)) / np.std(values)  # a forest takes tiny variances for none
     study.add_trials(
         [
             create_trial(
                 params={name: float(places[index]) for name, places in columns.items()},
                 distributions=spans,
-                value=float(value),
+                value=0.0,
             )
-            for index, value in enumerate(even)
+            for index in range(points)
         ]
     )
+    return study
+
+
+def _divide(study: optuna.Study, values: Sequence[float], seed: int) -> dict[str, float]:
+    """Return the share of each column, the largest first, and that of their interactions."""
+    even = (np.array(values) - np.mean(values)) / np.std(values)  # a forest takes tiny variances for none
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, max_depth=_DEPTH, seed=seed)
-    found = {name: float(share) for name, share in evaluator.evaluate(study).items()}
-    alone = dict(sorted(found.items(), key=lambda entry: (-entry[1], entry[0])))
+    found = evaluator.evaluate(study, target=lambda trial: float(even[trial.number]))
+    alone = {name: float(share) for name, share in sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))}
     return {**alone, INTERACTIONS: max(0.0, 1.0 - sum(alone.values()))}

@@ -4,23 +4,33 @@ Safe for many processes on one machine (SQLite in WAL mode) and for many machine
 have a heartbeat, so that a worker that is gone is missed wherever it ran.
 """
 
+import contextlib
 import importlib.util
 import json
 import re
+import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import optuna
 import sqlalchemy
-from optuna.distributions import distribution_to_json
+from optuna.distributions import (
+    BaseDistribution,
+    check_distribution_compatibility,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.trial import FrozenTrial
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeoutError
 
 from harness.core.errors import OutageError, UserError
@@ -42,6 +52,7 @@ _REFUSALS = re.compile(
     "does not exist|authentication failed|no password supplied|pg_hba|permission denied|access denied|unknown database",
     re.IGNORECASE,
 )  # of servers that are there, which say so at the connection, without a code
+_IDS_PER_QUERY = 500
 _BUSY_SECONDS = 60  # how long SQLite waits for another writer
 _POSTGRES_DRIVERS = ("psycopg", "psycopg2")
 _POSTGRES_OPTIONS = {  # a server that is gone without a word is missed within a minute, not within hours
@@ -55,13 +66,188 @@ _POSTGRES_OPTIONS = {  # a server that is gone without a word is missed within a
 ResultT = TypeVar("ResultT")
 
 
+@dataclass
+class Held:
+    """What is to be written for a trial at once; parameters with the distributions that the study knows them by."""
+
+    params: list[tuple[str, float, BaseDistribution, BaseDistribution | None]] = field(default_factory=list)
+    attributes: dict[str, object] = field(default_factory=dict)
+    has_beaten: bool = False
+    thread: int = field(default_factory=threading.get_ident)
+
+
 class Storage(RDBStorage):
     """Optuna's, in which a trial that is marked `ONCE` is added once; `patience_s` a server that is away is waited for.
 
-    Optuna adds a trial again when the connection is lost, though the first attempt may have been committed.
+    Optuna adds a trial again when the connection is lost, though the first attempt may have been committed. It takes a
+    transaction for each parameter, attribute and heartbeat, which are written `at_once` here, and reads whatever
+    belongs to a trial as objects, which takes several times as long as rows do.
     """
 
     patience_s: float = 0.0
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        self._held: dict[int, Held] = {}
+        super().__init__(*arguments, **keywords)
+
+    @contextlib.contextmanager
+    def at_once(self, trial_id: int) -> Iterator[None]:
+        """Write a trial's parameters, user attributes and heartbeats by one transaction when the block ends.
+
+        What came before an error is written too; until then nobody can read any of it.
+        """
+        self._held[trial_id] = Held()
+        try:
+            yield
+        except Exception:
+            self.write(trial_id, self._held.pop(trial_id))
+            raise
+        else:
+            self.write(trial_id, self._held.pop(trial_id))
+        finally:
+            self._held.pop(trial_id, None)
+
+    def write(self, trial_id: int, held: Held) -> None:
+        """Write all that was held of a trial."""
+        with _create_scoped_session(self.scoped_session, True) as session:
+            if held.has_beaten:
+                beat = models.TrialHeartbeatModel.where_trial_id(trial_id, session)
+                if beat is None:
+                    session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+                else:
+                    beat.heartbeat = session.execute(sqlalchemy.func.now()).scalar()
+            if held.attributes or held.params:
+                trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
+                self.check_trial_is_updatable(trial_id, trial.state)
+            _put(session, models.TrialUserAttributeModel, trial_id, "key", _attribute_rows(held.attributes))
+            known = []
+            for name, internal, distribution, of_study in held.params:
+                if of_study is None:  # the study may know the parameter by another process's trials
+                    self._set_trial_param_without_commit(session, trial_id, name, internal, distribution)
+                else:
+                    known.append(_param_row(name, internal, distribution))
+            _put(session, models.TrialParamModel, trial_id, "param_name", known)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Set the state and values of an open trial; False where another process sets its values meanwhile."""
+        if values is None or not state.is_finished():
+            return super().set_trial_state_values(trial_id, state, values)
+        try:
+            self._finish(trial_id, state, values)
+        except IntegrityError:
+            return False
+        return True
+
+    def _finish(self, trial_id: int, state: TrialState, values: Sequence[float]) -> None:
+        with _create_scoped_session(self.scoped_session) as session:
+            _put(session, models.TrialValueModel, trial_id, "objective", _value_rows(values))  # SQLite lets one write
+            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            self.check_trial_is_updatable(trial_id, trial.state)
+            trial.state = state
+            trial.datetime_complete = datetime.now()
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Set a user attribute of a trial, later where it is to be written `at_once`."""
+        if trial_id in self._held:
+            self._held[trial_id].attributes[key] = value
+        else:
+            super().set_trial_user_attr(trial_id, key, value)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that a trial runs, later where it is to be written `at_once`; another thread's heart beats meanwhile."""
+        held = self._held.get(trial_id)
+        if held is not None and held.thread == threading.get_ident():
+            held.has_beaten = True
+        else:
+            super().record_heartbeat(trial_id)
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        if trial_id not in self._held:
+            super()._set_trial_param(trial_id, param_name, param_value_internal, distribution, previous_distribution)
+            return
+        if previous_distribution is not None:
+            check_distribution_compatibility(previous_distribution, distribution)
+        held = param_name, param_value_internal, distribution, previous_distribution
+        self._held[trial_id].params.append(held)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Read a trial."""
+        with _create_scoped_session(self.scoped_session) as session:
+            return self._freeze(session, [models.TrialModel.find_or_raise_by_id(trial_id, session)])[0]
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Read the trials of some ids, and all with greater ids than one, in the order of their ids."""
+        trial = models.TrialModel
+        older = sorted(one for one in included_trial_ids if one <= trial_id_greater_than)
+        with _create_scoped_session(self.scoped_session) as session:
+            of_study = session.query(trial).filter(trial.study_id == study_id)
+            found = [
+                one
+                for ids in _parts(older)
+                for one in of_study.filter(trial.trial_id.in_(ids)).order_by(trial.trial_id).all()
+            ]
+            found += of_study.filter(trial.trial_id > trial_id_greater_than).order_by(trial.trial_id).all()
+            if not found:
+                models.StudyModel.find_or_raise_by_id(study_id, session)
+            return self._freeze(session, [one for one in found if states is None or one.state in states])
+
+    @staticmethod
+    def _freeze(session: Any, found: Sequence[Any]) -> list[FrozenTrial]:
+        """Return what the rows of trials and all that belongs to them say."""
+        if not found:
+            return []
+        ids = [one.trial_id for one in found]
+
+        def details(model: Any, *names: str) -> defaultdict[int, list[Any]]:
+            columns = model.__table__.columns
+            wanted = [columns["trial_id"], *(columns[name] for name in names)]
+            order = next(iter(model.__table__.primary_key))
+            rows = defaultdict(list)
+            for part in _parts(ids):
+                asked = sqlalchemy.select(*wanted).where(columns["trial_id"].in_(part)).order_by(order)
+                for trial_id, *row in session.execute(asked):
+                    rows[trial_id].append(row)
+            return rows
+
+        params = details(models.TrialParamModel, "param_name", "param_value", "distribution_json")
+        values = details(models.TrialValueModel, "objective", "value", "value_type")
+        user = details(models.TrialUserAttributeModel, "key", "value_json")
+        system = details(models.TrialSystemAttributeModel, "key", "value_json")
+        steps = details(models.TrialIntermediateValueModel, "step", "intermediate_value", "intermediate_value_type")
+        value_of = models.TrialValueModel.stored_repr_to_value
+        step_value_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+        return [
+            FrozenTrial(
+                number=one.number,
+                state=one.state,
+                value=None,
+                values=[value_of(value, kind) for _, value, kind in sorted(values[one.trial_id])] or None,
+                datetime_start=one.datetime_start,
+                datetime_complete=one.datetime_complete,
+                params={
+                    name: _distribution(text).to_external_repr(value) for name, value, text in params[one.trial_id]
+                },
+                distributions={name: _distribution(text) for name, _, text in params[one.trial_id]},
+                user_attrs={key: json.loads(text) for key, text in user[one.trial_id]},
+                system_attrs={key: json.loads(text) for key, text in system[one.trial_id]},
+                intermediate_values={step: step_value_of(value, kind) for step, value, kind in steps[one.trial_id]},
+                trial_id=one.trial_id,
+            )
+            for one in found
+        ]
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Any
@@ -94,12 +280,6 @@ class Storage(RDBStorage):
             .filter(trial.study_id == study_id)
             .filter(attribute.key == ONCE)
         )
-
-    def set_attributes(self, trial_id: int, attributes: Mapping[str, object]) -> None:
-        """Set user attributes of a trial in one transaction."""
-        with _create_scoped_session(self.scoped_session, True) as session:
-            for key, value in attributes.items():
-                self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
 
     def add_finished(self, study_id: int, trials: Sequence[FrozenTrial], newer_than: int) -> None:
         """Add finished trials in one transaction, but for those that stand among the trials `newer_than` an id.
@@ -138,21 +318,55 @@ class Storage(RDBStorage):
 
 def _details(trial: FrozenTrial) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield the rows of the values, parameters and attributes of a trial."""
-    for objective, told in enumerate(trial.values):
-        value, kind = models.TrialValueModel.value_to_stored_repr(told)
-        yield models.TrialValueModel, {"objective": objective, "value": value, "value_type": kind}
+    for row in _value_rows(trial.values):
+        yield models.TrialValueModel, row
     for name, choice in trial.params.items():
         distribution = trial.distributions[name]
-        stored = {
-            "param_name": name,
-            "param_value": distribution.to_internal_repr(choice),
-            "distribution_json": distribution_to_json(distribution),
-        }
-        yield models.TrialParamModel, stored
-    for key, mark in trial.user_attrs.items():
-        yield models.TrialUserAttributeModel, {"key": key, "value_json": json.dumps(mark)}
-    for key, mark in trial.system_attrs.items():
-        yield models.TrialSystemAttributeModel, {"key": key, "value_json": json.dumps(mark)}
+        yield models.TrialParamModel, _param_row(name, distribution.to_internal_repr(choice), distribution)
+    for row in _attribute_rows(trial.user_attrs):
+        yield models.TrialUserAttributeModel, row
+    for row in _attribute_rows(trial.system_attrs):
+        yield models.TrialSystemAttributeModel, row
+
+
+def _value_rows(values: Sequence[float]) -> list[dict[str, Any]]:
+    stored = [models.TrialValueModel.value_to_stored_repr(value) for value in values]
+    return [
+        {"objective": objective, "value": value, "value_type": kind} for objective, (value, kind) in enumerate(stored)
+    ]
+
+
+def _attribute_rows(attributes: Mapping[str, object]) -> list[dict[str, Any]]:
+    return [{"key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
+
+
+def _param_row(name: str, internal: float, distribution: BaseDistribution) -> dict[str, Any]:
+    return {"param_name": name, "param_value": internal, "distribution_json": distribution_to_json(distribution)}
+
+
+def _put(session: Any, model: Any, trial_id: int, key: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of a trial, in the place of those with the same key."""
+    if not rows:
+        return
+    table = model.__table__
+    same = table.columns["trial_id"] == trial_id, table.columns[key].in_([row[key] for row in rows])
+    # Looked for first: MySQL locks the gap where a row is deleted that is not there, and others' trials with it.
+    if session.execute(sqlalchemy.select(table.columns[key]).where(*same)).first() is not None:
+        session.execute(sqlalchemy.delete(table).where(*same))
+    session.execute(sqlalchemy.insert(table), [{"trial_id": trial_id, **row} for row in rows])
+
+
+@lru_cache(maxsize=1024)
+def _distribution(text: str) -> BaseDistribution:
+    """Return a distribution, the same one for all trials that say it in the same words; nobody changes any."""
+    return json_to_distribution(text)
+
+
+def _parts(ids: Collection[int]) -> Iterator[Sequence[int]]:
+    """Yield ids in as large parts as every database takes in one query."""
+    listed = list(ids)
+    for start in range(0, len(listed), _IDS_PER_QUERY):
+        yield listed[start : start + _IDS_PER_QUERY]
 
 
 def _backend(study: optuna.Study) -> Storage | None:
@@ -170,14 +384,10 @@ def add_finished(study: optuna.Study, trials: Sequence[FrozenTrial], newer_than:
         study.add_trials(trials)
 
 
-def set_attributes(study: optuna.Study, trial_id: int, attributes: Mapping[str, object]) -> None:
-    """Set attributes of a trial that runs, in one transaction where the study's storage has any."""
+def at_once(study: optuna.Study, trial_id: int) -> contextlib.AbstractContextManager[None]:
+    """Write what is suggested and said of a trial in the block by one transaction, where the storage has any."""
     backend = _backend(study)
-    if backend is not None:
-        backend.set_attributes(trial_id, attributes)
-    else:
-        for key, value in attributes.items():
-            study._storage.set_trial_user_attr(trial_id, key, value)
+    return contextlib.nullcontext() if backend is None else backend.at_once(trial_id)
 
 
 def connect(url: str, patience_s: float | None = None) -> Storage:
@@ -209,6 +419,8 @@ def connect(url: str, patience_s: float | None = None) -> Storage:
         if storage.engine.dialect.name == "sqlite":
             with storage.engine.connect() as connection:
                 connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
+            sqlalchemy.event.listen(storage.engine, "connect", _sync_rarely)
+            storage.engine.dispose()  # the connections of before
         else:
             storage.patience_s = PATIENCE_SECONDS if patience_s is None else patience_s
     except ImportError as error:
@@ -247,6 +459,14 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
         ) from None
     except LOST_ERRORS as error:
         raise _cannot_be_used(describe(storage), error) from None
+
+
+def _sync_rarely(connection: Any, _: object) -> None:
+    """Let a transaction not wait for the disk: a power failure may take the last ones back, and no process's end does.
+
+    What they said stands in the study's records, which do wait.
+    """
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def join(url: str, name: str, patience_s: float, should_stop: Callable[[], bool] = lambda: False) -> optuna.Study:

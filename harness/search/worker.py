@@ -325,24 +325,25 @@ class Worker:
         if repeats >= _MAX_REPEATS or rejections >= _MAX_REJECTIONS:
             return self._outcome("exhausted", self._describe_idling(repeats, rejections))
         with self._deciding():
-            trials = self.study.get_trials(deepcopy=False)
-            others = self._running_elsewhere(trials)
+            seen = self.dialogue.read()
+            others = self._running_elsewhere(seen.rest)
             self.read_records()  # after counting: what ends between is counted twice, and not left out
             if len(others) >= budget.networks - len(self.trained):
                 return "waiting"  # what others train may still be stopped, or fail
             # At most one proposal waits at any time, so that an interrupted one is the first of the next run.
-            if not any(trial.state == TrialState.WAITING for trial in trials):
+            if not any(trial.state == TrialState.WAITING for trial in seen.rest):
                 if self._queue_next():
-                    trials = self.study.get_trials(deepcopy=False)
+                    seen = self.dialogue.read()
                 elif self.space.sampler.name == "grid":
                     return "waiting" if others else self._outcome("exhausted", "every point of the grid was proposed")
-            trial = self.dialogue.ask(trials)
+            trial = self.dialogue.ask(seen)
             number = trial.number
-            taken = self.records.keys() | {one.user_attrs.get("record_id") for one in trials}
-            while f"trial-{number:05d}" in taken:  # a new database knows nothing of older records
-                number += 1
-            self._beat(trial)  # before the mark: whoever never beat would never be missed
-            self.dialogue.mark(trial, {"worker": self.mark.values, "record_id": f"trial-{number:05d}"})
+            while (record_id := f"trial-{number:05d}") in self.records or seen.has(record_id):
+                number += 1  # a new database knows nothing of older records
+            with self.dialogue.at_once(trial):
+                self._beat(trial)  # with the mark: whoever never beat would never be missed
+                trial.set_user_attr("worker", self.mark.values)
+                trial.set_user_attr("record_id", record_id)
         with self._beating(trial):
             return self._run_one(trial, number, may_be_known=bool(others))
 
@@ -393,12 +394,13 @@ class Worker:
         """
         record_id = f"trial-{number:05d}"
         try:
-            proposal = self._proposal(record_id, number, self.dialogue.suggest(trial))
+            with self.dialogue.at_once(trial):
+                proposal = self._proposal(record_id, number, self.dialogue.suggest(trial))
+                network = proposal.network_id(self.setup.data)
+                trial.set_user_attr("network", network)
         except UserError as error:  # settings that do not go together, each of them fine alone
             self.dialogue.tell_unfinished(trial, TrialState.PRUNED, str(error))
             return "rejected"
-        network = proposal.network_id(self.setup.data)
-        trial.set_user_attr("network", network)
         self.read_records()
         for other in self._running_elsewhere(self._running()) if may_be_known else ():
             is_known = other.user_attrs.get("record_id") in self.records  # and is being told

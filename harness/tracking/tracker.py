@@ -195,7 +195,9 @@ class MlflowTracker:
             }
             _log_texts(client, run_id, files)
             client.set_terminated(run_id, status=RUN_STATUS[record.state], end_time=finished)
-            whole = {**tags, "harness.complete": content}
+            known = run.data.tags  # a new run has them all
+            whole = {name: value for name, value in tags.items() if known.get(name) != value}
+            whole["harness.complete"] = content
             _log_batches(client, run_id, record_metrics(record), finished, record_params(record), whole)
 
     def _writing(self) -> contextlib.AbstractContextManager[object]:

@@ -21,7 +21,7 @@ import psutil
 from harness.core.environment import observe_environment
 from harness.models import describe_kernels
 from harness.search import SearchSpace, find_space, read_space
-from harness.search.dialogue import Dialogue, Point
+from harness.search.dialogue import Dialogue, Overview, Point
 from harness.search.storage import add_finished, connect
 
 SIZES = (1_000, 10_000, 20_000)  # trials in the study, siblings among them
@@ -45,12 +45,14 @@ def open_dialogue(url: str, name: str, sampler: str) -> Dialogue:
 
 def take_turn(dialogue: Dialogue, name: str) -> None:
     """Say what a worker says of one network."""
-    trials = dialogue.study.get_trials(deepcopy=False)
-    trial = dialogue.ask(trials)
+    trial = dialogue.ask(dialogue.read())
     record = f"{name}-{trial.number}"
-    dialogue.mark(trial, {"worker": {"host": name, "pid": 0}, "record_id": record})
-    values = dialogue.suggest(trial)
-    trial.set_user_attr("network", record)
+    with dialogue.at_once(trial):
+        trial.set_user_attr("worker", {"host": name, "pid": 0})
+        trial.set_user_attr("record_id", record)
+    with dialogue.at_once(trial):
+        values = dialogue.suggest(trial)
+        trial.set_user_attr("network", record)
     dialogue.tell_point(trial, [30.0, 10.0, 1e9], {})
     others = [gamma for gamma in (0.0, 0.25, 0.5, 0.75, 1.0) if gamma != values["routing.gamma"]]
     points = [
@@ -66,7 +68,7 @@ def fill(url: str, name: str, count: int) -> None:
     while (known := len(dialogue.study.get_trials(deepcopy=False))) < count:
         made = []
         for index in range(min(500, count - known)):
-            trial = scratch.ask([])
+            trial = scratch.ask(Overview())
             scratch.suggest(trial)
             mark = f"filled {known + index}"
             values = [30 + (index * 7919 % 1000) / 500, 5 + (index * 104729 % 1000) / 50, 1e9 * (1 + index % 97)]

@@ -130,7 +130,7 @@ def free_port() -> int:
 
 
 class Unacknowledged:
-    """A way to a server on which it is not heard that trials were changed: from the `first` time on, at every 12th."""
+    """A way to a server on which it is not heard that trials were changed: from the `first` time on, at every 7th."""
 
     def __init__(self, port: int, first: int):
         self.first = first
@@ -174,7 +174,7 @@ class Unacknowledged:
                     has_written = False
                     with self._lock:
                         self.commits += 1
-                        if self.commits >= self.first and (self.commits - self.first) % 12 == 0:
+                        if self.commits >= self.first and (self.commits - self.first) % 7 == 0:
                             self.lost += 1
                             is_lost.set()
                 server.sendall(asked)

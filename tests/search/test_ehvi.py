@@ -266,7 +266,7 @@ def test_a_study_of_it_finds_the_front_sooner_than_chance(
             luck = float(random.normal() * 0.02)
             points = routed(space, without_routing(params))
             measured = {str(point): [measure(space, point, luck)[metric] for metric in OBJECTIVES] for point in points}
-            dialogue.mark(trial, {"network": str(number)})
+            trial.set_user_attr("network", str(number))
             own = next(point for point in points if point == params)
             dialogue.tell_point(trial, measured[str(own)], {})
             others = [Point(decode_params(space, point), measured[str(point)], {}) for point in points if point != own]

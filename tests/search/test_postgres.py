@@ -76,7 +76,7 @@ def marked(study: Study, url: str) -> list[FrozenTrial]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1, 13, 2))
+@pytest.mark.parametrize("first", range(1, 8))
 def test_commits_that_are_not_acknowledged(
     make_study: MakeStudy, server: Server, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:

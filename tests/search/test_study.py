@@ -479,7 +479,7 @@ class TestKilledBetweenAnyTwoSteps:
             (optuna.Study, "ask"),
             (optuna.Study, "tell"),
             (Storage, "add_finished"),
-            (Storage, "set_attributes"),
+            (Storage, "write"),
             (optuna.Trial, "suggest_int"),
             (optuna.Trial, "suggest_categorical"),
             (optuna.Trial, "set_user_attr"),

@@ -276,7 +276,8 @@ def test_a_worker_whose_trial_is_taken_over_goes_on_with_the_next(
     assert trials[missed[0].number].state.name == "FAIL"
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL"}
     again = [trial for trial in trials if trial.user_attrs.get("once") == f"again {missed[0].number}"]
-    assert len(again) == 1
+    is_written = moment in ("rung", "an interruption")  # before, nobody knew what it proposed: its place is asked again
+    assert len(again) == is_written
     assert len({record.network_id for record in study.trained}) == len(study.trained) == 2
     assert set(study.told_points().values()) == {1}
     assert len(study.told_points()) == 6
