@@ -32,7 +32,16 @@ from harness.core.configs import CAMixerSRConfig
 from harness.core.constraints import KNOWN_BEFORE_TRAINING, Constraint
 from harness.core.errors import UserError
 from harness.profiling import canonical_macs, count_params
-from harness.search.proposals import Params, count_networks, decode_params, distribution, draw, encode_values, grid
+from harness.search.proposals import (
+    Params,
+    count_networks,
+    decode_params,
+    distribution,
+    draw,
+    encode_values,
+    grid,
+    is_whole,
+)
 from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values, encode
 
 Array = npt.NDArray[np.float64]
@@ -46,6 +55,7 @@ _LENGTHS = (1.0, 2.0, 4.0, 8.0)  # of deviations from a trend, in standard devia
 _BENDS = (0.1, 0.3, 0.6, 0.9)  # share of such deviations in what is no noise
 _NOISES = (0.001, 0.01, 0.05, 0.15, 0.4)  # share of noise
 _LEVEL = 0.3  # variance of the level
+_LEAST_WEIGHT = 1e-3  # of a place of the grid beside the best one, to be averaged over
 _REFERENCE = 1.1  # the reference point: worst value found, and a tenth of the range
 
 
@@ -89,9 +99,8 @@ def propose(
     pool = _find_pool(space, known, random)
     if not pool:
         return {}
-    begun = len(known.closed)
-    if begun < startup_networks:
-        return _spread(space, pool, random, begun, startup_networks)
+    if len(known.trained | known.running) < startup_networks:
+        return _spread(space, pool, random, len(known.closed) % startup_networks, startup_networks)
     return _Proposer(space, known, pool, random).propose()
 
 
@@ -124,13 +133,19 @@ class _Network:
             number
             for name in space.dimensions
             if name not in ROUTING_DIMENSIONS
-            for number in _as_numbers(settings[name.partition(".")[0]][name.partition(".")[2]], space, name)
+            for number in _as_numbers(
+                space, name, settings[name.partition(".")[0]][name.partition(".")[2]], params.get(name)
+            )
         ]
         self.features += [float(np.log(1 + cost)) for cost in (self.known["params"][0], macs[0], macs[-1])]
 
 
-def _as_numbers(value: Any, space: SearchSpace, name: str) -> list[float]:
-    """Return a setting as numbers that surrogates take distances of: logarithms of what is positive throughout."""
+def _as_numbers(space: SearchSpace, name: str, value: Any, code: Any) -> list[float]:
+    """Return a dimension as numbers that surrogates take distances of, from the setting and what stands for it.
+
+    Logarithms of what is positive throughout, lists of whole numbers by their sum and length; a place for each of other
+    choices.
+    """
     dimension = space.dimensions[name]
     listed = dimension.choices if dimension.choices is not None else (dimension.low, dimension.high)
     if all(isinstance(one, list | tuple) and one and all(isinstance(part, int) for part in one) for one in listed):
@@ -138,8 +153,9 @@ def _as_numbers(value: Any, space: SearchSpace, name: str) -> list[float]:
         return [math.log(1 + sum(parts)), math.log(1 + len(parts))]
     if all(isinstance(one, int | float) for one in listed):  # true and false are numbers, too
         is_scale = all(not isinstance(one, bool) and one > 0 for one in listed if one is not None)
-        return [math.log(max(value, 1e-12)) if is_scale else float(value)]
-    return [float(encode(value) == encode(one)) for one in listed]
+        numbers = [math.log(max(one, 1e-12)) if is_scale else float(one) for one in (*listed, value) if one is not None]
+        return [float(np.mean(numbers)), 1.0] if value is None else [numbers[-1], 0.0]
+    return [float(code == encode(one)) for one in listed]
 
 
 class _Known:
@@ -148,6 +164,7 @@ class _Known:
     def __init__(self, space: SearchSpace, trials: Iterable[FrozenTrial]):
         self.networks: dict[str, Params] = {}
         self.closed: set[str] = set()  # trained, begun, stopped, or failed
+        self.trained: set[str] = set()
         self.running: set[str] = set()
         self.refused: set[tuple[str, int]] = set()  # points that a constraint has rejected before training
         self.told: dict[str, dict[tuple[str, int], float]] = {}  # by metric: values of points
@@ -160,7 +177,7 @@ class _Known:
             return places[space.routing_config(decode_params(space, dict(routing)))] if space.routes else 0
 
         for trial in trials:
-            if not trial.params:
+            if not is_whole(space, trial.params):  # it is being suggested just now, or its process was killed then
                 continue
             place = place_of(tuple((name, trial.params[name]) for name in ROUTING_DIMENSIONS if name in trial.params))
             network = {name: code for name, code in trial.params.items() if name not in ROUTING_DIMENSIONS}
@@ -170,6 +187,7 @@ class _Known:
             violations = {name: told for name, told in trial.constraints.items() if name in constraints}
             if is_complete:
                 self.closed.add(point[0])
+                self.trained.add(point[0])
                 for objective, value in zip(space.objectives, trial.values, strict=True):
                     self.told.setdefault(objective.metric, {})[point] = value
                 if all(violation <= 0 for violation in violations.values()):
@@ -251,11 +269,11 @@ def _allowed(space: SearchSpace, network: _Network, known: _Known) -> npt.NDArra
 
 
 def _spread(
-    space: SearchSpace, pool: Sequence[_Network], random: np.random.Generator, begun: int, startup: int
+    space: SearchSpace, pool: Sequence[_Network], random: np.random.Generator, number: int, startup: int
 ) -> dict[str, Any]:
     """Return one of the first networks: from a part of its own of the pool, sorted by MACs."""
     ordered = sorted(pool, key=lambda network: (network.macs[-1], key_of(network.params)))
-    part = np.array_split(np.arange(len(ordered)), startup)[begun]
+    part = np.array_split(np.arange(len(ordered)), startup)[number]
     network = ordered[int(random.choice(part))] if len(part) else ordered[int(random.integers(len(ordered)))]
     return {**network.params, **_routing_params(space, int(random.integers(len(space.routings()))))}
 
@@ -315,8 +333,7 @@ class _Proposer:
             if _is_cost(constraint.metric):
                 costs_PR &= beyond_PR <= 0
         if not costs_PR[: self.candidates].any():  # as near to what is demanded as can be
-            nearest, at = divmod(int(excess_PR[: self.candidates].argmin()), excess_PR.shape[1])
-            return self._params(nearest, at)
+            return self._params(*divmod(int(excess_PR[: self.candidates].argmin()), excess_PR.shape[1]))
         mean_PRM: Array = np.stack([predicted[metric][0] for metric in self.objectives], axis=-1) * self.signs
         measured = np.array(list(self.known.feasible.values())).reshape(-1, len(self.signs)) * self.signs
         improvement = _Improvement(
@@ -345,6 +362,10 @@ class _Proposer:
             hopes = np.array([gain(index, optimism * better) for index in range(self.candidates)])
             if hopes.any():
                 break
+        else:  # nothing speaks for any: what is nearest to feasible, whichever
+            distance = excess_PR[: self.candidates].min(axis=1)
+            nearest = int(self.random.choice(np.flatnonzero(distance <= distance.min() + 1e-9)))
+            return self._params(nearest, int(excess_PR[nearest].argmin()))
         shortlist = np.argsort(-hopes, kind="stable")[:_SHORTLIST]
         draws = self._draw_shifts(len(scores))
         expected = [float(np.mean([gain(int(index), shift) for shift in draws])) for index in shortlist]
@@ -403,7 +424,7 @@ class _Proposer:
         inputs_NF = self._at_routings([(self.trained[name], place) for name, place in points])
         places = range(len(self.pool[0].macs))
         inputs_PF = self._at_routings([(network, place) for network in self.pool for place in places])
-        mean_P1, _ = _regress(inputs_NF, values_N1, inputs_PF)
+        mean_P1, _ = _regress(inputs_NF, values_N1, inputs_PF, with_spread=False)
         mean_PR = np.exp(mean_P1.reshape(len(self.pool), -1))
         return mean_PR, np.zeros(mean_PR.shape)
 
@@ -424,7 +445,7 @@ def _is_cost(metric: str) -> bool:
     return metric.partition("/")[0] in KNOWN_BEFORE_TRAINING
 
 
-def _regress(inputs_NF: Array, values_NR: Array, at_PF: Array) -> tuple[Array, Array]:
+def _regress(inputs_NF: Array, values_NR: Array, at_PF: Array, *, with_spread: bool = True) -> tuple[Array, Array]:
     """Fit Gaussian processes to outputs of one kernel; return mean (P×R) and standard deviation (P), noise included.
 
     The kernel is a level, a linear trend, deviations from it of any shape (Matérn 5/2) and noise. What share each has
@@ -437,31 +458,38 @@ def _regress(inputs_NF: Array, values_NR: Array, at_PF: Array) -> tuple[Array, A
     level_R = values_NR.mean(axis=0)
     width = float(values_NR.std(axis=0).mean()) or 1e-3
     targets_NR = (values_NR - level_R) / width
-    networks = len(inputs_NF)
-    linear_NN, linear_PN = (inputs @ inputs_NF.T / inputs_NF.shape[1] for inputs in (inputs_NF, at_PF))
-    linear_P = np.square(at_PF).mean(axis=1)
+    count, features = inputs_NF.shape
+    linear_NN, linear_PN = (inputs @ inputs_NF.T / features for inputs in (inputs_NF, at_PF))
     distance_NN, distance_PN = (_distances(inputs, inputs_NF) for inputs in (inputs_NF, at_PF))
-    evidence, means, variances = [], [], []
-    for length, bend, noise in itertools.product(_LENGTHS, _BENDS, _NOISES):
-        smooth_NN, smooth_PN = (_matern(distance / length) for distance in (distance_NN, distance_PN))
-        signal = 1.0 - noise
-        covariance_NN = signal * (bend * smooth_NN + (1 - bend) * linear_NN + _LEVEL) + noise * np.eye(networks)
-        cross_PN = signal * (bend * smooth_PN + (1 - bend) * linear_PN + _LEVEL)
-        own_P = signal * (bend + (1 - bend) * linear_P + _LEVEL) + noise
-        root_NN = np.linalg.cholesky(covariance_NN + 1e-9 * np.eye(networks))
-        whitened_NR = np.linalg.solve(root_NN, targets_NR)
-        misfit = float(np.square(whitened_NR).sum(axis=0).mean())
-        shape, rate = 1 + networks / 2, 1 + misfit / 2
-        evidence.append(-np.log(np.diag(root_NN)).sum() - shape * math.log(rate))
-        projected_NP = np.linalg.solve(root_NN, cross_PN.T)
-        means.append(projected_NP.T @ whitened_NR)
-        variances.append(np.maximum(own_P - np.square(projected_NP).sum(axis=0), noise) * rate / shape)
-    weights = np.exp(np.array(evidence) - max(evidence))
+    fits = []
+    for length in _LENGTHS:
+        smooth_NN = _matern(distance_NN / length)
+        for bend, noise in itertools.product(_BENDS, _NOISES):
+            covariance_NN = (1 - noise) * (bend * smooth_NN + (1 - bend) * linear_NN + _LEVEL) + noise * np.eye(count)
+            root_NN = np.linalg.cholesky(covariance_NN + 1e-9 * np.eye(count))
+            whitened_NR = np.linalg.solve(root_NN, targets_NR)
+            misfit = float(np.square(whitened_NR).sum(axis=0).mean())
+            shape, rate = 1 + count / 2, 1 + misfit / 2
+            evidence = -np.log(np.diag(root_NN)).sum() - shape * math.log(rate)
+            fits.append((evidence, length, bend, noise, root_NN, whitened_NR, rate / shape))
+    best = max(evidence for evidence, *_ in fits)
+    fits = [fit for fit in fits if fit[0] > best + math.log(_LEAST_WEIGHT)]
+    weights = np.exp(np.array([evidence - best for evidence, *_ in fits]))
     weights /= weights.sum()
+    smooth_PN = {length: _matern(distance_PN / length) for length in {fit[1] for fit in fits}}
+    means, variances = [], []
+    for _, length, bend, noise, root_NN, whitened_NR, scale in fits:
+        cross_PN = (1 - noise) * (bend * smooth_PN[length] + (1 - bend) * linear_PN + _LEVEL)
+        means.append(cross_PN @ np.linalg.solve(root_NN.T, whitened_NR))
+        if with_spread:
+            own_P = (1 - noise) * (bend + (1 - bend) * np.square(at_PF).mean(axis=1) + _LEVEL) + noise
+            explained_P = np.square(np.linalg.solve(root_NN, cross_PN.T)).sum(axis=0)
+            variances.append(np.maximum(own_P - explained_P, noise) * scale)
     mean_PR = np.einsum("k,kpr->pr", weights, np.array(means))
+    if not with_spread:
+        return mean_PR * width + level_R, np.zeros(len(at_PF))
     between_P = np.einsum("k,kpr->p", weights, np.square(np.array(means) - mean_PR)) / values_NR.shape[1]
-    variance_P = weights @ np.array(variances) + between_P
-    return mean_PR * width + level_R, np.sqrt(variance_P) * width
+    return mean_PR * width + level_R, np.sqrt(weights @ np.array(variances) + between_P) * width
 
 
 def _distances(one_PF: Array, other_NF: Array) -> Array:

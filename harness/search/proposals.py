@@ -126,6 +126,14 @@ def _combine(space: SearchSpace, names: Iterable[str]) -> list[Values]:
     return points
 
 
+def is_whole(space: SearchSpace, params: Params) -> bool:
+    """Whether params hold every dimension that is varied under them."""
+    values = decode_params(space, params)
+    return bool(params) and all(
+        name in params for name, dimension in space.dimensions.items() if _is_varied(dimension, values)
+    )
+
+
 def _is_varied(dimension: Dimension, values: Values) -> bool:
     """Whether the dimension's condition holds under the values of earlier dimensions."""
     return all(

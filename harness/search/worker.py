@@ -340,12 +340,26 @@ class Worker:
             number = trial.number
             while (record_id := f"trial-{number:05d}") in self.records or seen.has(record_id):
                 number += 1  # a new database knows nothing of older records
+            with self._beating(trial):
+                proposal = self._begin(trial, record_id, number)
+        if proposal is None:
+            return "rejected"
+        with self._beating(trial):
+            return self._run_one(trial, proposal, may_be_known=bool(others))
+
+    def _begin(self, trial: Trial, record_id: str, number: int) -> Proposal | None:
+        """Mark a trial and suggest for it, so that whoever proposes next knows of it; None where it is rejected."""
+        try:
             with self.dialogue.at_once(trial):
                 self._beat(trial)  # with the mark: whoever never beat would never be missed
                 trial.set_user_attr("worker", self.mark.values)
                 trial.set_user_attr("record_id", record_id)
-        with self._beating(trial):
-            return self._run_one(trial, number, may_be_known=bool(others))
+                proposal = self._proposal(record_id, number, self.dialogue.suggest(trial))
+                trial.set_user_attr("network", proposal.network_id(self.setup.data))
+        except UserError as error:  # settings that do not go together, each of them fine alone
+            self.dialogue.tell_unfinished(trial, TrialState.PRUNED, str(error))
+            return None
+        return proposal
 
     def _deciding(self) -> FileLock:
         """Return the lock under which workers ask and close: a trial has a mark, and counts, before others look."""
@@ -387,20 +401,12 @@ class Worker:
                 raise
         return False
 
-    def _run_one(self, trial: Trial, number: int, *, may_be_known: bool) -> str:
-        """See a trial through from what is suggested for it; return the state that it ended in.
+    def _run_one(self, trial: Trial, proposal: Proposal, *, may_be_known: bool) -> str:
+        """See a trial through; return the state that it ended in.
 
         `may_be_known`: whether others may be training its network.
         """
-        record_id = f"trial-{number:05d}"
-        try:
-            with self.dialogue.at_once(trial):
-                proposal = self._proposal(record_id, number, self.dialogue.suggest(trial))
-                network = proposal.network_id(self.setup.data)
-                trial.set_user_attr("network", network)
-        except UserError as error:  # settings that do not go together, each of them fine alone
-            self.dialogue.tell_unfinished(trial, TrialState.PRUNED, str(error))
-            return "rejected"
+        network = proposal.network_id(self.setup.data)
         self.read_records()
         for other in self._running_elsewhere(self._running()) if may_be_known else ():
             is_known = other.user_attrs.get("record_id") in self.records  # and is being told
