@@ -1,16 +1,19 @@
 """Proposals by expected hypervolume improvement: what they may be, and that they find what is worth training."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import moocore
 import numpy as np
+import numpy.typing as npt
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.profiling import canonical_macs, count_params
-from harness.search import SearchSpace, read_space
+from harness.search import SearchSpace, ehvi, read_space
 from harness.search.dialogue import Dialogue, Point
 from harness.search.ehvi import _Improvement, propose
 from harness.search.proposals import Params, decode_params, distribution, draw, encode_values, grid
@@ -18,6 +21,7 @@ from harness.search.space import ROUTING_DIMENSIONS
 from harness.search.storage import connect
 from tests.spaces import write_space
 
+Array = npt.NDArray[np.float64]
 DIMENSIONS: dict[str, Any] = {
     "model.groups": {"choices": [[1], [1, 1], [2, 2], [3, 3], [4, 4]]},
     "model.channels": {"low": 8, "high": 48, "step": 4},
@@ -230,6 +234,140 @@ def test_what_is_drawn_belongs_to_the_space(make_space: Callable[..., SearchSpac
             assert sum(params.get(name) != known.get(name) for name in dimensions) <= 3  # two, and what hangs on one
 
 
+def test_the_surrogate_is_an_average_of_gaussian_processes() -> None:
+    """By explicit inverses, and evidence by numerical integration over the variance (prior: inverse gamma(1, 1))."""
+    random = np.random.default_rng(0)
+    inputs, at = random.normal(size=(9, 5)), random.normal(size=(7, 5))
+    values = 28 + 0.2 * inputs[:, :1] + random.normal(size=(9, 1)) * 0.3 + random.normal(size=(9, 3)) * 0.02
+    level, width = values.mean(axis=0), values.std(axis=0).mean()
+    targets = (values - level) / width
+
+    def covariance(one: Array, other: Array, length: float, bend: float) -> Array:
+        scaled = np.sqrt(5) * np.sqrt(np.square(one[:, None] - other[None]).sum(axis=-1)) / length
+        smooth = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+        found: Array = bend * smooth + (1 - bend) * one @ other.T / 5 + ehvi._LEVEL
+        return found
+
+    logarithms = np.linspace(-8, 12, 4001)
+    evidence, means, variances = [], [], []
+    for length, bend, noise in itertools.product(ehvi._LENGTHS, ehvi._BENDS, ehvi._NOISES):
+        known = (1 - noise) * covariance(inputs, inputs, length, bend) + noise * np.eye(9)
+        inverse, cross = np.linalg.inv(known), (1 - noise) * covariance(at, inputs, length, bend)
+        misfit = np.mean([target @ inverse @ target for target in targets.T])
+        density = -4.5 * logarithms - (misfit / 2 + 1) / np.exp(logarithms) - 2 * logarithms + logarithms
+        shift = density.max()
+        evidence.append(np.log(np.exp(density - shift).sum()) + shift - np.linalg.slogdet(known)[1] / 2)
+        means.append(cross @ inverse @ targets)
+        own = np.diag((1 - noise) * covariance(at, at, length, bend)) + noise
+        variances.append((own - np.einsum("pn,nm,pm->p", cross, inverse, cross)) * (1 + misfit / 2) / (1 + 4.5))
+    weights = np.exp(np.array(evidence) - max(evidence))
+    weights = np.where(weights > ehvi._LEAST_WEIGHT, weights, 0)
+    weights /= weights.sum()
+    mean = np.einsum("k,kpr->pr", weights, np.array(means))
+    between = np.einsum("k,kpr->p", weights, np.square(np.array(means) - mean)) / 3
+    found_mean, found_spread = ehvi._regress(inputs, values, at)
+    assert found_mean == pytest.approx(mean * width + level, abs=1e-6)
+    assert found_spread == pytest.approx(np.sqrt(weights @ np.array(variances) + between) * width, rel=1e-5)
+    alone, _ = ehvi._regress(inputs, values, at, with_spread=False)
+    assert alone == pytest.approx(found_mean)
+
+
+def test_a_proposal_is_that_of_the_greatest_expectation(make_space: Callable[..., SearchSpace]) -> None:
+    """Recomputed from the predictions with 200 draws; what the mean alone would choose is another network at times."""
+    space = make_space(objectives=["psnr_db", "macs"])
+    is_of_mean = []
+    for seed in range(4):
+        trials, _ = trained(space, 8, seed)
+        chosen = propose(space, trials, np.random.default_rng(1), 1)
+        known = ehvi._Known(space, trials)
+        pool = ehvi._find_pool(space, known, np.random.default_rng(1))
+        proposer = ehvi._Proposer(space, known, pool, np.random.default_rng(1))
+        (mean, spread), (macs, _) = proposer._predict("psnr_db"), proposer._predict("macs")
+        points = np.array(list(known.feasible.values())) * [-1, 1]
+        every = np.concatenate((points, np.stack((-mean, macs), axis=-1).reshape(-1, 2)))
+        best, span = every.min(axis=0), np.ptp(every, axis=0)
+
+        def gain(scores: Array, costs: Array, front: Array, best: Array = best, span: Array = span) -> float:
+            added = np.concatenate((front, np.stack((-scores, costs), axis=-1)))
+            one, other = (
+                moocore.hypervolume((values - best) / span, ref=[ehvi._REFERENCE] * 2) for values in (added, front)
+            )
+            return float(one - other)
+
+        draws = np.random.default_rng(0).normal(size=200)
+        gains = [
+            np.mean([gain(mean[index] + draw * spread[index], macs[index], points) for draw in draws])
+            for index in range(len(pool))
+        ]
+        place = [network.params for network in pool].index(without_routing(chosen))
+        assert gains[place] >= 0.95 * max(gains)
+        of_mean = [gain(mean[index], macs[index], points) for index in range(len(pool))]
+        is_of_mean.append(place == int(np.argmax(of_mean)))
+    assert not all(is_of_mean)
+
+
+def test_a_network_that_is_being_trained_counts_as_it_is_predicted(make_space: Callable[..., SearchSpace]) -> None:
+    """What one worker is at is not proposed to another, nor what would add nothing to it."""
+    space = make_space(objectives=["psnr_db", "macs"])
+    trials, _ = trained(space, 10)
+    first = propose(space, trials, np.random.default_rng(1), 1)
+    running = told(space, [first], state=TrialState.RUNNING, values=None)
+    second = propose(space, trials + running, np.random.default_rng(1), 1)
+    assert without_routing(second) != without_routing(first)
+    failed = told(space, [first], state=TrialState.FAIL, values=None)
+    assert second != propose(space, trials + failed, np.random.default_rng(1), 1)  # as if it were never there
+
+
+@pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.FAIL])
+def test_a_trial_that_was_not_wholly_suggested_says_nothing(
+    make_space: Callable[..., SearchSpace], state: TrialState
+) -> None:
+    """Its process was killed when it had stored one dimension; the routing of default is none of the space's."""
+    dimensions = {
+        **DIMENSIONS,
+        "routing.gamma": {"choices": [0.0, 1.0]},
+        "routing.policy": {"choices": ["probability"]},
+    }
+    space = make_space(dimensions=dimensions)
+    trials, _ = trained(space, 4)
+    params: Params = {"model.channels": 8}
+    partial = create_trial(
+        state=state, params=params, distributions={"model.channels": distribution(space.dimensions["model.channels"])}
+    )
+    args = (np.random.default_rng(0), 1)
+    assert propose(space, [*trials, partial], *args) == propose(space, trials, np.random.default_rng(0), 1)
+
+
+def test_settings_that_are_null_elsewhere(make_space: Callable[..., SearchSpace]) -> None:
+    """A range under a condition, null where that does not hold; choices that are settings of settings."""
+    space = make_space(
+        training={"steps": 10, "grad_clip_norm": None},
+        dimensions={
+            **DIMENSIONS,
+            "training.grad_clip_norm": {"low": 0.1, "high": 10.0, "log": True, "when": {"model.groups": [[1]]}},
+            "training.schedule": {"choices": [{"name": "constant"}, {"name": "cosine", "warmup_steps": 2}]},
+        },
+    )
+    random = np.random.default_rng(0)
+    drawn = [without_routing(draw(space, random)) for _ in range(20)]
+    features = [ehvi._Network(space, params).features for params in drawn]
+    assert np.isfinite(features).all()
+    by_schedule = {params["training.schedule"]: network[-5:-3] for params, network in zip(drawn, features, strict=True)}
+    assert len(by_schedule) == 2
+    assert len({str(numbers) for numbers in by_schedule.values()}) == 2
+
+
+def test_where_nothing_speaks_for_any_network_seeds_differ(make_space: Callable[..., SearchSpace]) -> None:
+    """A score that none has come to, and that none seems to come to."""
+    space = make_space(constraints=["psnr_db >= 60"])
+    trials, _ = trained(space, 6)
+    found = {str(propose(space, trials, np.random.default_rng(seed), 1)) for seed in range(6)}
+    failed = told(space, [grid(space)[0]], state=TrialState.FAIL, values=None)
+    begun = {str(propose(space, failed, np.random.default_rng(seed), 1)) for seed in range(6)}
+    assert found
+    assert len(begun) > 1
+
+
 def test_an_improvement_is_the_area_that_is_added() -> None:
     """Two objectives from 0 to 1, reference 1.1; by hand."""
     front = np.array([[0.0, 1.0], [1.0, 0.0]])
@@ -248,7 +386,6 @@ def test_a_study_of_it_finds_the_front_sooner_than_chance(
     make_space: Callable[..., SearchSpace], tmp_path: Path
 ) -> None:
     """Through Optuna and its storage, twelve networks of 110: six of the front's best by this against random ones."""
-    import moocore
 
     def run(sampler: str, seed: int) -> float:
         changes = {"sampler": {"name": sampler, "startup_networks": 4}, "seed": seed}

@@ -28,7 +28,7 @@ class Search:
             photographs,
             training={"steps": STEPS, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 1},
             budget={"networks": networks},
-            sampler={"name": "tpe", "startup_networks": 1},
+            sampler={"name": "ehvi", "startup_networks": 1},
         )
         self.command = [sys.executable, "-m", "harness", "search", str(write_space(folder / "tiny.yaml", space))]
         self.command += ["--results", str(folder / "results"), "--threads", "1", "--no-tracking"]

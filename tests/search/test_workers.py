@@ -47,9 +47,13 @@ def assert_is_whole(study: Study, networks: int) -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_workers_share_a_budget(make_study: MakeStudy) -> None:
-    study = make_study(budget={"networks": 4})
+@pytest.mark.parametrize("sampler", ["random", "ehvi"])
+def test_workers_share_a_budget(make_study: MakeStudy, sampler: str) -> None:
+    """By `ehvi` no two propose the same network: whoever proposes knows what others are at."""
+    study = make_study(budget={"networks": 4}, sampler={"name": sampler, "startup_networks": 2})
     outcome = study.run(workers=2)
+    if sampler == "ehvi":
+        assert not study.trials("PRUNED")
     assert (outcome.ending, outcome.networks) == ("finished", 4)
     assert_is_whole(study, 4)
     assert sorted(set(study.seen)) == sorted(study.seen) == sorted(record.record_id for record in study.records)
