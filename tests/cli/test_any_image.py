@@ -78,6 +78,7 @@ def test_8192_by_4096_pixels_take_less_than_3_gib(reference: Path, tmp_path: Pat
     assert read_rgb(tmp_path / "high.png").shape == (4096, 8192, 3)
 
 
+@pytest.mark.slow
 def test_panoramas_from_training_to_upscaling(call: Call, tmp_path: Path) -> None:
     for split, photograph in (("train", "coffee"), ("validation", "rocket")):
         write_png(tmp_path / split / f"{photograph}.png", cut(photograph, 64, 128))

@@ -107,7 +107,9 @@ while True:
 """
 
 
-@pytest.mark.parametrize("url", ["path", "s3", "ftp"], indirect=True)
+@pytest.mark.parametrize(
+    "url", ["path", *(pytest.param(url, marks=pytest.mark.slow) for url in ("s3", "ftp"))], indirect=True
+)
 def test_who_writes_may_be_killed_and_who_reads_sees_no_half(url: str) -> None:
     """A writer is killed in the middle again and again, while another one reads."""
     place = claimed(url)

@@ -54,7 +54,7 @@ def test_demo_split_holds(cache: Path) -> None:
             refuse_overlap(PairedDataset("all", scale, [*train, validation[1]]), validation)
 
 
-@pytest.mark.parametrize("folder", ["T91", "BSDS80"])
+@pytest.mark.parametrize("folder", ["T91", pytest.param("BSDS80", marks=pytest.mark.slow)])
 def test_training_sets_of_the_field_are_accepted_beside_set5(reference: Path, cache: Path, folder: str) -> None:
     for scale in (2, 4):
         train = open_folder(reference / "images" / folder, cache, scale)

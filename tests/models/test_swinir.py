@@ -17,7 +17,7 @@ CONFIGS = {
     "odd window": SwinIRConfig(scale=2, depths=(2,), embed_dim=12, num_heads=3, window=5, image_residual=True),
     "window of 16": SwinIRConfig(scale=2, depths=(2, 1), embed_dim=16, num_heads=2, window=16),
 }
-SIZES = [(1, 1), (5, 8), (8, 23), (17, 8), (40, 61)]
+SIZES = [(1, 1), (8, 23), (40, 61), *(pytest.param(size, marks=pytest.mark.slow) for size in [(5, 8), (17, 8)])]
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])

@@ -89,7 +89,9 @@ def files_of(folder: Path) -> Iterator[Path]:
 # ---- kills ----
 
 
-@pytest.mark.parametrize("url", ["memory", "file", "s3", "ftp"], indirect=True)
+@pytest.mark.parametrize(
+    "url", ["file", "s3", *(pytest.param(url, marks=pytest.mark.slow) for url in ("memory", "ftp"))], indirect=True
+)
 def test_who_goes_on_repeats_one_interval_at_most(make_study: MakeStudy, url: str) -> None:
     """Killed after step 23 of 60, with a checkpoint every 5 steps; all is as it is with checkpoints in the folder."""
     plain = make_study("plain", **SETTINGS)
@@ -118,7 +120,7 @@ def test_who_goes_on_repeats_one_interval_at_most(make_study: MakeStudy, url: st
     assert not any(b"secret" in path.read_bytes() for path in files_of(study.folder.path))
 
 
-@pytest.mark.parametrize("url", ["s3", "ftp"], indirect=True)
+@pytest.mark.parametrize("url", ["ftp", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_deaths_that_get_on_are_not_counted_and_others_are(make_study: MakeStudy, url: str) -> None:
     """As told by the marks of checkpoints: five deaths, each further on, and three more after the last one."""
 

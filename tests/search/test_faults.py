@@ -255,7 +255,7 @@ def test_where_every_network_diverges_the_study_ends_with_the_reason(make_study:
 # ---- files damaged by a crash of the machine ----
 
 
-@pytest.mark.parametrize("damaged", ["checkpoint.pt", "rungs.json"])
+@pytest.mark.parametrize("damaged", ["checkpoint.pt", pytest.param("rungs.json", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rest", [pytest.param(0, marks=pytest.mark.slow), 60])
 def test_damaged_checkpoints_and_rungs_are_thrown_away(make_study: MakeStudy, damaged: str, rest: int) -> None:
     undisturbed = make_study("undisturbed", **RUNGS)
@@ -291,7 +291,7 @@ def test_a_damaged_record_is_named_and_may_be_deleted(make_study: MakeStudy, dam
     assert len(study.trained) == 2
 
 
-@pytest.mark.parametrize("rest", [50, 5000])
+@pytest.mark.parametrize("rest", [50, pytest.param(5000, marks=pytest.mark.slow)])
 def test_a_damaged_database_is_made_again_of_the_records(make_study: MakeStudy, rest: int) -> None:
     study = make_study(budget={"networks": 2})
     study.run()
@@ -335,7 +335,7 @@ class AwayAtRung(Silent):
         return self.since is not None and time.monotonic() - self.since > 3
 
 
-@pytest.mark.parametrize("is_stopped", [True, False])
+@pytest.mark.parametrize("is_stopped", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_storage_that_is_away_at_a_rung_is_no_fault_of_the_network(
     make_study: MakeStudy, patient: Callable[[float], None], is_stopped: bool
 ) -> None:

@@ -82,6 +82,7 @@ def assert_is_whole(search: Search, networks: int) -> None:
         assert not search.study.checkpoint_file(record.network_id).exists()
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_in_the_middle_of_training(tmp_path: Path, photographs: Photographs) -> None:
     search = Search(tmp_path, photographs, networks=2)
 

@@ -45,6 +45,7 @@ def test_a_loop_goes_through_storage_and_folder_and_trains_nothing(prepared: tup
     assert not (study.folder.path / "networks").exists()
 
 
+@pytest.mark.slow
 def test_a_large_folder_is_reported_in_a_process_of_its_own(
     prepared: tuple[Study, dict[str, Any]], tmp_path: Path
 ) -> None:

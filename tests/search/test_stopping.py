@@ -47,6 +47,7 @@ def objectives(record: TrialRecord, index: int) -> list[list[float]]:
     return [[-point.psnr_db, point.macs] for point in record.rungs[index].points]
 
 
+@pytest.mark.slow
 def test_the_best_half_goes_on_at_each_rung(make_study: MakeStudy) -> None:
     study = make_study(**STOPPING, budget={"networks": 3})
     outcome = study.run()
