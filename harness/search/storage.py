@@ -178,6 +178,12 @@ class Storage(RDBStorage):
         held = param_name, param_value_internal, distribution, previous_distribution
         self._held[trial_id].params.append(held)
 
+    def is_running(self, trial_id: int) -> bool:
+        """Whether a trial runs, by one query."""
+        with _create_scoped_session(self.scoped_session) as session:
+            state = session.query(models.TrialModel.state).filter(models.TrialModel.trial_id == trial_id).scalar()
+            return bool(state == TrialState.RUNNING)
+
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read a trial."""
         with _create_scoped_session(self.scoped_session) as session:
@@ -383,6 +389,12 @@ def add_finished(study: optuna.Study, trials: Sequence[FrozenTrial], newer_than:
         backend.add_finished(study._study_id, trials, newer_than)
     else:
         study.add_trials(trials)
+
+
+def is_running(study: optuna.Study, trial_id: int) -> bool:
+    """Whether a trial of ours runs still; in a storage without heartbeats nobody takes it over."""
+    backend = _backend(study)
+    return backend is None or backend.is_running(trial_id)
 
 
 def at_once(study: optuna.Study, trial_id: int) -> contextlib.AbstractContextManager[None]:
