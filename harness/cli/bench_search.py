@@ -25,7 +25,7 @@ def table(
     workers: Annotated[int, typer.Option(min=1, help="Networks trained at once, on one thread each.")] = 2,
     known: Annotated[
         Path | None,
-        typer.Option(help="A table of the same space and images, whose networks need not be trained again."),
+        typer.Option(help="A table of the same space and images, whose whole networks need not be trained again."),
     ] = None,
     results: options.Results = Path("results"),
     out: Annotated[Path | None, typer.Option(help="The table as CSV.  [default: table.csv in the folder]")] = None,
@@ -34,13 +34,14 @@ def table(
     from harness.cli.search import make_setup
     from harness.core.files import write_text
     from harness.search import find_space, read_space
-    from harness.search.table import network_name, plan_table, read_rows, record_table, write_table
+    from harness.search.table import network_name, plan_table, read_rows, record_table, whole, write_table
 
     given = {"data.train": train, "data.validation": validation}
     parsed = read_space(find_space(space), {key: value for key, value in given.items() if value is not None})
+    rows = [] if known is None else read_rows(known, parsed)
+    have = whole(rows, parsed)
+    rows = [row for row in rows if (row["network"], int(row["seed"])) in have]
     setup = make_setup(study, parsed, results, "cpu", 1, download=False)
-    rows = [] if known is None else read_rows(known)
-    have = {(row["network"], int(row["seed"])) for row in rows}
     tasks = plan_table(parsed, seeds=_SEEDS, repeated=_REPEATED)
     missing = sum((network_name(task.values), task.seed) not in have for task in tasks)
     console.print(f"{missing} trainings of {parsed.training_config().steps} steps, in {setup.folder.path}")
@@ -78,7 +79,7 @@ def search(
     from harness.search.space import SamplerConfig
 
     parsed = read_space(find_space(space))
-    known = Table.read(recorded, tuple(one.metric for one in parsed.objectives))
+    known = Table.read(recorded, parsed)
     rules = [_parse_stopping(text) for text in stopping] if stopping else [parsed.stopping]
     names = [name.strip() for name in samplers.split(",")]
     known_names = [name for name in get_args(SamplerConfig.model_fields["name"].annotation) if name != "grid"]

@@ -4,6 +4,7 @@ A replayed study asks and tells as a real one does, through the same `Dialogue`;
 up what the table says of it at every rung, and counts the steps.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from harness.core.errors import UserError
 from harness.search.dialogue import Dialogue, Point
 from harness.search.halving import Points
 from harness.search.space import SearchSpace
-from harness.search.table import network_name, read_rows
+from harness.search.table import COLUMNS, gammas, network_name, plan_table, read_rows, scored
 
 _MOST_REPEATS = 200  # proposals in a row of networks that are known
 
@@ -52,9 +53,31 @@ class Table:
         self.steps = self.scored[-1]
 
     @classmethod
-    def read(cls, path: Path, metrics: tuple[str, ...]) -> "Table":
-        """Read a table's CSV; `UserError` where it is none."""
-        return cls(read_rows(path), metrics)
+    def read(cls, path: Path, space: SearchSpace) -> "Table":
+        """Read a table's CSV; `UserError` where it is none of the whole space and its objectives."""
+        metrics = tuple(one.metric for one in space.objectives)
+        strange = [metric for metric in metrics if metric not in COLUMNS]
+        if strange:
+            known = ", ".join(COLUMNS[COLUMNS.index("psnr_db") :])
+            raise UserError(f"objective {strange[0]}: a table has {known}; give a space with objectives among those")
+        if "routing.gamma" not in space.dimensions:
+            raise UserError(
+                "the space has no dimension routing.gamma; expected one that has, of which there is a table"
+            )
+        rows = read_rows(path, space, any_rungs=True)
+        found = scored(rows)
+        steps = {space.training_config().steps, *(step for places in found.values() for step, _ in places)}
+        expected = set(itertools.product(steps, gammas(space)))
+        networks = [network_name(task.values) for task in plan_table(space, seeds=1, repeated=0)]
+        for network, seed in dict.fromkeys([*((network, 0) for network in networks), *found]):
+            missing = len(expected - found.get((network, seed), set()))
+            if missing:
+                raise UserError(
+                    f"{path}: {missing} of {len(expected)} rows are missing of network {network} with seed {seed}; "
+                    "expected every network of the space at every step and gamma; complete it with "
+                    f"`harness bench table --known {path}`"
+                )
+        return cls(rows, metrics)
 
     def points(self) -> Points:
         """Return all points of all networks at the end."""

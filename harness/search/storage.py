@@ -35,7 +35,7 @@ from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeoutError
 
 from harness.core.errors import OutageError, UserError
 from harness.core.records import StudyRecord
-from harness.core.urls import SHOWN, without_credentials
+from harness.core.urls import SHOWN, without_credentials, without_secrets
 from harness.search.space import SearchSpace
 
 
@@ -52,6 +52,7 @@ _REFUSALS = re.compile(
     "does not exist|authentication failed|no password supplied|pg_hba|permission denied|access denied|unknown database",
     re.IGNORECASE,
 )  # of servers that are there, which say so at the connection, without a code
+_LOGIN = re.compile(r"(?<=://)[^:/]*:[^@]*@")  # as SQLAlchemy reads it
 _IDS_PER_QUERY = 500
 _BUSY_SECONDS = 60  # how long SQLite waits for another writer
 _POSTGRES_DRIVERS = ("psycopg", "psycopg2")
@@ -176,6 +177,12 @@ class Storage(RDBStorage):
             check_distribution_compatibility(previous_distribution, distribution)
         held = param_name, param_value_internal, distribution, previous_distribution
         self._held[trial_id].params.append(held)
+
+    def is_running(self, trial_id: int) -> bool:
+        """Whether a trial runs, by one query."""
+        with _create_scoped_session(self.scoped_session) as session:
+            state = session.query(models.TrialModel.state).filter(models.TrialModel.trial_id == trial_id).scalar()
+            return bool(state == TrialState.RUNNING)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read a trial."""
@@ -384,6 +391,12 @@ def add_finished(study: optuna.Study, trials: Sequence[FrozenTrial], newer_than:
         study.add_trials(trials)
 
 
+def is_running(study: optuna.Study, trial_id: int) -> bool:
+    """Whether a trial of ours runs still; in a storage without heartbeats nobody takes it over."""
+    backend = _backend(study)
+    return backend is None or backend.is_running(trial_id)
+
+
 def at_once(study: optuna.Study, trial_id: int) -> contextlib.AbstractContextManager[None]:
     """Write what is suggested and said of a trial in the block by one transaction, where the storage has any."""
     backend = _backend(study)
@@ -398,7 +411,7 @@ def connect(url: str, patience_s: float | None = None) -> Storage:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are about its own means, not about the study
     options: dict[str, object] = {"pool_pre_ping": True}
-    shown = without_credentials(url, SHOWN)
+    shown = _shown(url)
     try:
         place = sqlalchemy.make_url(url)
         if place.drivername in ("postgres", "postgresql"):
@@ -425,20 +438,20 @@ def connect(url: str, patience_s: float | None = None) -> Storage:
             storage.patience_s = PATIENCE_SECONDS if patience_s is None else patience_s
     except ImportError as error:
         if place.get_backend_name() != "postgresql":
-            raise UserError(f"storage {shown} cannot be used: {explain(error)}") from None
+            raise UserError(f"storage {shown} cannot be used: {explain(error, url)}") from None
         raise UserError(
             f"storage {shown} needs a driver that is not installed; `pip install 'harness[postgres]'` "
             "installs that of postgresql+psycopg://"
         ) from None
     except STORAGE_ERRORS as error:
-        raise _cannot_be_used(shown, error) from None
+        raise _cannot_be_used(url, error) from None
     return storage
 
 
-def _cannot_be_used(where: str, error: BaseException) -> UserError:
+def _cannot_be_used(url: str, error: BaseException) -> UserError:
     """Return what to raise where a storage cannot be used: `OutageError` where it may be later."""
     kind = OutageError if _is_away(error) else UserError
-    return kind(f"storage {where} cannot be used: {explain(error)}")
+    return kind(f"storage {_shown(url)} cannot be used: {explain(error, url)}")
 
 
 def _is_away(error: BaseException) -> bool:
@@ -458,7 +471,7 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
             f"storage {describe(storage)} holds no study {name!r}; begin it with `harness search --storage`"
         ) from None
     except LOST_ERRORS as error:
-        raise _cannot_be_used(describe(storage), error) from None
+        raise _cannot_be_used(_url(storage), error) from None
 
 
 def _sync_rarely(connection: Any, _: object) -> None:
@@ -493,7 +506,7 @@ def open_study(space: SearchSpace, record: StudyRecord, storage: RDBStorage) -> 
             if is_ours:
                 study.set_user_attr("space_hash", record.space_hash)
     except STORAGE_ERRORS as error:
-        raise UserError(f"storage {describe(storage)} cannot be used: {explain(error)}") from None
+        raise UserError(f"storage {describe(storage)} cannot be used: {explain(error, _url(storage))}") from None
     if not is_ours:
         raise UserError(
             f"study {record.name!r} in {describe(storage)} was made with another search space or other images; "
@@ -525,28 +538,47 @@ def patiently(
             time.sleep(1)
 
 
-def explain(error: BaseException) -> str:
+def explain(error: BaseException, url: str = "") -> str:
     """Return the first line of an error's message, or of the database's where Optuna has only general advice.
 
-    Says what to do about an SQLite file that is damaged.
+    The password of a storage's URL is left out. Says what to do about an SQLite file that is damaged.
     """
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if "malformed" in text or "not a database" in text:
         text += "; delete the file, and `harness search` makes it again from the study's records"
-    return without_credentials(text, SHOWN)
+    return without_credentials(without_secrets(text, _password(url)), SHOWN)
 
 
 def lost(storage: BaseStorage, error: BaseException) -> OutageError:
     """Return what to raise where a storage is lost in the middle of a search."""
     backend: RDBStorage = vars(storage).get("_backend", storage)  # what Optuna puts before an RDB for its cache
     return OutageError(
-        f"storage {describe(backend)} failed: {explain(error)}; every finished trial is on disk, and the same "
-        "command goes on from there once the storage is back"
+        f"storage {describe(backend)} failed: {explain(error, _url(backend))}; every finished trial is on disk, and "
+        "the same command goes on from there once the storage is back"
     )
 
 
 def describe(storage: RDBStorage) -> str:
     """Return a storage's URL without its password."""
-    return without_credentials(storage.engine.url.render_as_string(hide_password=False), SHOWN)
+    return _shown(_url(storage))
+
+
+def _url(storage: RDBStorage) -> str:
+    return storage.engine.url.render_as_string(hide_password=False)
+
+
+def _shown(url: str) -> str:
+    """Return a storage's URL without its password."""
+    return without_credentials(_LOGIN.sub(SHOWN, url), SHOWN)
+
+
+def _password(url: str) -> str:
+    """Return the password of a storage's URL, but for one that is a name in it as well: `postgres:postgres@host`."""
+    try:
+        place = sqlalchemy.make_url(url)
+    except (SQLAlchemyError, ValueError):
+        return ""
+    names = (place.username, place.host, place.database)
+    return "" if place.password in names else str(place.password or "")

@@ -7,11 +7,14 @@ goes on with the networks that have none.
 import csv
 import io
 import json
+import math
 import multiprocessing
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from harness.core.configs import RoutingConfig, Rung
 from harness.core.errors import UserError
@@ -22,6 +25,10 @@ from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values
 from harness.trial import Proposal, TrialSetup, Verdict, run_trial
 
 COLUMNS = ("network", "seed", "params", "step", "gamma", "psnr_db", "ssim", "macs", "latency_ms", "latency_ratio")
+
+
+Place = tuple[int, float | None]  # that a network is scored at: step and γ
+_REMEDY = "make one with `harness bench table`"
 
 
 class Task(NamedTuple):
@@ -158,13 +165,97 @@ def write_table(records: Iterable[TrialRecord], known: Sequence[Mapping[str, str
     return text.getvalue()
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a table's CSV; `UserError` where it is none."""
+def read_rows(path: Path, space: SearchSpace, *, any_rungs: bool = False) -> list[dict[str, str]]:
+    """Read the rows of a table of a space's networks; `UserError` where it is none, or one of another space.
+
+    With `any_rungs` it may be scored at other steps than the space's rungs.
+    """
+    places = _places(space)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames is None or not set(COLUMNS) <= set(reader.fieldnames):
-                raise UserError(f"{path}: expected a table with the columns {', '.join(COLUMNS)}")
-            return list(reader)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            if sorted(reader.fieldnames or ()) != sorted(COLUMNS):
+                got = ", ".join(reader.fieldnames or ()) or "nothing"
+                raise UserError(
+                    f"{path}: expected a table with the columns {', '.join(COLUMNS)}, got {got[:200]}; {_REMEDY}"
+                )
+            rows = []
+            for row in reader:
+                _check(row, f"{path}, line {reader.line_num}", places, any_rungs)
+                rows.append(row)
+            return rows
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; make one with `harness bench table`") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}; {_REMEDY}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} is no UTF-8; expected a table as CSV in UTF-8; {_REMEDY}"
+        ) from None
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}; expected a table as CSV; {_REMEDY}") from None
+
+
+def whole(rows: Iterable[Mapping[str, str]], space: SearchSpace) -> set[tuple[str, int]]:
+    """Return the networks, with their seeds, that rows say all of: every rung, and the end, at every γ of the space."""
+    places = _places(space)
+    return {(network, seed) for (network, seed), found in scored(rows).items() if places[network] <= found}
+
+
+def scored(rows: Iterable[Mapping[str, str]]) -> dict[tuple[str, int], set[Place]]:
+    """Return the steps and γ that there are rows of, of each network and seed."""
+    found: defaultdict[tuple[str, int], set[Place]] = defaultdict(set)
+    for row in rows:
+        found[row["network"], int(row["seed"])].add((int(row["step"]), _gamma(row["gamma"])))
+    return found
+
+
+def gammas(space: SearchSpace) -> set[float | None]:
+    """Return every γ that a table has of a network of the space; None of networks that do not route."""
+    return {routing.gamma for routing in space.routings()} if space.routes else {None}
+
+
+def _places(space: SearchSpace) -> dict[str, set[Place]]:
+    """Return the steps and γ that a table has of each network of a space."""
+    places: dict[str, set[Place]] = {}
+    for task in plan_table(space, seeds=1, repeated=0):
+        steps = space.training_config(task.values).steps
+        rungs = () if space.stopping is None else space.stopping.rungs(steps, 1)
+        places[network_name(task.values)] = set(product([*(rung.step for rung in rungs), steps], gammas(space)))
+    return places
+
+
+def _gamma(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _check(row: dict[str, str], where: str, places: Mapping[str, set[Place]], any_rungs: bool) -> None:
+    """Refuse a row that is none, or none of the space's."""
+    filled = sum(value is not None for name, value in row.items() if name is not None)
+    cells = filled + len(row.get(cast(str, None), ()))  # where `csv` puts cells beyond the last column
+    if cells != len(COLUMNS):
+        raise UserError(f"{where}: {cells} cells; expected {len(COLUMNS)}, as many as columns; {_REMEDY}")
+    for name in COLUMNS[1:]:
+        kind = "a whole number" if name in ("seed", "params", "step") else "a number"
+        try:
+            number = (int if kind == "a whole number" else float)(row[name] or ("0" if name == "gamma" else ""))
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{where}: {name} is {row[name]!r}; expected {kind}; {_REMEDY}")
+    if row["network"] not in places:
+        raise UserError(
+            f"{where}: {row['network']!r} is none of the space's {len(places)} networks; expected a table of the "
+            f"space; {_REMEDY}"
+        )
+    place = int(row["step"]), _gamma(row["gamma"])
+    known = places[row["network"]]
+    steps, known_gammas = sorted({step for step, _ in known}), {gamma for _, gamma in known}
+    if place[1] not in known_gammas:
+        listed = ", ".join(
+            "none" if one is None else f"{one:g}" for one in sorted(known_gammas, key=lambda one: one or 0)
+        )
+        raise UserError(f"{where}: gamma is {row['gamma']!r}; expected one of the space's ({listed}); {_REMEDY}")
+    if place not in known and not (any_rungs and 0 < place[0] < steps[-1]):
+        raise UserError(
+            f"{where}: scored at step {place[0]}; expected the space's rungs and end "
+            f"({', '.join(map(str, steps))}); {_REMEDY}"
+        )

@@ -32,7 +32,7 @@ from harness.core.records import PointRecord, TrialRecord
 from harness.search.dialogue import Dialogue, Point, key, relative_violation
 from harness.search.proposals import Params, count_networks, decode_params, encode_values, grid
 from harness.search.space import SearchSpace, Values
-from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, lost, patience_of, patiently
+from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, is_running, lost, patience_of, patiently
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup, Verdict, abandon, answer_from, clear_up, run_trial
 
@@ -58,6 +58,10 @@ class SearchOutcome:
     ending: Ending
     reason: str
     networks: int
+
+
+class _TakenOverError(TrainingInterruptedError):
+    """The trial was taken over while it trained: its worker had been missed."""
 
 
 class Mark:
@@ -127,7 +131,8 @@ class Worker:
         self.trained: dict[str, TrialRecord] = {}
         self.stopped: dict[str, TrialRecord] = {}
         self.failures: Counter[str] = Counter()  # by network
-        self.steps = 0  # of training, in all records
+        self.steps = 0  # of training, in all records; once for a network that two have trained
+        self._is_taken_over = threading.Event()  # the trial that is run
         self.plan = self._plan()
         self.read_records()
 
@@ -147,12 +152,15 @@ class Worker:
         self.records[record.record_id] = record
         if record.kind != "trial":
             return
+        is_twice = record.state == "complete" and record.network_id in self.trained
         if record.state == "complete":
             self.trained[record.network_id] = record
         elif record.state == "stopped":
             self.stopped[record.network_id] = record
         elif record.state == "failed":
             self.failures[record.network_id] += 1 if record.error_type not in _FINAL else _MAX_RETRIES + 1
+        if is_twice:
+            return
         if record.state == "complete" and record.training is not None:
             self.steps += record.training.steps
         elif record.rungs:
@@ -289,7 +297,10 @@ class Worker:
                     raise
                 time.sleep(1)
                 continue
-            except UpdateFinishedTrialError:  # its heart was not heard, and whoever missed it has taken the trial over
+            except (
+                UpdateFinishedTrialError,
+                _TakenOverError,
+            ):  # its heart was not heard by whoever took the trial over
                 continue
             if isinstance(state, SearchOutcome):
                 return state
@@ -450,14 +461,23 @@ class Worker:
                     raise TrainingInterruptedError(f"stopped at the rung of step {rung.step}") from error
                 raise lost(self.study._storage, error) from error
 
+        def should_stop() -> bool:
+            if (
+                self._is_taken_over.is_set()
+            ):  # raised, and not returned, so that nothing is saved over what the other has
+                raise _TakenOverError("its trial was taken over")
+            return self.should_stop()
+
         try:
             record = self.run_trial(
                 self.setup,
                 proposal,
                 judge=None if self.setup.stopping is None else judge,
                 progress=self.progress,
-                should_stop=self.should_stop,
+                should_stop=should_stop,
             )
+        except _TakenOverError:  # whoever took it over has proposed it again
+            raise
         except (TrainingInterruptedError, OutageError):  # the next run takes this proposal up first
             try:
                 self.dialogue.queue({**trial.params}, once=_again(trial))
@@ -482,7 +502,8 @@ class Worker:
 
     @contextlib.contextmanager
     def _beating(self, trial: Trial) -> Iterator[None]:
-        """Let a trial's heart beat in the storage while the block runs, where it can."""
+        """Let a trial's heart beat in the storage while the block runs, where it can; see whether it is taken over."""
+        self._is_taken_over.clear()
         done = threading.Event()
 
         def beat() -> None:
@@ -491,6 +512,8 @@ class Worker:
                 pause = BEAT_SECONDS
                 try:
                     self._beat(trial)
+                    if not is_running(self.study, trial._trial_id):
+                        self._is_taken_over.set()
                 except LOST_ERRORS:  # a storage that is away may come back
                     pause = _RETRY_SECONDS
 

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,8 @@ from harness.models.fused import swinir as fused_swinir
 from harness.models.swinir import SwinIR
 from harness.profiling import canonical_macs, parse_device
 from tests.cli.conftest import Call
+from tests.photographs import Photographs
+from tests.spaces import tiny_space, write_space
 from tests.tiny_pairs import TRAIN, tiny_pairs
 
 TINY = CAMixerSRConfig(channels=8, window=4, groups=(1, 1))
@@ -341,3 +344,29 @@ def test_mistakes_take_one_line(call: Call) -> None:
     case = TrainingCase(name="tiny", model=TINY, batch_size=2, patch_size=64)
     with pytest.raises(UserError, match="no image of tiny"):
         measure_training(case, tiny_pairs(TRAIN, 4), EFFORT)
+
+
+@pytest.mark.slow
+def test_a_table_that_was_cut_off_is_completed(call: Call, tmp_path: Path, photographs: Photographs) -> None:
+    dimensions = {"model.channels": {"choices": [8, 12]}, "routing.gamma": {"choices": [0.0, 1.0]}}
+    space = write_space(tmp_path / "tiny.yaml", tiny_space(photographs, dimensions=dimensions))
+    results = ["--results", tmp_path / "results", "--workers", "1"]
+    first = call("bench", "table", space, *results)
+    assert "6 trainings of 2 steps" in first.out, first
+    whole = tmp_path / "results" / "bench-search" / "table.csv"
+    lines = whole.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 6 * 2
+    cut = tmp_path / "cut.csv"
+    cut.write_text("\n".join(lines[:-1]), encoding="utf-8")
+    out = tmp_path / "completed.csv"
+    completed = call("bench", "table", space, *results, "--study", "again", "--known", cut, "--out", out)
+    assert "1 trainings of 2 steps" in completed.out, completed
+    assert len(out.read_text(encoding="utf-8").splitlines()) == len(lines)
+    assert call("bench", "search", out, "--space", space, "--seeds", "2", "--networks", "2").code == 0
+    cut.write_text(lines[0] + "\n" + lines[1].replace(",0,", ",zero,", 1), encoding="utf-8")
+    for refused in (
+        call("bench", "table", space, *results, "--known", cut),
+        call("bench", "search", cut, "--space", space),
+    ):
+        assert refused.code == 2
+        assert "cut.csv, line 2: seed is 'zero'; expected a whole number" in refused.mistake

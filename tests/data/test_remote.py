@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from harness.core.configs import DataConfig
 from harness.core.errors import UserError
 from harness.data import PairedDataset, open_dataset
 from harness.data.remote import copy_folder
@@ -57,6 +58,19 @@ def test_it_is_the_dataset_of_the_folder(
     assert remote.content_hash == local.content_hash
     assert remote.name == local.name
     assert [pair.name for pair in remote] == [pair.name for pair in local]
+
+
+def test_archives_in_folders_with_an_at_sign_are_told_apart(tmp_path: Path, photographs: Path) -> None:
+    copies = []
+    for owner, photo in (("one", "photo0.png"), ("two", "photo1.png")):
+        archive = tmp_path / f"{owner}@work" / "p.zip"
+        archive.parent.mkdir()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.write(photographs / photo, f"photos/{photo}")
+        url = f"zip://photos::{archive}"
+        assert DataConfig(train=url).train == url
+        copies.append(copy_folder(url, tmp_path / "cache", scale=2))
+    assert [sorted(path.name for path in copy.glob("*.png")) for copy in copies] == [["photo0.png"], ["photo1.png"]]
 
 
 def test_only_what_changed_is_fetched_again(photographs: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from harness.core.configs import StoppingConfig
 from harness.core.errors import UserError
 from harness.search import SearchSpace, read_space
 from harness.search.simulation import Table, compare_searches, replay
-from harness.search.table import COLUMNS, network_name, plan_table, record_table, write_table
+from harness.search.table import COLUMNS, network_name, plan_table, read_rows, record_table, whole, write_table
 from tests.search.conftest import MakeStudy
 from tests.spaces import write_space
 
@@ -118,13 +118,91 @@ def test_reliability_is_that_of_the_numbers() -> None:
     assert noisy[0].seed_spread == pytest.approx(0.5 * 0.75, rel=0.35)  # of the best of three
 
 
-def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+def written(path: Path, table: list[dict[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+    return path
+
+
+def test_what_is_no_table_is_refused(space: SearchSpace, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("a,b\n1,2\n", encoding="utf-8")
-    with pytest.raises(UserError, match="expected a table with the columns network, seed"):
-        Table.read(path, ("psnr_db",))
+    with pytest.raises(UserError, match=r"expected a table with the columns network, seed.*got a, b; make one with"):
+        Table.read(path, space)
     with pytest.raises(UserError, match="make one with `harness bench table`"):
-        Table.read(tmp_path / "none.csv", ("psnr_db",))
+        Table.read(tmp_path / "none.csv", space)
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="got nothing"):
+        Table.read(path, space)
+    path.write_bytes(written(path, rows(0.0)).read_text(encoding="utf-8").encode("utf-16"))
+    with pytest.raises(UserError, match="byte 0 is no UTF-8"):
+        Table.read(path, space)
+    lines = written(path, rows(0.0)).read_text(encoding="utf-8").splitlines()
+    for change, says in ((lines[1] + ",5", "11 cells"), (lines[1].rpartition(",")[0], "9 cells")):
+        path.write_text("\n".join([lines[0], change, *lines[2:]]), encoding="utf-8")
+        with pytest.raises(UserError, match=f"table.csv, line 2: {says}; expected 10"):
+            Table.read(path, space)
+    path.write_text("\n".join(f"{line},5" for line in lines), encoding="utf-8")
+    with pytest.raises(UserError, match="expected a table with the columns"):
+        Table.read(path, space)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "says"),
+    [
+        ("seed", "", "seed is ''; expected a whole number"),
+        ("seed", "x", "seed is 'x'; expected a whole number"),
+        ("step", "1e1", "step is '1e1'; expected a whole number"),
+        ("psnr_db", "nan", "psnr_db is 'nan'; expected a number"),
+        ("network", "{}", "'{}' is none of the space's 36 networks"),
+        ("gamma", "0.75", r"gamma is '0.75'; expected one of the space's \(0, 0.5, 1\)"),
+        ("gamma", "", "gamma is ''; expected one of the space's"),
+        ("step", "20", r"scored at step 20; expected the space's rungs and end \(10, 30, 90\)"),
+        ("step", "270", r"scored at step 270; expected"),
+    ],
+)
+def test_rows_that_are_none_of_the_space_are_refused(
+    space: SearchSpace, tmp_path: Path, column: str, cell: str, says: str
+) -> None:
+    table = rows(0.0)
+    table[2][column] = cell
+    path = written(tmp_path / "table.csv", table)
+    with pytest.raises(UserError, match=f"table.csv, line 4: {says}") as caught:
+        read_rows(path, space.model_copy(update={"stopping": STOPPING}))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_is_known_with_all_its_rows(space: SearchSpace, tmp_path: Path) -> None:
+    space = space.model_copy(update={"stopping": STOPPING})
+    table = rows(0.0)
+    path = written(tmp_path / "table.csv", table)
+    everything = whole(read_rows(path, space), space)
+    assert len(everything) == 72
+    assert len(Table.read(path, space).entries) == 36
+    for left_out in (3, 7, 8):  # a row of a rung, and two of the end
+        cut = table[:left_out] + table[left_out + 1 :]
+        written(path, cut)
+        assert everything - whole(read_rows(path, space), space) == {(table[0]["network"], 0)}
+        with pytest.raises(UserError, match=r"1 of 9 rows are missing of network .* with seed 0; expected .* --known"):
+            Table.read(path, space)
+    written(path, table[18:])
+    with pytest.raises(UserError, match="9 of 9 rows are missing"):
+        Table.read(path, space)
+    written(path, [])
+    with pytest.raises(UserError, match="3 of 3 rows are missing"):
+        Table.read(path, space)
+
+
+def test_a_space_that_tables_know_nothing_of_is_refused(space: SearchSpace, tmp_path: Path) -> None:
+    path = written(tmp_path / "table.csv", rows(0.0))
+    dimensions = {name: one for name, one in space.dimensions.items() if name != "routing.gamma"}
+    with pytest.raises(UserError, match=r"no dimension routing\.gamma"):
+        Table.read(path, space.model_copy(update={"dimensions": dimensions}))
+    peak = space.objectives[0].model_copy(update={"metric": "peak_memory_bytes"})
+    with pytest.raises(UserError, match="objective peak_memory_bytes: a table has psnr_db, ssim"):
+        Table.read(path, space.model_copy(update={"objectives": (peak,)}))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, create_trial
 
 from harness.core.errors import UserError
-from harness.search.storage import ONCE, add_finished, at_once, connect
+from harness.search.storage import ONCE, add_finished, at_once, connect, explain
 
 
 def siblings(count: int = 4) -> list[FrozenTrial]:
@@ -183,3 +183,25 @@ def test_trials_are_read_as_optuna_reads_them(tmp_path: Path) -> None:
         assert ours._get_trials(*arguments) == theirs._get_trials(*arguments)
     with pytest.raises(KeyError):
         ours.get_all_trials(study._study_id + 1)
+
+
+@pytest.mark.parametrize(
+    ("login", "shown"),
+    [
+        ("nas:54/secret", "…@"),
+        ("nas:54 3/my secret", "…@"),
+        ("nas:my%20secret", "…@"),
+        ("nas:secret://x", "…@"),
+    ],
+)
+def test_a_password_is_not_told_of_a_storage(login: str, shown: str) -> None:
+    with pytest.raises(UserError, match=f"storage nosuch://{shown}host/studies") as caught:
+        connect(f"nosuch://{login}@host/studies")
+    assert "secret" not in str(caught.value)
+    said = explain(RuntimeError(f"no host {login} for 'my secret'"), f"nosuch://{login}@host/studies?pass=secret")
+    assert login.partition(":")[2] not in said
+
+
+def test_names_stay_that_are_the_password_too() -> None:
+    said = explain(RuntimeError('database "postgres" does not exist'), "postgresql://postgres:postgres@host/postgres")
+    assert said == 'database "postgres" does not exist'

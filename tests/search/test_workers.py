@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from optuna.trial import Trial
 from harness.core.errors import UserError
 from harness.core.records import StudyRecord
 from harness.core.study_folder import StudyFolder
-from harness.search import join_search, read_study_space, worker
-from harness.search.storage import connect
+from harness.search import join_search, read_space, read_study_space, worker
+from harness.search.storage import Storage, connect
 from harness.search.worker import Mark
 from tests.photographs import Photographs
 from tests.search.conftest import MakeStudy, Study, wait_for
@@ -283,6 +284,65 @@ def test_a_worker_whose_trial_is_taken_over_goes_on_with_the_next(
     assert set(study.told_points().values()) == {1}
     assert len(study.told_points()) == 6
     assert not any(record.state == "failed" for record in study.records)
+
+
+def test_a_training_ends_whose_trial_is_taken_over(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker was suspended while it trained: it leaves the checkpoint alone, and queues and records nothing."""
+    monkeypatch.setattr(worker, "_LISTEN_SECONDS", LISTEN_S)
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.1)
+    study = make_study(budget={"networks": 2}, training={**LONG, "checkpoint_interval": 10})
+    url = f"sqlite:///{study.folder.database.resolve()}"
+    suggest, record_heartbeat = Trial._suggest, Storage.record_heartbeat
+    is_awake = threading.Event()
+    is_awake.set()
+    current: list[Trial] = []
+    missed: list[Trial] = []
+
+    def suggest_and_name(trial: Trial, *arguments: Any) -> Any:
+        current.append(trial)
+        return suggest(trial, *arguments)
+
+    def beat_when_awake(storage: Storage, trial_id: int) -> None:
+        if threading.current_thread().name == "heartbeat":
+            is_awake.wait()
+        record_heartbeat(storage, trial_id)
+
+    def suspend_once() -> bool:
+        if missed:
+            time.sleep(0.1 * (current[-1].number == missed[0].number))  # some beats before its end
+        elif list(study.folder.path.glob("networks/*/checkpoint.pt")):
+            missed.append(current[-1])
+            is_awake.clear()
+            take_over(study, url, current[-1])
+            is_awake.set()
+        return False
+
+    monkeypatch.setattr(Trial, "_suggest", suggest_and_name)
+    monkeypatch.setattr(Storage, "record_heartbeat", beat_when_awake)
+    outcome = study.run(should_stop=suspend_once)
+    assert (outcome.ending, outcome.networks) == ("finished", 2)
+    trials = study.trials()
+    assert trials[missed[0].number].state.name == "FAIL"
+    (again,) = [trial for trial in trials if trial.user_attrs.get("once") == f"again {missed[0].number}"]
+    assert again.state.name == "COMPLETE"
+    (record,) = [one for one in study.records if one.network_id == again.user_attrs["network"]]
+    assert record.record_id == again.user_attrs["record_id"]
+    assert record.training_result is not None
+    assert record.training_result.resumed_from[0] % 10 == 0
+    assert_is_whole(study, 2)
+
+
+def test_steps_of_a_network_that_two_have_trained_count_once(make_study: MakeStudy) -> None:
+    study = make_study(budget={"networks": 1})
+    study.run()
+    space = read_space(study.space_file)
+    (record,) = study.trained
+    study.folder.write_trial(record.model_copy(update={"record_id": "trial-00009", "number": 9}))
+    with Mark() as mark:
+        view = worker.Worker(space, study.setup(space), study.database(), mark)
+    assert len(view.records) == len(study.records) == 2 + len(space.baselines)
+    assert record.training is not None
+    assert view.steps == record.training.steps
 
 
 def test_a_heart_beats_while_its_trial_is_suggested(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
