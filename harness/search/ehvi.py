@@ -234,13 +234,18 @@ def _find_pool(space: SearchSpace, known: _Known, random: np.random.Generator) -
     for name, network in sorted(found.items()):
         if name in known.closed:
             continue
-        try:
-            candidate = _Network(space, network)
-        except UserError:
-            continue
-        if _allowed(space, candidate, known).any():
+        candidate = _build(space, network)
+        if candidate is not None and _allowed(space, candidate, known).any():
             pool.append(candidate)
     return pool
+
+
+def _build(space: SearchSpace, params: Params) -> _Network | None:
+    """Return a network; None where its settings do not go together."""
+    try:
+        return _Network(space, params)
+    except UserError:
+        return None
 
 
 def _front(space: SearchSpace, known: _Known) -> list[str]:
@@ -301,8 +306,8 @@ class _Proposer:
         self.constraints = space.parsed_constraints()
         self.policies = sorted({routing.policy for routing in space.routings()})
         self.trained = {name: _Network(space, known.networks[name]) for name in self._choose_trained()}
-        running = [_Network(space, known.networks[name]) for name in sorted(known.running - self.trained.keys())]
-        self.pool, self.candidates = [*pool, *running], len(pool)
+        begun = (_build(space, known.networks[name]) for name in sorted(known.running - self.trained.keys()))
+        self.pool, self.candidates = [*pool, *(network for network in begun if network is not None)], len(pool)
         features = np.array([network.features for network in (*self.pool, *self.trained.values())])
         self.centre, self.width = features.mean(axis=0), features.std(axis=0)
         self.width[self.width < 1e-9] = 1.0
