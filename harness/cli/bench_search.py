@@ -63,7 +63,9 @@ def table(
 def search(
     recorded: Annotated[Path, typer.Argument(help="A table that `harness bench table` has made.")],
     space: Annotated[str, typer.Option(help="The space that it is of.")] = "bench_search",
-    samplers: Annotated[str, typer.Option(help="Samplers, each with and without early stopping.")] = "ehvi,tpe,random,nsga2",
+    samplers: Annotated[
+        str, typer.Option(help="Samplers, each with and without early stopping.")
+    ] = "ehvi,tpe,random,nsga2",
     stopping: Annotated[
         list[str] | None,
         typer.Option(metavar="GRACE:FACTOR", help="Early stopping; several times.  [default: the space's]"),
