@@ -45,6 +45,13 @@ class FrozenConfig(BaseModel):
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
 
 
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Leave a field that is None out of the JSON, so that configs without it keep the hash of before it existed."""
+    if values[name] is None:
+        del values[name]
+    return values
+
+
 class RoutingConfig(FrozenConfig):
     """Which windows get attention; a setting of a trained network, changed without retraining.
 
@@ -93,12 +100,38 @@ class RoutingConfig(FrozenConfig):
         return self.policy if self.policy in ("threshold", "schedule") else f"{self.policy} γ={self.gamma:g}"
 
 
+class BlockWidths(FrozenConfig):
+    """The channels inside one block of a CAMixerSR, where pruning has left fewer than the paper's.
+
+    `mixer`: values, both depthwise convolutions and what is projected out. `query`: queries and keys. `predictor`: its
+    features. `offsets`: what offsets are made from. `ffn`: each of the two halves of the FFN's expansion.
+    """
+
+    mixer: Annotated[int, Field(ge=1)]
+    query: Annotated[int, Field(ge=1)]
+    predictor: Annotated[int, Field(ge=1)]
+    offsets: Annotated[int, Field(ge=0)]
+    ffn: Annotated[int, Field(ge=1)]
+
+
+class LayerWidths(FrozenConfig):
+    """The channels inside one layer of a SwinIR, where pruning has left fewer than the paper's.
+
+    `query`: queries and keys of each head; `value`: values of each head; `mlp`: the MLP's hidden features.
+    """
+
+    query: Annotated[int, Field(ge=1)]
+    value: Annotated[int, Field(ge=1)]
+    mlp: Annotated[int, Field(ge=1)]
+
+
 class CAMixerSRConfig(FrozenConfig):
     """CAMixerSR (CVPR 2024): `groups` blocks per group, `channels` features, `window` pixels a side, `scale` times.
 
     The defaults are the released Base network. `scaled_attention` divides the scores by √channels as algorithm 1 of the
     supplementary writes and the released network does not. `image_residual` adds the bicubic upscaled input to the
-    output (off in the paper). The five last switches are the paper's ablations.
+    output (off in the paper). The five last switches are the paper's ablations. `widths`, one for each block, say what
+    pruning has left inside the blocks; `channels` are those of the features that run through all of them.
     """
 
     family: Literal["camixersr"] = "camixersr"
@@ -113,6 +146,7 @@ class CAMixerSRConfig(FrozenConfig):
     offsets: bool = True
     global_condition: bool = True
     window_condition: bool = True
+    widths: tuple[BlockWidths, ...] | None = None
     routing: RoutingConfig = RoutingConfig()
 
     @model_validator(mode="after")
@@ -125,10 +159,34 @@ class CAMixerSRConfig(FrozenConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _widths_fit_blocks(self) -> Self:
+        if self.widths is not None and len(self.widths) != self.num_blocks:
+            raise ValueError(
+                f"widths has {len(self.widths)} values, but groups {self.groups} have {self.num_blocks} blocks"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_widths(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), "widths")
+
     @property
     def num_blocks(self) -> int:
         """The number of blocks in all groups."""
         return sum(self.groups)
+
+    @property
+    def condition_channels(self) -> int:
+        """The channels of the global and the window condition, which a predictor sees beside the values."""
+        return 2 * self.global_condition + 2 * self.window_condition
+
+    def block_widths(self, block: int) -> BlockWidths:
+        """Return the channels inside a block: the paper's where nothing is pruned."""
+        if self.widths is not None:
+            return self.widths[block]
+        channels, seen = self.channels, self.channels + self.condition_channels
+        return BlockWidths(mixer=channels, query=channels, predictor=seen // 4, offsets=seen // 8, ffn=channels)
 
     def reads_predictor(self, block: int) -> bool:
         """Whether anything at inference depends on the predictor of a block; if not, it is dead."""
@@ -142,11 +200,15 @@ class CAMixerSRConfig(FrozenConfig):
 
     def label(self) -> str:
         """Return a short name such as 'C24 groups 1-1 M16'."""
-        return f"C{self.channels} groups {'-'.join(map(str, self.groups))} M{self.window}"
+        pruned = " pruned" if self.widths else ""
+        return f"C{self.channels} groups {'-'.join(map(str, self.groups))} M{self.window}{pruned}"
 
 
 class SwinIRConfig(FrozenConfig):
-    """SwinIR with the pixel-shuffle-direct upsampler; the defaults are SwinIR-light."""
+    """SwinIR with the pixel-shuffle-direct upsampler; the defaults are SwinIR-light.
+
+    `widths`, one for each layer, say what pruning has left inside the layers; `mlp_ratio` then says nothing.
+    """
 
     family: Literal["swinir"] = "swinir"
     scale: Scale = 4
@@ -156,19 +218,40 @@ class SwinIRConfig(FrozenConfig):
     window: Annotated[int, Field(ge=2, le=64)] = 8
     mlp_ratio: Annotated[float, Field(gt=0)] = 2.0
     image_residual: bool = False
+    widths: tuple[LayerWidths, ...] | None = None
 
     @model_validator(mode="after")
     def _heads_divide_channels(self) -> Self:
-        if self.embed_dim % self.num_heads:
+        if self.widths is None and self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         return self
+
+    @model_validator(mode="after")
+    def _widths_fit_layers(self) -> Self:
+        if self.widths is not None and len(self.widths) != sum(self.depths):
+            raise ValueError(
+                f"widths has {len(self.widths)} values, but depths {self.depths} have {sum(self.depths)} layers"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_widths(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), "widths")
+
+    def layer_widths(self, layer: int) -> LayerWidths:
+        """Return the channels inside a layer, counted from 0 over the whole network."""
+        if self.widths is not None:
+            return self.widths[layer]
+        of_head = self.embed_dim // self.num_heads
+        return LayerWidths(query=of_head, value=of_head, mlp=int(self.embed_dim * self.mlp_ratio))
 
     def label(self) -> str:
         """Return a short name."""
         default = SwinIRConfig(scale=self.scale, image_residual=self.image_residual)
-        return (
-            "SwinIR-light" if self == default else f"SwinIR C{self.embed_dim} depths {'-'.join(map(str, self.depths))}"
-        )
+        if self == default:
+            return "SwinIR-light"
+        pruned = " pruned" if self.widths else ""
+        return f"SwinIR C{self.embed_dim} depths {'-'.join(map(str, self.depths))}{pruned}"
 
 
 class BicubicConfig(FrozenConfig):

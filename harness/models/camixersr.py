@@ -2,8 +2,9 @@
 
 Shape suffixes: B batch, C channels, H W the padded low-resolution size, M window side, L = M² tokens of a window,
 N = (H/M)(W/M) windows, R rows and Q columns of windows (N = R·Q), K hard windows of the whole batch, X = B·N, D
-predictor inputs, E = D // 4 predictor features, S blocks. Features are kept channels-last (x_BHWC): pointwise
-convolutions are linear maps, LayerNorm is the native one and depthwise convolutions run channels-last.
+predictor inputs, E predictor features, V channels of values, S blocks. The paper's E is D // 4, its V is C; pruning
+leaves fewer. Features are kept channels-last (x_BHWC): pointwise convolutions are linear maps, LayerNorm is the native
+one and depthwise convolutions run channels-last.
 """
 
 from typing import Any, NamedTuple
@@ -96,17 +97,16 @@ class Predictor(nn.Module):
     slope = _SLOPE
     max_offset = 8.0  # pixels
 
-    def __init__(self, config: CAMixerSRConfig):
+    def __init__(self, config: CAMixerSRConfig, block: int):
         super().__init__()
-        C, M = config.channels, config.window
-        D = C + 2 * config.global_condition + 2 * config.window_condition
-        E = D // 4
+        widths, M = config.block_widths(block), config.window
+        E = widths.predictor
         self.window = M
-        self.trunk = nn.Linear(D, E)
+        self.trunk = nn.Linear(widths.mixer + config.condition_channels, E)
         self.trunk_norm = nn.LayerNorm(E, eps=_EPS)
-        self.offsets_hidden = nn.Linear(E, D // 8) if config.offsets else None
-        self.offsets_out = nn.Linear(D // 8, 2) if config.offsets else None
-        self.channel_attention = nn.Linear(E, C) if config.channel_attention else None
+        self.offsets_hidden = nn.Linear(E, widths.offsets) if config.offsets else None
+        self.offsets_out = nn.Linear(widths.offsets, 2) if config.offsets else None
+        self.channel_attention = nn.Linear(E, widths.mixer) if config.channel_attention else None
         self.spatial_attention = nn.Conv2d(E, 1, 3, padding=1) if config.spatial_attention else None
         self.routing_hidden = nn.Linear(M * M, M)
         self.routing_out = nn.Linear(M, 2)
@@ -126,7 +126,7 @@ class Predictor(nn.Module):
 
     @part_of("predictor")
     def attend_channels(self, features_BHWE: Tensor) -> Tensor | None:
-        """Return channel attention (B×1×1×C) in (0, 1)."""
+        """Return channel attention (B×1×1×V) in (0, 1)."""
         if self.channel_attention is None:
             return None
         return torch.sigmoid(self.channel_attention(features_BHWE.mean(dim=(1, 2), keepdim=True)))
@@ -152,17 +152,18 @@ class CAMixer(nn.Module):
 
     def __init__(self, config: CAMixerSRConfig, block: int):
         super().__init__()
-        C = config.channels
+        C, widths = config.channels, config.block_widths(block)
+        V = widths.mixer
         self.block = block
         self.window = config.window
         self.attention_scale = C**-0.5 if config.scaled_attention else 1.0
-        self.predictor = Predictor(config)
-        self.value = nn.Linear(C, C)
-        self.query = nn.Linear(C, C)
-        self.key = nn.Linear(C, C)
-        self.depthwise = nn.Conv2d(C, C, 3, padding=1, groups=C)
-        self.depthwise_dilated = nn.Conv2d(C, C, 3, padding=2, dilation=2, groups=C)
-        self.out = nn.Linear(C, C)
+        self.predictor = Predictor(config, block)
+        self.value = nn.Linear(C, V)
+        self.query = nn.Linear(C, widths.query)
+        self.key = nn.Linear(C, widths.query)
+        self.depthwise = nn.Conv2d(V, V, 3, padding=1, groups=V)
+        self.depthwise_dilated = nn.Conv2d(V, V, 3, padding=2, dilation=2, groups=V)
+        self.out = nn.Linear(V, C)
 
     @part_of("attention")
     def forward(
@@ -173,42 +174,42 @@ class CAMixer(nn.Module):
         mode: MixerMode,
     ) -> tuple[Tensor, Tensor]:
         """Mix; return the features (B×H×W×C) and each image's share of hard windows (B)."""
-        features_BHWE = value_BHWC = apply(self.value, x_BHWC, mode)
+        features_BHWE = value_BHWV = apply(self.value, x_BHWC, mode)
         if self.training or self.block not in plan.unread:
             with component("predictor"):
-                conditions = value_BHWC if condition_BHWX is None else torch.cat((value_BHWC, condition_BHWX), dim=-1)
+                conditions = value_BHWV if condition_BHWX is None else torch.cat((value_BHWV, condition_BHWX), dim=-1)
                 features_BHWE = self.predictor.features(conditions, mode)
         if self.training:
             gumbel_BN2 = None if mode.gumbel_SBN2 is None else mode.gumbel_SBN2[self.block]
             with component("predictor"):
                 mask_BN = draw_mask(self.predictor.route(features_BHWE), gumbel_BN2)
             mix = self._mix_densely if mode.is_dense else self._mix_sparsely
-            mixed_BHWC = mix(x_BHWC, value_BHWC, features_BHWE, mask_BN, mode)
+            mixed_BHWV = mix(x_BHWC, value_BHWV, features_BHWE, mask_BN, mode)
             hard_share_B = mask_BN.mean(dim=1)
         else:
             select = self._mix_selected if mode.is_literal else self._mix_gathered
-            mixed_BHWC, hard_share_B = select(x_BHWC, value_BHWC, features_BHWE, plan, mode)
+            mixed_BHWV, hard_share_B = select(x_BHWC, value_BHWV, features_BHWE, plan, mode)
         with component("convolution"):
-            channel_B11C = self.predictor.attend_channels(features_BHWE)
+            channel_B11V = self.predictor.attend_channels(features_BHWE)
             if mode.runs_kernels:
-                convolved = fused.convolve_mixed(mixed_BHWC, channel_B11C, self.depthwise, self.depthwise_dilated)
+                convolved = fused.convolve_mixed(mixed_BHWV, channel_B11V, self.depthwise, self.depthwise_dilated)
             else:
-                convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWC)))
-                if channel_B11C is not None:
-                    convolved = convolved * channel_B11C
-                convolved = convolved + mixed_BHWC
+                convolved = F.gelu(convolve(self.depthwise_dilated, convolve(self.depthwise, mixed_BHWV)))
+                if channel_B11V is not None:
+                    convolved = convolved * channel_B11V
+                convolved = convolved + mixed_BHWV
         return apply(self.out, convolved, mode), hard_share_B
 
     def _mix_selected(
-        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan, mode: MixerMode
+        self, x_BHWC: Tensor, value_BHWV: Tensor, features_BHWE: Tensor, plan: RoutingPlan, mode: MixerMode
     ) -> tuple[Tensor, Tensor]:
         """Inference, literal: attention for the selected windows, spatial attention for the others."""
         B, H, W, C = x_BHWC.shape
-        M = self.window
+        M, V = self.window, value_BHWV.shape[-1]
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
-        mixed_BHWC = value_BHWC.clone() if spatial_BHW1 is None else value_BHWC * spatial_BHW1
+        mixed_BHWV = value_BHWV.clone() if spatial_BHW1 is None else value_BHWV * spatial_BHW1
         if plan.routing.never_attends(self.block):
-            return mixed_BHWC, x_BHWC.new_zeros(B)  # offsets, logits, q and k are dead by construction
+            return mixed_BHWV, x_BHWC.new_zeros(B)  # offsets, logits, q and k are dead by construction
         if plan.mask_SBN is not None:
             mask_BN = plan.mask_SBN[self.block]  # the logits are dead
         else:
@@ -216,16 +217,16 @@ class CAMixer(nn.Module):
             mask_BN = select_windows(logits_BN2, plan.routing, self.block, plan.importance_BN)
         keyed_BHWC = self._warped_sum(x_BHWC, features_BHWE)
         image_K, row_K, column_K = mask_BN.view(B, H // M, W // M).nonzero(as_tuple=True)
-        query_KLC = apply(self.query, as_windows(x_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C), mode)
-        key_KLC = apply(self.key, as_windows(keyed_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C), mode)
-        value_KLC = as_windows(value_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C)
-        attended_KLC = self._attend(query_KLC, key_KLC, value_KLC)
-        windows_BRQMMC = as_windows(mixed_BHWC, M)
-        windows_BRQMMC[image_K, row_K, column_K] = attended_KLC.view(-1, M, M, C).to(mixed_BHWC.dtype)
-        return mixed_BHWC, mask_BN.to(x_BHWC.dtype).mean(dim=1)
+        query_KLQ = apply(self.query, as_windows(x_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C), mode)
+        key_KLQ = apply(self.key, as_windows(keyed_BHWC, M)[image_K, row_K, column_K].view(-1, M * M, C), mode)
+        value_KLV = as_windows(value_BHWV, M)[image_K, row_K, column_K].view(-1, M * M, V)
+        attended_KLV = self._attend(query_KLQ, key_KLQ, value_KLV)
+        windows_BRQMMV = as_windows(mixed_BHWV, M)
+        windows_BRQMMV[image_K, row_K, column_K] = attended_KLV.view(-1, M, M, V).to(mixed_BHWV.dtype)
+        return mixed_BHWV, mask_BN.to(x_BHWC.dtype).mean(dim=1)
 
     def _mix_gathered(
-        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan, mode: MixerMode
+        self, x_BHWC: Tensor, value_BHWV: Tensor, features_BHWE: Tensor, plan: RoutingPlan, mode: MixerMode
     ) -> tuple[Tensor, Tensor]:
         """Inference: `_mix_selected` with offsets, warp, q and k of the hard windows only.
 
@@ -233,12 +234,12 @@ class CAMixer(nn.Module):
         NaN, so is the result; the CPU kernels raise an error there.
         """
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
-        mixed_BHWC = value_BHWC.clone() if spatial_BHW1 is None else value_BHWC * spatial_BHW1
+        mixed_BHWV = value_BHWV.clone() if spatial_BHW1 is None else value_BHWV * spatial_BHW1
         windows_K3, hard_share_B = self._find_windows(x_BHWC, features_BHWE, plan)
         if len(windows_K3):
-            attended_KLC, segments_KM = self._attend_windows(x_BHWC, value_BHWC, features_BHWE, windows_K3, mode)
-            _write_windows(mixed_BHWC, segments_KM, attended_KLC)
-        return mixed_BHWC, hard_share_B
+            attended_KLV, segments_KM = self._attend_windows(x_BHWC, value_BHWV, features_BHWE, windows_K3, mode)
+            _write_windows(mixed_BHWV, segments_KM, attended_KLV)
+        return mixed_BHWV, hard_share_B
 
     @part_of("predictor")
     def _find_windows(self, x_BHWC: Tensor, features_BHWE: Tensor, plan: RoutingPlan) -> tuple[Tensor, Tensor]:
@@ -267,23 +268,23 @@ class CAMixer(nn.Module):
         return windows_BK3.view(-1, 3), first_BN.mean(dim=1)
 
     def _mix_densely(
-        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor, mode: MixerMode
+        self, x_BHWC: Tensor, value_BHWV: Tensor, features_BHWE: Tensor, mask_BN: Tensor, mode: MixerMode
     ) -> Tensor:
         """Training: every window takes both paths, weighted by the straight-through mask."""
         B, H, W, C = x_BHWC.shape
-        M = self.window
-        mask_X1C = mask_BN.reshape(-1, 1, 1).to(x_BHWC.dtype)
+        M, V = self.window, value_BHWV.shape[-1]
+        mask_X11 = mask_BN.reshape(-1, 1, 1).to(x_BHWC.dtype)
         keyed_BHWC = self._warped_sum(x_BHWC, features_BHWE)
-        query = apply(self.query, as_windows(x_BHWC, M).reshape(-1, M * M, C) * mask_X1C, mode)
-        key = apply(self.key, as_windows(keyed_BHWC, M).reshape(-1, M * M, C) * mask_X1C, mode)
-        value = as_windows(value_BHWC, M).reshape(-1, M * M, C)
+        query = apply(self.query, as_windows(x_BHWC, M).reshape(-1, M * M, C) * mask_X11, mode)
+        key = apply(self.key, as_windows(keyed_BHWC, M).reshape(-1, M * M, C) * mask_X11, mode)
+        value = as_windows(value_BHWV, M).reshape(-1, M * M, V)
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
         simple = value if spatial_BHW1 is None else value * as_windows(spatial_BHW1, M).reshape(-1, M * M, 1)
-        mixed = mask_X1C * self._attend(query, key, value) + (1 - mask_X1C) * simple
-        return from_windows(mixed.view(B, H // M, W // M, M, M, C))
+        mixed = mask_X11 * self._attend(query, key, value) + (1 - mask_X11) * simple
+        return from_windows(mixed.view(B, H // M, W // M, M, M, V))
 
     def _mix_sparsely(
-        self, x_BHWC: Tensor, value_BHWC: Tensor, features_BHWE: Tensor, mask_BN: Tensor, mode: MixerMode
+        self, x_BHWC: Tensor, value_BHWV: Tensor, features_BHWE: Tensor, mask_BN: Tensor, mode: MixerMode
     ) -> Tensor:
         """Training: attention for the hard windows only, with the result and the gradients of `_mix_densely`."""
         B, H, W, _ = x_BHWC.shape
@@ -291,23 +292,23 @@ class CAMixer(nn.Module):
         windows_K3 = (mask_BN.detach() > 0.5).view(B, R, Q).nonzero()
         image_K, row_K, column_K = windows_K3.unbind(1)
         mask_K11 = mask_BN.view(B, R, Q)[image_K, row_K, column_K][:, None, None].to(x_BHWC.dtype)
-        attended_KLC, segments_KM = self._attend_windows(x_BHWC, value_BHWC, features_BHWE, windows_K3, mode, mask_K11)
+        attended_KLV, segments_KM = self._attend_windows(x_BHWC, value_BHWV, features_BHWE, windows_K3, mode, mask_K11)
         spatial_BHW1 = self.predictor.attend_space(features_BHWE)
         if spatial_BHW1 is None:
-            spatial_BHW1 = value_BHWC.new_ones(B, H, W, 1)
-        mixed: Tensor = _MaskedMix.apply(value_BHWC, spatial_BHW1, attended_KLC, mask_BN, segments_KM)  # type: ignore[no-untyped-call]
+            spatial_BHW1 = value_BHWV.new_ones(B, H, W, 1)
+        mixed: Tensor = _MaskedMix.apply(value_BHWV, spatial_BHW1, attended_KLV, mask_BN, segments_KM)  # type: ignore[no-untyped-call]
         return mixed
 
     def _attend_windows(
         self,
         x_BHWC: Tensor,
-        value_BHWC: Tensor,
+        value_BHWV: Tensor,
         features_BHWE: Tensor,
         windows_K3: Tensor,
         mode: MixerMode,
         mask_K11: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the attention of some windows (K×L×C) and their row segments (K×M).
+        """Return the attention of some windows (K×L×V) and their row segments (K×M).
 
         Offsets, warp, q and k are those of these windows only; q and k are made of features times `mask_K11`.
         """
@@ -322,39 +323,40 @@ class CAMixer(nn.Module):
             keyed_KLC = sum_rows(x_BHWC.reshape(-1, C), rows_KL5, weights_KL5).view(-1, M * M, C)
         if mask_K11 is not None:
             x_KLC, keyed_KLC = x_KLC * mask_K11, keyed_KLC * mask_K11
-        value_KLC = _gather_windows(value_BHWC, segments_KM)
-        return self.attend(x_KLC, keyed_KLC, value_KLC, head_width(C, x_BHWC.device), mode), segments_KM
+        value_KLV = _gather_windows(value_BHWV, segments_KM)
+        width = head_width(max(self.query.out_features, value_KLV.shape[-1]), x_BHWC.device)
+        return self.attend(x_KLC, keyed_KLC, value_KLV, width, mode), segments_KM
 
-    def attend(self, x_KLC: Tensor, keyed_KLC: Tensor, value_KLC: Tensor, width: int, mode: MixerMode) -> Tensor:
+    def attend(self, x_KLC: Tensor, keyed_KLC: Tensor, value_KLV: Tensor, width: int, mode: MixerMode) -> Tensor:
         """Return the attention of windows with queries of `x_KLC` and keys of `keyed_KLC`.
 
         All three are continued by zeros to `width` channels, which changes nothing: the scores get zeros added.
         """
-        C = value_KLC.shape[-1]
-        query_KLC = apply(self.query, x_KLC, mode, width)
-        key_KLC = apply(self.key, keyed_KLC, mode, width)
-        value_KLC = F.pad(value_KLC, (0, width - C)) if width > C else value_KLC
-        if not len(value_KLC):  # not every kernel takes a batch of none
-            return (query_KLC + key_KLC + value_KLC.to(query_KLC.dtype))[..., :C]
-        parts = zip(*(torch.split(part, MOST_ATTENDED) for part in (query_KLC, key_KLC, value_KLC)), strict=True)
+        V = value_KLV.shape[-1]
+        query_KLQ = apply(self.query, x_KLC, mode, width)
+        key_KLQ = apply(self.key, keyed_KLC, mode, width)
+        value_KLV = F.pad(value_KLV, (0, width - V)) if width > V else value_KLV
+        if not len(value_KLV):  # not every kernel takes a batch of none
+            return (query_KLQ + key_KLQ + value_KLV.to(query_KLQ.dtype))[..., :V]
+        parts = zip(*(torch.split(part, MOST_ATTENDED) for part in (query_KLQ, key_KLQ, value_KLV)), strict=True)
         attended = [self._attend(*part) for part in parts]
-        return (attended[0] if len(attended) == 1 else torch.cat(attended))[..., :C]
+        return (attended[0] if len(attended) == 1 else torch.cat(attended))[..., :V]
 
     def _warped_sum(self, x_BHWC: Tensor, features_BHWE: Tensor) -> Tensor:
         """Return x + X̃, what keys are made of; x alone where the offsets are ablated."""
         offsets_BHW2 = self.predictor.predict_offsets(features_BHWE)
         return x_BHWC if offsets_BHW2 is None else x_BHWC + warp(x_BHWC, offsets_BHW2).to(x_BHWC.dtype)
 
-    def _attend(self, query_XLC: Tensor, key_XLC: Tensor, value_XLC: Tensor) -> Tensor:
+    def _attend(self, query_XLQ: Tensor, key_XLQ: Tensor, value_XLV: Tensor) -> Tensor:
         """Single-head attention inside each window."""
         attended = F.scaled_dot_product_attention(
-            query_XLC[:, None], key_XLC[:, None], value_XLC[:, None].to(query_XLC.dtype), scale=self.attention_scale
+            query_XLQ[:, None], key_XLQ[:, None], value_XLV[:, None].to(query_XLQ.dtype), scale=self.attention_scale
         )
         return attended[:, 0]
 
 
 def head_width(channels: int, device: torch.device) -> int:
-    """Return how many channels the one head of attention gets on a device."""
+    """Return how many channels a head of attention that has so many gets on a device."""
     return channels if device.type == "cpu" else -(-channels // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
 
 
@@ -413,37 +415,37 @@ class _MaskedMix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, value_BHWC: Tensor, spatial_BHW1: Tensor, attended_KLC: Tensor, mask_BN: Tensor, segments_KM: Tensor
+        ctx: Any, value_BHWV: Tensor, spatial_BHW1: Tensor, attended_KLV: Tensor, mask_BN: Tensor, segments_KM: Tensor
     ) -> Tensor:
-        mixed_BHWC = value_BHWC * spatial_BHW1
-        _write_windows(mixed_BHWC, segments_KM, attended_KLC)
-        ctx.save_for_backward(value_BHWC, spatial_BHW1, attended_KLC, segments_KM)
+        mixed_BHWV = value_BHWV * spatial_BHW1
+        _write_windows(mixed_BHWV, segments_KM, attended_KLV)
+        ctx.save_for_backward(value_BHWV, spatial_BHW1, attended_KLV, segments_KM)
         ctx.mask_dtype = mask_BN.dtype
-        return mixed_BHWC
+        return mixed_BHWV
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BHWC: Tensor) -> tuple[Tensor | None, ...]:
-        value_BHWC, spatial_BHW1, attended_KLC, segments_KM = ctx.saved_tensors
-        B, _, W, C = value_BHWC.shape
+    def backward(ctx: Any, grad_BHWV: Tensor) -> tuple[Tensor | None, ...]:
+        value_BHWV, spatial_BHW1, attended_KLV, segments_KM = ctx.saved_tensors
+        B, _, W, V = value_BHWV.shape
         K, M = segments_KM.shape
-        grad_BHWC = grad_BHWC.contiguous()
+        grad_BHWV = grad_BHWV.contiguous()
         segments = segments_KM.view(-1)
-        attended_grad_KLC = _segments(grad_BHWC, M).index_select(0, segments).view(K, M * M, C)
-        spatial_grad_BHW1 = (grad_BHWC * value_BHWC).sum(dim=-1, keepdim=True)
-        value_grad_BHWC = grad_BHWC * spatial_BHW1
+        attended_grad_KLV = _segments(grad_BHWV, M).index_select(0, segments).view(K, M * M, V)
+        spatial_grad_BHW1 = (grad_BHWV * value_BHWV).sum(dim=-1, keepdim=True)
+        value_grad_BHWV = grad_BHWV * spatial_BHW1
         # The gradient of m: attention minus the simple path, over all values of the window.
         simple_BRQ = as_windows(spatial_grad_BHW1 * spatial_BHW1, M).sum(dim=(3, 4, 5))
-        uniform_BRQ = (as_windows(grad_BHWC, M).sum(dim=(3, 4)) * as_windows(value_BHWC, M).mean(dim=(3, 4))).sum(
+        uniform_BRQ = (as_windows(grad_BHWV, M).sum(dim=(3, 4)) * as_windows(value_BHWV, M).mean(dim=(3, 4))).sum(
             dim=-1
         )
         attention_BN = uniform_BRQ.view(-1).to(ctx.mask_dtype)
         window_K = (segments_KM[:, 0] // (M * (W // M))) * (W // M) + segments_KM[:, 0] % (W // M)
-        attention_BN[window_K] = (attended_grad_KLC * attended_KLC).sum(dim=(1, 2)).to(ctx.mask_dtype)
+        attention_BN[window_K] = (attended_grad_KLV * attended_KLV).sum(dim=(1, 2)).to(ctx.mask_dtype)
         mask_grad_BN = attention_BN.view(B, -1) - simple_BRQ.view(B, -1).to(ctx.mask_dtype)
-        _segments(value_grad_BHWC, M).index_fill_(0, segments, 0)
+        _segments(value_grad_BHWV, M).index_fill_(0, segments, 0)
         _segments(spatial_grad_BHW1, M).index_fill_(0, segments, 0)
-        return value_grad_BHWC, spatial_grad_BHW1, attended_grad_KLC, mask_grad_BN, None
+        return value_grad_BHWV, spatial_grad_BHW1, attended_grad_KLV, mask_grad_BN, None
 
 
 def _segments(map_BHWX: Tensor, window: int) -> Tensor:
@@ -452,13 +454,16 @@ def _segments(map_BHWX: Tensor, window: int) -> Tensor:
 
 
 class GatedFFN(nn.Module):
-    """The convolutional feed-forward network: 1×1 C→2C, depthwise 3×3, GELU(a)·b, 1×1 C→C; no biases."""
+    """The convolutional feed-forward network: 1×1 C→2F, depthwise 3×3, GELU(a)·b, 1×1 F→C; no biases.
 
-    def __init__(self, channels: int):
+    The paper's F is C; pruning leaves fewer.
+    """
+
+    def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.expand = nn.Linear(channels, 2 * channels, bias=False)
-        self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels, bias=False)
-        self.project = nn.Linear(channels, channels, bias=False)
+        self.expand = nn.Linear(channels, 2 * hidden, bias=False)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
+        self.project = nn.Linear(hidden, channels, bias=False)
 
     @part_of("ffn")
     def forward(self, x_BHWC: Tensor, mode: MixerMode) -> Tensor:
@@ -484,7 +489,7 @@ class Block(nn.Module):
         super().__init__()
         self.mixer = CAMixer(config, block)
         self.norm1 = nn.LayerNorm(config.channels, eps=_EPS)
-        self.ffn = GatedFFN(config.channels)
+        self.ffn = GatedFFN(config.channels, config.block_widths(block).ffn)
         self.norm2 = nn.LayerNorm(config.channels, eps=_EPS)
 
     def forward(
@@ -578,7 +583,7 @@ class CAMixerSR(SRNetwork):
         plan = plan_routing(config.routing, padded_BCHW, (h, w), config.window, importance_BHW)
         blocks = range(config.num_blocks)
         plan = plan._replace(unread=frozenset(block for block in blocks if not config.reads_predictor(block)))
-        if fused.suits(self, input_BCHW):
+        if config.widths is None and fused.suits(self, input_BCHW):
             image_BCHW, hard_share_SB = fused.restore_camixersr(self, input_BCHW, padded_BCHW, plan)
         else:
             image_BCHW, hard_share_SB = self._restore_plainly(padded_BCHW, plan, generator)

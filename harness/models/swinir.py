@@ -1,7 +1,8 @@
 """SwinIR with the pixel-shuffle-direct upsampler; its default config is SwinIR-light, the baseline of every comparison.
 
 Shape suffixes: B batch, C channels, H W the padded size, M window side, L = M² tokens of a window, X windows and
-T = X·L tokens of a chunk or of the batch, K kinds of windows (see `lay_out`), A heads, d = C / A.
+T = X·L tokens of a chunk or of the batch, K kinds of windows (see `lay_out`), A heads, each of d channels of queries
+and keys and e of values: C / A unless pruned.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.core.configs import SwinIRConfig
+from harness.core.configs import LayerWidths, SwinIRConfig
 from harness.models import fused
 from harness.models.bicubic import upscale_bicubic
 from harness.models.camixersr import MOST_ATTENDED, as_windows, convolve, head_width, to_channels_last
@@ -85,11 +86,12 @@ def lay_out(x_BHWC: Tensor, window: int) -> tuple[Windows, Windows]:
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows with a learnt relative position bias."""
 
-    def __init__(self, channels: int, num_heads: int, window: int):
+    def __init__(self, channels: int, num_heads: int, window: int, widths: LayerWidths):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.widths = widths
+        self.qkv = nn.Linear(channels, num_heads * (2 * widths.query + widths.value))
+        self.proj = nn.Linear(num_heads * widths.value, channels)
         self.position_bias = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.position_bias, std=0.02)
         self.register_buffer("position_index", relative_position_index(window), persistent=False)
@@ -114,43 +116,50 @@ class WindowAttention(nn.Module):
         projected: Tensor = self.proj(self._attend(x_XLC.reshape(-1, C).t(), bias_AXLL))
         return projected.view(X, L, C)
 
+    def split(self, qkv: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Split queries, keys and values, one after the other along a dimension."""
+        d, e = self.num_heads * self.widths.query, self.num_heads * self.widths.value
+        query, key, value = torch.split(qkv, [d, d, e], dim)
+        return query, key, value
+
     def attend_at_once(self, x_XLC: Tensor, bias_AXLL: Tensor) -> Tensor:
-        """Return the heads' results side by side (X×L×C) by one call, for which accelerators have fused kernels."""
-        X, L, C = x_XLC.shape
-        d = C // self.num_heads
-        width = head_width(d, x_XLC.device)
-        qkv_XL3Ad = F.pad(self.qkv(x_XLC).view(X, L, 3, self.num_heads, d), (0, width - d))
-        query_XALd, key_XALd, value_XALd = qkv_XL3Ad.permute(2, 0, 3, 1, 4).unbind()
+        """Return the heads' results side by side (X×L×Ae) by one call, for which accelerators have fused kernels."""
+        X, L, _ = x_XLC.shape
+        d, e = self.widths.query, self.widths.value
+        width = head_width(max(d, e), x_XLC.device)
+        query_XALd, key_XALd, value_XALd = (
+            F.pad(part.view(X, L, self.num_heads, -1), (0, width - channels)).transpose(1, 2)
+            for part, channels in zip(self.split(self.qkv(x_XLC), -1), (d, d, e), strict=True)
+        )
         bias_XALL = bias_AXLL.transpose(0, 1).to(query_XALd.dtype).expand(X, -1, -1, -1)
         attended_XALd = F.scaled_dot_product_attention(
             query_XALd, key_XALd, value_XALd, attn_mask=bias_XALL, scale=d**-0.5
         )
-        return attended_XALd[..., :d].transpose(1, 2).reshape(X, L, C)
+        return attended_XALd[..., :e].transpose(1, 2).reshape(X, L, -1)
 
     def _attend(self, x_CT: Tensor, bias_AXLL: Tensor) -> Tensor:
-        """Return the heads' results side by side (T×C)."""
-        C, L = len(x_CT), bias_AXLL.shape[-1]
+        """Return the heads' results side by side (T×Ae)."""
+        A, L, T = self.num_heads, bias_AXLL.shape[-1], x_CT.shape[1]
         qkv = torch.addmm(self.qkv.bias[:, None], self.qkv.weight, x_CT)
-        qkv = qkv.view(3, self.num_heads, -1, x_CT.shape[1] // L, L)
+        parts = (part.view(A, -1, T // L, L).transpose(1, 2).unbind() for part in self.split(qkv, 0))
         attended = []
-        for qkv_3XdL, bias_XLL in zip(qkv.transpose(2, 3).unbind(1), bias_AXLL.unbind(), strict=True):
-            query_XdL, key_XdL, value_XdL = qkv_3XdL.unbind()
+        for query_XdL, key_XdL, value_XeL, bias_XLL in zip(*parts, bias_AXLL.unbind(), strict=True):
             scores_XLL = torch.baddbmm(bias_XLL.mT, query_XdL.mT, key_XdL, alpha=query_XdL.shape[1] ** -0.5)
-            attended.append(torch.bmm(torch.softmax(scores_XLL, dim=-1), value_XdL.mT))
-        return torch.cat(attended, dim=-1).view(-1, C)
+            attended.append(torch.bmm(torch.softmax(scores_XLL, dim=-1), value_XeL.mT))
+        return torch.cat(attended, dim=-1).view(T, -1)
 
 
 class SwinBlock(nn.Module):
     """Pre-norm Swin layer; every second one of a group works on windows shifted by half a window."""
 
-    def __init__(self, config: SwinIRConfig):
+    def __init__(self, config: SwinIRConfig, layer: int):
         super().__init__()
-        C = config.embed_dim
+        C, widths = config.embed_dim, config.layer_widths(layer)
         self.norm1 = nn.LayerNorm(C)
-        self.attention = WindowAttention(C, config.num_heads, config.window)
+        self.attention = WindowAttention(C, config.num_heads, config.window, widths)
         self.norm2 = nn.LayerNorm(C)
-        self.mlp_hidden = nn.Linear(C, int(C * config.mlp_ratio))
-        self.mlp_out = nn.Linear(int(C * config.mlp_ratio), C)
+        self.mlp_hidden = nn.Linear(C, widths.mlp)
+        self.mlp_out = nn.Linear(widths.mlp, C)
 
     def forward(self, x_XLC: Tensor, windows: Windows) -> Tensor:
         """Transform all windows of a batch, on a CPU a few at a time: their activations then stay in its cache."""
@@ -181,9 +190,9 @@ class SwinBlock(nn.Module):
 class SwinGroup(nn.Module):
     """A residual group of Swin layers that ends with one 3×3 convolution."""
 
-    def __init__(self, config: SwinIRConfig, depth: int):
+    def __init__(self, config: SwinIRConfig, first_layer: int, depth: int):
         super().__init__()
-        self.blocks = nn.ModuleList(SwinBlock(config) for _ in range(depth))
+        self.blocks = nn.ModuleList(SwinBlock(config, first_layer + index) for index in range(depth))
         self.conv = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
 
     def forward(self, x_BHWC: Tensor, plain: Windows, shifted: Windows) -> Tensor:
@@ -212,7 +221,10 @@ class SwinIR(SRNetwork):
         self.mean_1311: Tensor
         self.head = nn.Conv2d(3, C, 3, padding=1)
         self.embed_norm = nn.LayerNorm(C)
-        self.groups = nn.ModuleList(SwinGroup(config, depth) for depth in config.depths)
+        firsts = [sum(config.depths[:index]) for index in range(len(config.depths))]
+        self.groups = nn.ModuleList(
+            SwinGroup(config, first, depth) for first, depth in zip(firsts, config.depths, strict=True)
+        )
         self.norm = nn.LayerNorm(C)
         self.body_tail = nn.Conv2d(C, C, 3, padding=1)
         self.tail = nn.Conv2d(C, 3 * config.scale**2, 3, padding=1)
@@ -235,7 +247,7 @@ class SwinIR(SRNetwork):
         scale = self.config.scale
         B, _, h, w = input_BCHW.shape
         centred_BCHW = pad_to_multiple(input_BCHW - self.mean_1311, self.config.window)
-        if fused.suits(self, input_BCHW):
+        if self.config.widths is None and fused.suits(self, input_BCHW):
             masks_KLL = mask_kinds(self.config.window, torch.zeros(()))[0]
             image_BCHW = fused.restore_swinir(self, input_BCHW, centred_BCHW, (masks_KLL[:1], masks_KLL))
         else:

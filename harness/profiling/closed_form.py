@@ -3,13 +3,15 @@
 One fused multiply-add is one. Counted: convolutions, linear maps, matrix products and attention of the network as its
 paper writes it, on the padded input; what an implementation folds or skips to be faster does not change the count.
 Below, P is the number of padded low-resolution pixels of the batch, N the windows of one image, K those that get
-attention, C the channels, M the window's side, s the scale, D the channels that the predictor of a block sees.
+attention, C the channels, M the window's side, s the scale. Inside a block: V channels of values, Q of queries and
+keys, D = V and the conditions, which its predictor sees, E of the predictor, F of each half of the FFN.
 """
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
+from harness.core.configs import BicubicConfig, BlockWidths, CAMixerSRConfig, SwinIRConfig
 from harness.core.errors import UserError
 
 PAPER_OUTPUT_SIZE = (720, 1280)  # height, width of the output that tables 1 and 3 of the supplementary count
@@ -38,8 +40,8 @@ def macs_by_part(
 
     `input_size` is the low-resolution (height, width) in pixels, before padding. `attention_share` is the realised K/N:
     one number for all blocks or one for each; None takes it from the routing of the config: exactly for `fixed`,
-    `schedule` and `detail`, in expectation (γ) for `probability`. A realised share gives the nearest integer. The image
-    residual and bicubic interpolation have no MACs.
+    `schedule` and, where blocks are equally wide, `detail`, in expectation (γ) for `probability`. A realised share
+    gives the nearest integer. The image residual and bicubic interpolation have no MACs.
 
     Raises `UserError` for sizes and shares that make no sense, and for `threshold` without a share.
     """
@@ -71,17 +73,17 @@ def canonical_activations(
     tail = 3 * config.scale**2 * pixels
     if isinstance(config, SwinIRConfig):
         return (len(config.depths) + 2) * config.embed_dim * pixels + tail
-    channels, hidden, seen = config.channels, _predictor_channels(config) // 4, _predictor_channels(config)
-    alive = sum(_needs_attention(config))
-    read = sum(config.reads_predictor(block) for block in range(config.num_blocks))
+    channels, each = config.channels, [config.block_widths(block) for block in range(config.num_blocks)]
+    alive, read = _needs_attention(config), [config.reads_predictor(block) for block in range(config.num_blocks)]
     return (
         (len(config.groups) + 2) * channels * pixels  # head, tails of groups, tail of the body
-        + (8 + 2) * pixels * bool(config.global_condition and read)
-        + read * hidden * pixels
-        + alive * (seen // 8 + 2) * pixels * config.offsets
+        + (8 + 2) * pixels * bool(config.global_condition and any(read))
+        + sum(block.predictor for block in compress(each, read)) * pixels
+        + sum(block.offsets + 2 for block in compress(each, alive)) * pixels * config.offsets
         + config.num_blocks * pixels * config.spatial_attention
-        + config.num_blocks * channels * batch_size * config.channel_attention
-        + config.num_blocks * (1 + 2 + 1 + 2 + 2 + 1) * channels * pixels  # value, depthwise, out; FFN
+        + sum(block.mixer for block in each) * batch_size * config.channel_attention
+        + sum(3 * block.mixer + 4 * block.ffn for block in each) * pixels  # value, depthwise; expansion, depthwise
+        + config.num_blocks * 2 * channels * pixels  # out, projection
         + tail
     )
 
@@ -95,16 +97,17 @@ def paper_macs_fvcore(
     """Return MACs as tables 1 and 3 of CAMixerSR's supplementary print them, for an output of (height, width) pixels.
 
     The canonical count plus what fvcore adds to it: 4 for each output element of the warp and 1 for each element that
-    the global average reads, which is D//4 + 4C per padded pixel and block. The published γ < 1 lie within 2 % only,
+    the global average reads, which is E + 4C per padded pixel and block. The published γ < 1 lie within 2 % only,
     because the released code draws K at random.
     """
     input_size = (output_size[0] // config.scale, output_size[1] // config.scale)
     canonical = canonical_macs(config, input_size, attention_share=attention_share)
     height, width = padded_size(input_size, config.window)
-    pooled = _predictor_channels(config) // 4 if config.channel_attention else 0
+    each = [config.block_widths(block).predictor for block in range(config.num_blocks)]
+    pooled = sum(each) if config.channel_attention else 0
     # A block without attention has no warp.
     num_warps = sum(_needs_attention(config)) if config.offsets else 0
-    return canonical + height * width * (config.num_blocks * pooled + num_warps * 4 * config.channels)
+    return canonical + height * width * (pooled + num_warps * 4 * config.channels)
 
 
 def paper_flops_tile(
@@ -127,22 +130,30 @@ def count_params(model: CAMixerSRConfig | SwinIRConfig | BicubicConfig) -> int:
         return 0
     image_channels = 3 * model.scale**2
     if isinstance(model, SwinIRConfig):
-        C, hidden = model.embed_dim, int(model.embed_dim * model.mlp_ratio)
-        attention = 4 * (C * C + C) + (2 * model.window - 1) ** 2 * model.num_heads
-        layer = attention + 2 * C * hidden + hidden + C + 4 * C
-        groups = sum(depth * layer + 9 * C * C + C for depth in model.depths)
-        return groups + (27 * C + C) + (9 * C * C + C) + 4 * C + 9 * C * image_channels + image_channels
-    C, M = model.channels, model.window
-    D = _predictor_channels(model)
-    E, offsets = D // 4, D // 8
-    predictor = D * E + E + 2 * E + (M**3 + M) + (2 * M + 2)
-    predictor += (E * offsets + offsets + 2 * offsets + 2) * model.offsets
-    predictor += (E * C + C) * model.channel_attention + (9 * E + 1) * model.spatial_attention
-    mixer = 4 * (C * C + C) + 2 * (9 * C + C)
-    block = mixer + predictor + 3 * C * C + 18 * C + 4 * C
-    groups = model.num_blocks * block + len(model.groups) * (C * C + C)
+        C, A = model.embed_dim, model.num_heads
+        each = [model.layer_widths(layer) for layer in range(sum(model.depths))]
+        qkv = sum((C + 1) * A * (2 * layer.query + layer.value) for layer in each)
+        projection = sum(A * layer.value * C + C for layer in each)
+        mlp = sum(2 * C * layer.mlp + layer.mlp + C for layer in each)
+        others = len(each) * ((2 * model.window - 1) ** 2 * A + 4 * C) + len(model.depths) * (9 * C * C + C)
+        ends = (27 * C + C) + (9 * C * C + C) + 4 * C + 9 * C * image_channels + image_channels
+        return qkv + projection + mlp + others + ends
+    C = model.channels
+    blocks = sum(_count_block_params(model, model.block_widths(block)) for block in range(model.num_blocks))
+    groups = len(model.groups) * (C * C + C)
     conditions = (8 * C + 8 + 9 * 8 * 2 + 2) * model.global_condition
-    return groups + conditions + (27 * C + C) + (9 * C * C + C) + 9 * C * image_channels + image_channels
+    return blocks + groups + conditions + (27 * C + C) + (9 * C * C + C) + 9 * C * image_channels + image_channels
+
+
+def _count_block_params(model: CAMixerSRConfig, widths: BlockWidths) -> int:
+    C, M = model.channels, model.window
+    V, Q, E, F = widths.mixer, widths.query, widths.predictor, widths.ffn
+    D = V + model.condition_channels
+    predictor = D * E + E + 2 * E + (M**3 + M) + (2 * M + 2)
+    predictor += ((E + 1 + 2) * widths.offsets + 2) * model.offsets
+    predictor += (E * V + V) * model.channel_attention + (9 * E + 1) * model.spatial_attention
+    mixer = (C * V + V) + 2 * (C * Q + Q) + 2 * (9 * V + V) + (V * C + C)
+    return mixer + predictor + 3 * C * F + 18 * F + 4 * C
 
 
 def padded_size(input_size: tuple[int, int], window: int) -> tuple[int, int]:
@@ -159,39 +170,36 @@ def _camixersr_parts(
 ) -> dict[str, int]:
     height, width = padded_size(input_size, config.window)
     pixels = batch_size * height * width
-    channels, area, blocks = config.channels, config.window**2, config.num_blocks
+    C, area, blocks = config.channels, config.window**2, config.num_blocks
     windows = height * width // area
-    hard_windows = _count_hard_windows(config, windows, batch_size, attention_share)
-    alive = sum(_needs_attention(config))
-    read = sum(config.reads_predictor(block) for block in range(blocks))
-    routed = 0 if config.routing.policy == "detail" else alive  # `detail` decides without the routing logits
+    hard_windows_S = _count_hard_windows(config, windows, batch_size, attention_share)
+    alive, read = _needs_attention(config), [config.reads_predictor(block) for block in range(blocks)]
+    routed = 0 if config.routing.policy == "detail" else sum(alive)  # `detail` decides without the routing logits
 
-    seen = _predictor_channels(config)
-    hidden = seen // 4
-    trunk = seen * hidden
-    offsets = hidden * (seen // 8) + 2 * (seen // 8)
+    each = [config.block_widths(block) for block in range(blocks)]
+    trunk = sum((one.mixer + config.condition_channels) * one.predictor for one in compress(each, read))
+    offsets = sum(one.predictor * one.offsets + 2 * one.offsets for one in compress(each, alive))
     routing = area * config.window + 2 * config.window
+    values, hidden = sum(one.mixer for one in each), sum(one.ffn for one in each)
+    projected = sum(hard * 2 * C * one.query for hard, one in zip(hard_windows_S, each, strict=True))
+    attended = sum(hard * (one.query + one.mixer) for hard, one in zip(hard_windows_S, each, strict=True))
     return {
-        "head": 27 * channels * pixels,
-        "global_predictor": (8 * channels + 144) * pixels if config.global_condition and read else 0,
-        "predictor_trunk": read * trunk * pixels,
-        "offsets": alive * offsets * pixels if config.offsets else 0,
+        "head": 27 * C * pixels,
+        "global_predictor": (8 * C + 144) * pixels if config.global_condition and any(read) else 0,
+        "predictor_trunk": trunk * pixels,
+        "offsets": offsets * pixels if config.offsets else 0,
         "routing": routed * routing * batch_size * windows,
-        "spatial_attention": blocks * 9 * hidden * pixels if config.spatial_attention else 0,
-        "channel_attention": blocks * hidden * channels * batch_size if config.channel_attention else 0,
-        "value": blocks * channels**2 * pixels,
-        "query_key": round(hard_windows * 2 * channels**2 * area),
-        "attention": round(hard_windows * 2 * area**2 * channels),
-        "mixer_convolutions": blocks * (18 * channels + channels**2) * pixels,
-        "ffn": blocks * (3 * channels**2 + 18 * channels) * pixels,
-        "group_tails": len(config.groups) * channels**2 * pixels,
-        "body_tail": 9 * channels**2 * pixels,
-        "tail": 27 * config.scale**2 * channels * pixels,
+        "spatial_attention": 9 * sum(one.predictor for one in each) * pixels if config.spatial_attention else 0,
+        "channel_attention": sum(one.predictor * one.mixer for one in each) * batch_size * config.channel_attention,
+        "value": C * values * pixels,
+        "query_key": round(projected * area),
+        "attention": round(attended * area**2),
+        "mixer_convolutions": (18 * values + C * values) * pixels,
+        "ffn": (3 * C * hidden + 18 * hidden) * pixels,
+        "group_tails": len(config.groups) * C**2 * pixels,
+        "body_tail": 9 * C**2 * pixels,
+        "tail": 27 * config.scale**2 * C * pixels,
     }
-
-
-def _predictor_channels(config: CAMixerSRConfig) -> int:
-    return config.channels + 2 * config.global_condition + 2 * config.window_condition
 
 
 def _needs_attention(config: CAMixerSRConfig) -> list[bool]:
@@ -204,8 +212,11 @@ def _needs_attention(config: CAMixerSRConfig) -> list[bool]:
 
 def _count_hard_windows(
     config: CAMixerSRConfig, windows: int, batch_size: int, attention_share: float | Sequence[float] | None
-) -> float:
-    """Return K of the batch over all blocks: whole where the routing fixes it, else the share of all windows."""
+) -> list[float]:
+    """Return K of the batch in each block: whole where the routing fixes it, else the share of all windows.
+
+    `detail` fixes the sum alone: it is shared out evenly among the blocks that may attend.
+    """
     routing, blocks = config.routing, config.num_blocks
     if attention_share is not None:
         shares = list(attention_share) if isinstance(attention_share, Sequence) else [attention_share] * blocks
@@ -213,19 +224,20 @@ def _count_hard_windows(
             raise UserError(f"attention_share has {len(shares)} values, but groups {config.groups} make {blocks}")
         if not all(0 <= share <= 1 for share in shares):
             raise UserError(f"attention_share must lie between 0 and 1: got {attention_share}")
-        return sum(_without_rounding_error(share, batch_size * windows) for share in shares)
+        return [_without_rounding_error(share, batch_size * windows) for share in shares]
     if routing.policy == "probability":
-        return routing.gamma * batch_size * windows * blocks
+        return [routing.gamma * batch_size * windows] * blocks
     if routing.policy == "detail":
-        reached = sum(_needs_attention(config)) * windows
-        return float(batch_size * min(math.floor(routing.gamma * blocks * windows + 1e-9), reached))
+        alive = _needs_attention(config)
+        hard = batch_size * min(math.floor(routing.gamma * blocks * windows + 1e-9), sum(alive) * windows)
+        return [hard / sum(alive) if attends else 0.0 for attends in alive]
     if routing.policy == "threshold":
         raise UserError(
             "the cost of routing `threshold` depends on the image: give the realised attention_share (0 to 1), "
             "which evaluating the network reports"
         )
     gammas = routing.schedule if routing.schedule is not None else (routing.gamma,) * blocks
-    return float(batch_size * sum(math.floor(gamma * windows + 1e-9) for gamma in gammas))
+    return [float(batch_size * math.floor(gamma * windows + 1e-9)) for gamma in gammas]
 
 
 def _without_rounding_error(share: float, windows: int) -> float:
@@ -237,15 +249,15 @@ def _without_rounding_error(share: float, windows: int) -> float:
 def _swinir_parts(config: SwinIRConfig, input_size: tuple[int, int], batch_size: int) -> dict[str, int]:
     height, width = padded_size(input_size, config.window)
     pixels = batch_size * height * width
-    channels, layers = config.embed_dim, sum(config.depths)
-    hidden = int(channels * config.mlp_ratio)
+    C, A, area = config.embed_dim, config.num_heads, config.window**2
+    each = [config.layer_widths(layer) for layer in range(sum(config.depths))]
     return {
-        "head": 27 * channels * pixels,
-        "query_key_value": layers * 3 * channels**2 * pixels,
-        "attention": layers * 2 * config.window**2 * channels * pixels,
-        "projection": layers * channels**2 * pixels,
-        "mlp": layers * 2 * channels * hidden * pixels,
-        "group_tails": len(config.depths) * 9 * channels**2 * pixels,
-        "body_tail": 9 * channels**2 * pixels,
-        "tail": 27 * config.scale**2 * channels * pixels,
+        "head": 27 * C * pixels,
+        "query_key_value": sum(C * A * (2 * layer.query + layer.value) for layer in each) * pixels,
+        "attention": sum(A * (layer.query + layer.value) for layer in each) * area * pixels,
+        "projection": sum(A * layer.value * C for layer in each) * pixels,
+        "mlp": sum(2 * C * layer.mlp for layer in each) * pixels,
+        "group_tails": len(config.depths) * 9 * C**2 * pixels,
+        "body_tail": 9 * C**2 * pixels,
+        "tail": 27 * config.scale**2 * C * pixels,
     }

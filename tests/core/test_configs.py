@@ -11,9 +11,11 @@ from harness.core.configs import (
     MODEL_CONFIG,
     PAPER_RECIPE,
     BicubicConfig,
+    BlockWidths,
     CAMixerSRConfig,
     DataConfig,
     FrozenConfig,
+    LayerWidths,
     RoutingConfig,
     ScheduleConfig,
     SwinIRConfig,
@@ -197,7 +199,10 @@ def test_only_as_many_pixels_as_the_paper_trained_on_are_a_full_recipe() -> None
 # Identity ------------------------------------------------------------------------------------------------------------
 
 
-def other_value(value: Any, name: str) -> Any:
+BLOCK, LAYER = BlockWidths(mixer=9, query=8, predictor=3, offsets=2, ffn=7), LayerWidths(query=3, value=2, mlp=9)
+
+
+def other_value(value: Any, name: str, part: FrozenConfig) -> Any:
     """A valid value of a field that is not the one it has."""
     special: dict[str, Any] = {
         "scale": 2,
@@ -215,6 +220,7 @@ def other_value(value: Any, name: str) -> Any:
         "task": "odi",
         "train": "set5",
         "validation": "set5",
+        "widths": (BLOCK,) * 20 if isinstance(part, CAMixerSRConfig) else (LAYER,) * 24,
     }
     if name in special:
         return special[name]
@@ -232,7 +238,7 @@ def test_a_networks_identity_ignores_routing_and_checkpoint_interval_and_nothing
             for name in type(part).model_fields:
                 if name in {"family", "routing", "checkpoint_interval"}:
                     continue
-                values = {**part.model_dump(), name: other_value(getattr(part, name), name)}
+                values = {**part.model_dump(), name: other_value(getattr(part, name), name, part)}
                 changed = [*parts]
                 changed[index] = type(part).model_validate(values)
                 seen.add(network_id(*changed))  # type: ignore[arg-type]
@@ -260,3 +266,17 @@ def test_points_of_a_network_have_different_identities() -> None:
     assert point_id("abc", RoutingConfig(gamma=0.05)) == "abc/fixed-0.05"
     assert point_id("abc", RoutingConfig(policy="threshold", gamma=0.1)) == "abc/threshold"  # γ is ignored by it
     assert point_id("abc", None) == "abc"
+
+
+def test_widths_are_one_for_each_block() -> None:
+    with pytest.raises(ValidationError, match=r"widths has 2 values, but groups \(1, 2\) have 3 blocks"):
+        CAMixerSRConfig(groups=(1, 2), widths=(BLOCK, BLOCK))
+    with pytest.raises(ValidationError, match=r"widths has 1 values, but depths \(2,\) have 2 layers"):
+        SwinIRConfig(depths=(2,), widths=(LAYER,))
+
+
+def test_configs_of_before_widths_keep_their_identity() -> None:
+    assert (CAMixerSRConfig().config_hash(), SwinIRConfig().config_hash()) == ("a4a25117f170", "08e1860bfd85")
+    pruned = CAMixerSRConfig(groups=(1,), widths=(BLOCK,))
+    assert CAMixerSRConfig.model_validate_json(pruned.canonical_json()) == pruned
+    assert pruned.label() == "C60 groups 1 M16 pruned"

@@ -20,6 +20,12 @@ ABLATIONS = (
     "global_condition",
     "window_condition",
 )
+# Odd and even, more and fewer than one another, of the features' 20 or 34 channels and of a vector's.
+WIDTHS = (
+    {"mixer": 13, "query": 9, "predictor": 4, "offsets": 2, "ffn": 17},
+    {"mixer": 20, "query": 3, "predictor": 7, "offsets": 1, "ffn": 8},
+    {"mixer": 6, "query": 20, "predictor": 3, "offsets": 3, "ffn": 33},
+)
 NETWORKS: dict[str, dict[str, Any]] = {
     "C24 M8": {"channels": 24, "window": 8, "groups": (1, 2)},
     "C36 M16": {"channels": 36, "window": 16, "groups": (2,), "scale": 3},
@@ -27,6 +33,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "C60 M16": {"channels": 60, "window": 16, "groups": (1,), "image_residual": True},
     "scaled": {"channels": 36, "window": 8, "groups": (1, 1), "scaled_attention": True},
     **{f"without {name}": {"channels": 24, "window": 8, "groups": (1, 1), name: False} for name in ABLATIONS},
+    "pruned": {"channels": 20, "window": 8, "groups": (1, 2), "widths": WIDTHS},
+    "pruned, M16": {"channels": 34, "window": 16, "groups": (1, 1), "widths": WIDTHS[1:], "scaled_attention": True},
     "without any": {"channels": 36, "window": 8, "groups": (2,), **dict.fromkeys(ABLATIONS, False)},
 }
 SIZES = [(1, 1, 1), (2, 60, 75), (1, 131, 64), (1, 400, 40), (9, 20, 31)]  # images, height, width
@@ -150,7 +158,10 @@ def assert_same_gradients(found: Gradients, expected: Gradients, what: object) -
         assert difference <= 2e-4 * size + floor, (what, name, difference, size)
 
 
-TRAINED = ["C24 M8", "C36 M16", "C60 M32", "scaled", "without spatial_attention", "without offsets", "without any"]
+TRAINED = [
+    *("C24 M8", "C36 M16", "C60 M32", "scaled", "pruned"),
+    *("without spatial_attention", "without offsets", "without any"),
+]
 
 
 PATHS = {"default": (False, False), "dense": (False, True), "operator by operator": (True, True)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.core.configs import SwinIRConfig
+from harness.core.configs import LayerWidths, SwinIRConfig
 from harness.models.literal import LiteralSwinIR
 from harness.models.swinir import SwinIR, WindowAttention
 
@@ -15,6 +15,15 @@ CONFIGS = {
     "light": SwinIRConfig(depths=(2, 3)),
     "one head, window of 4": SwinIRConfig(scale=3, depths=(1, 4), embed_dim=7, num_heads=1, window=4, mlp_ratio=1.7),
     "odd window": SwinIRConfig(scale=2, depths=(2,), embed_dim=12, num_heads=3, window=5, image_residual=True),
+    "pruned": SwinIRConfig(
+        depths=(2, 2),
+        embed_dim=22,
+        num_heads=4,
+        widths=tuple(
+            LayerWidths(query=query, value=value, mlp=mlp)
+            for query, value, mlp in ((3, 5, 9), (2, 1, 40), (10, 10, 7), (6, 4, 33))
+        ),
+    ),
     "window of 16": SwinIRConfig(scale=2, depths=(2, 1), embed_dim=16, num_heads=2, window=16),
 }
 SIZES = [(1, 1), (8, 23), (40, 61), *(pytest.param(size, marks=pytest.mark.slow) for size in [(5, 8), (17, 8)])]
@@ -86,11 +95,11 @@ def test_heads_at_once_are_heads_one_by_one(config: SwinIRConfig) -> None:
     apart_KLL[1, : L // 2, L // 2 :] = apart_KLL[1, L // 2 :, : L // 2] = -torch.inf
     for kinds in ([2], [0, 1, 2, 1, 0]):
         bias_AXLL = attention.bias(apart_KLL[None])[:, kinds]
-        one_by_one = attention._attend(x_XLC.reshape(-1, C).t(), bias_AXLL).view(5, L, C)
+        one_by_one = attention._attend(x_XLC.reshape(-1, C).t(), bias_AXLL).view(5, L, -1)
         at_once = attention.attend_at_once(x_XLC, bias_AXLL.mT.contiguous())
         torch.testing.assert_close(at_once, one_by_one, rtol=1e-9, atol=1e-9)
         leaves = [x_XLC, attention.position_bias, *attention.qkv.parameters()]
-        weights = torch.linspace(-1, 1, x_XLC.numel(), dtype=torch.float64).view_as(x_XLC)
+        weights = torch.linspace(-1, 1, at_once.numel(), dtype=torch.float64).view_as(at_once)
         found, wanted = (
             torch.autograd.grad((out * weights).sum(), leaves, retain_graph=True) for out in (at_once, one_by_one)
         )

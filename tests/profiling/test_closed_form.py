@@ -184,3 +184,17 @@ def test_parameters_are_those_of_the_network(config: CAMixerSRConfig | SwinIRCon
     network = build_model(config)
     assert count_params(config) == sum(parameter.numel() for parameter in network.parameters())
     assert count_params(BicubicConfig(scale=4)) == 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=24, max_size=24))
+def test_parameters_of_pruned_networks_are_those_of_the_network(sizes: list[int]) -> None:
+    names = ("mixer", "query", "predictor", "offsets", "ffn")
+    blocks = [dict(zip(names, sizes[5 * block :], strict=False)) for block in range(3)]
+    layers = [dict(zip(("query", "value", "mlp"), sizes[3 * layer :], strict=False)) for layer in range(4)]
+    pruned = (
+        CAMixerSRConfig.model_validate({"groups": (1, 2), "channels": sizes[-1] + 3, "widths": blocks}),
+        SwinIRConfig.model_validate({"depths": (1, 3), "embed_dim": sizes[-1], "num_heads": 3, "widths": layers}),
+    )
+    for config in pruned:
+        assert count_params(config) == sum(parameter.numel() for parameter in build_model(config).parameters())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.core.configs import BicubicConfig, BlockWidths, CAMixerSRConfig, LayerWidths, RoutingConfig, SwinIRConfig
 from harness.models import build_model
 from harness.profiling.counters import count_macs
 
@@ -156,6 +156,12 @@ switches = st.fixed_dictionaries(
 )
 
 
+BLOCK_WIDTHS = st.builds(
+    BlockWidths, **{name: st.integers(1, 20) for name in ("mixer", "query", "predictor", "offsets", "ffn")}
+)
+LAYER_WIDTHS = st.builds(LayerWidths, query=st.integers(1, 7), value=st.integers(1, 7), mlp=st.integers(1, 20))
+
+
 @st.composite
 def camixersr_configs(draw: st.DrawFn) -> CAMixerSRConfig:
     groups = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
@@ -178,6 +184,7 @@ def camixersr_configs(draw: st.DrawFn) -> CAMixerSRConfig:
             "channels": draw(st.integers(8, 24)),
             "window": draw(st.sampled_from((4, 8))),
             "routing": routing,
+            "widths": draw(st.none() | st.tuples(*[BLOCK_WIDTHS] * sum(groups))),
             **chosen,
         }
     )
@@ -200,6 +207,8 @@ BARE = {"groups": (2,), "channels": 12, "window": 8, "spatial_attention": False,
     size=(32, 32),
 )
 def test_camixersr_closed_form_and_counters_are_equal(config: CAMixerSRConfig, size: tuple[int, int]) -> None:
+    if config.routing.policy == "detail" and config.widths is not None:  # which blocks attend shows on the image alone
+        config = config.with_routing(RoutingConfig(policy="fixed", gamma=config.routing.gamma))
     assert len(set(count_all(config, size).values())) == 1
 
 
@@ -212,9 +221,19 @@ def test_camixersr_closed_form_and_counters_are_equal(config: CAMixerSRConfig, s
     mlp_ratio=st.sampled_from((1.0, 1.7, 2.0)),
     scale=st.sampled_from((2, 3, 4)),
     size=sizes,
+    widths=st.none() | st.tuples(*[LAYER_WIDTHS] * 4),
 )
-def test_swinir_closed_form_and_counters_are_equal(size: tuple[int, int], heads: int, width: int, **rest: Any) -> None:
-    config = SwinIRConfig.model_validate({"embed_dim": heads * width, "num_heads": heads, **rest})
+def test_swinir_closed_form_and_counters_are_equal(
+    size: tuple[int, int],
+    heads: int,
+    width: int,
+    depths: list[int],
+    widths: tuple[LayerWidths, ...] | None,
+    **rest: Any,
+) -> None:
+    if widths is not None:
+        rest["widths"] = widths[: sum(depths)]
+    config = SwinIRConfig.model_validate({"embed_dim": heads * width, "num_heads": heads, "depths": depths, **rest})
     assert len(set(count_all(config, size).values())) == 1
 
 

@@ -6,7 +6,9 @@ and nothing but the rule that selects windows (`routing.py`), padding and bicubi
 that it checks. The parameters are that network's own, not copies: gradients land in the same place.
 
 Shape suffixes: B batch, C channels, H W the padded low-resolution size, M window side, L = M² tokens of a window,
-N windows of an image, X = B·N, K hard windows of the whole batch, D predictor inputs, E = D // 4 predictor features.
+N windows of an image, X = B·N, K hard windows of the whole batch, D predictor inputs, E predictor features.
+
+C stands for the channels inside a block too, of which pruning may leave fewer.
 """
 
 from collections.abc import Iterable
@@ -113,7 +115,7 @@ class LiteralCAMixerSR(SRNetwork):
             hard_K = mask_BN.flatten().nonzero()[:, 0]
             attended_KLC = _attend(mixer, x_XLC[hard_K], keyed_XLC[hard_K], value_XLC[hard_K], self.config)
             mixed_XLC = simple_XLC.index_copy(0, hard_K, attended_KLC.to(simple_XLC.dtype))
-        mixed_BCHW = _join(mixed_XLC, x_BCHW, M)
+        mixed_BCHW = _join(mixed_XLC, value_BCHW, M)
         convolved = F.gelu(_convolve(mixer.depthwise_dilated, _convolve(mixer.depthwise, mixed_BCHW)))
         if predictor.channel_attention is not None:
             pooled_BE11 = features_BEHW.mean(dim=(2, 3), keepdim=True)

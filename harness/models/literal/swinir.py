@@ -5,7 +5,7 @@ of the released network. Nothing here is fast, and nothing but padding and bicub
 that it checks. The parameters are that network's own, not copies.
 
 Shape suffixes: B batch, C channels, H W the padded low-resolution size, M window side, L = M² tokens of a window,
-N windows of an image, X = B·N, A heads, d = C / A.
+N windows of an image, X = B·N, A heads, d = C / A unless pruned.
 """
 
 from collections.abc import Iterable
@@ -65,17 +65,17 @@ def _layer(block: SwinBlock, x_BHWC: Tensor, window: int, shift: int) -> Tensor:
 
 def _attend(attention: WindowAttention, x_XLC: Tensor, mask_NLL: Tensor | None, window: int) -> Tensor:
     """Return softmax(q kᵀ / √d + B + mask) v of each window, head by head, projected."""
-    X, _, C = x_XLC.shape
-    width = C // attention.num_heads
+    X = len(x_XLC)
+    width, value_width = attention.widths.query, attention.widths.value
     bias_LLA = attention.position_bias[_relative_positions(window).to(x_XLC.device)]
-    query_XLC, key_XLC, value_XLC = _linear(attention.qkv, x_XLC).chunk(3, dim=-1)
+    query_XLC, key_XLC, value_XLC = attention.split(_linear(attention.qkv, x_XLC), -1)
     heads = []
     for head in range(attention.num_heads):
         mine = slice(head * width, (head + 1) * width)
         scores_XLL = query_XLC[..., mine] @ key_XLC[..., mine].transpose(1, 2) / width**0.5 + bias_LLA[..., head]
         if mask_NLL is not None:
             scores_XLL = scores_XLL + mask_NLL.to(scores_XLL.dtype).repeat(X // len(mask_NLL), 1, 1)
-        heads.append(scores_XLL.softmax(-1) @ value_XLC[..., mine])
+        heads.append(scores_XLL.softmax(-1) @ value_XLC[..., head * value_width : (head + 1) * value_width])
     return _linear(attention.proj, torch.cat(heads, dim=-1))
 
 
