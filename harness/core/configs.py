@@ -26,6 +26,7 @@ Scale = Literal[2, 3, 4]
 Policy = Literal["fixed", "probability", "threshold", "schedule", "detail"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Task = Literal["classic", "odi"]
+Importance = Literal["magnitude", "group-norm", "taylor", "random"]
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]  # AdamW divides by 1 − β^step
