@@ -21,6 +21,7 @@ from harness.compression.selection import (
     choose_least_loss,
     choose_uniformly,
     least_important,
+    nearest_width,
     sum_up_scores,
     widths_of,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "find_groups",
     "least_important",
     "narrow",
+    "nearest_width",
     "remove_channels",
     "score_units",
     "silence_channels",

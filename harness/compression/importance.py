@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.compression.channels import ChannelGroup, Member
 from harness.core.configs import Importance
 from harness.core.errors import UserError
-from harness.models import SRNetwork
+from harness.models import CAMixerSR, SRNetwork
 
 
 def accumulate_gradients(
@@ -27,10 +27,10 @@ def accumulate_gradients(
     The network runs as in training, with both paths of the mixer under the mask, but without noise: the same crops give
     the same gradients.
     """
-    was_training, noise = network.training, getattr(network, "routing_noise", None)
+    was_training, noise = network.training, network.routing_noise if isinstance(network, CAMixerSR) else True
     network.train()
     network.zero_grad()
-    if noise is not None:
+    if isinstance(network, CAMixerSR):
         network.routing_noise = False
     try:
         count = 0
@@ -43,7 +43,7 @@ def accumulate_gradients(
             parameter.grad /= max(count, 1)
     finally:
         network.train(was_training)
-        if noise is not None:
+        if isinstance(network, CAMixerSR):
             network.routing_noise = noise
 
 

@@ -37,6 +37,11 @@ def widths_of(group: ChannelGroup, round_to: int = 1) -> list[int]:
     return [group.units] + [width for width in range(group.units - 1, 0, -1) if width >= least and not width % round_to]
 
 
+def nearest_width(group: ChannelGroup, share: float, round_to: int = 1) -> int:
+    """Return the width that a group may have which is nearest to a share of its own."""
+    return min(widths_of(group, round_to), key=lambda width: abs(width - share * group.units))
+
+
 def sum_up_scores(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], round_to: int = 1) -> Curves:
     """Return what groups lose at each of their widths: the sum of the importance of the units that go."""
     curves: dict[str, list[Level]] = {}
@@ -136,7 +141,7 @@ def choose_uniformly(groups: Sequence[ChannelGroup], cost: Cost, target: float, 
         """Widths nearest to that share of each group's own."""
         fewer = {}
         for group in groups:
-            width = min(widths_of(group, round_to), key=lambda width: abs(width - share * group.units))
+            width = nearest_width(group, share, round_to)
             if width < group.units:
                 fewer[group.name] = group.units - width
         return fewer

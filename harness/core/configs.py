@@ -382,6 +382,31 @@ class CalibrationConfig(FrozenConfig):
         return shares
 
 
+class CompressionConfig(FrozenConfig):
+    """How a trained network loses channels and is trained on.
+
+    `left` of its `cost` stay: canonical MACs, parameters, or the latency measured on the first of a study's conditions;
+    1 leaves the network as it is. `importance` says which units of a channel group go, and `scope` how many of each
+    group: `global` those of least importance for what they save, wherever they are, `uniform` the same share
+    everywhere, `measured` where a dB lost, as measured on crops, saves most. `kinds` are the channels that may go (all
+    that the network has; see `harness.compression.KINDS`), widths become multiples of `round_to`. Pruning takes
+    `rounds` steps of equal ratio, each followed by `tune_steps` of training in all of them together / `rounds`, at
+    `tune_rate` times the training's learning rate. `crops` batches of training crops are what importance and dB are
+    measured on.
+    """
+
+    left: Annotated[float, Field(gt=0, le=1)]
+    cost: Literal["macs", "params", "latency"] = "macs"
+    importance: Importance = "taylor"
+    scope: Literal["global", "uniform", "measured"] = "global"
+    kinds: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    round_to: Annotated[int, Field(ge=1)] = 1
+    rounds: Annotated[int, Field(ge=1)] = 1
+    tune_steps: Annotated[int, Field(ge=0)] = 1000
+    tune_rate: Annotated[float, Field(gt=0)] = 0.5
+    crops: Annotated[int, Field(ge=1)] = 8
+
+
 class BudgetConfig(FrozenConfig):
     """When a search stops: after so many networks trained to the end, or so many training steps of all networks
     together, or when so many seconds of this run are over.

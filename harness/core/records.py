@@ -16,6 +16,7 @@ from harness.core.conditions import parse_conditions
 from harness.core.configs import (
     BicubicConfig,
     CAMixerSRConfig,
+    CompressionConfig,
     DataConfig,
     FrozenConfig,
     ModelConfig,
@@ -520,6 +521,44 @@ class CalibrationRecord(GainsRecord):
     psnr_db: float
 
 
+StageKind = Literal["train", "prune", "tune"]
+
+
+class StageRecord(FrozenConfig):
+    """What a network was after one stage of its compression, measured as points are, at the first routing.
+
+    `round` counts from 1 (0: as it was trained). `widths` are the channels that are left, by kind, summed over blocks;
+    `crops_psnr_db` is over training crops (RGB), `psnr_db` over the validation images. `cost` is in the unit that the
+    compression goes by, with `target` what it was to be, and `estimate` what was expected where it is measured.
+    """
+
+    kind: StageKind
+    round: int
+    params: int
+    macs: int
+    widths: dict[str, int]
+    psnr_db: float
+    ssim: float
+    crops_psnr_db: float
+    latency: tuple[LatencyRecord, ...] = ()
+    cost: float | None = None
+    target: float | None = None
+    estimate: float | None = None
+    seconds: float = 0.0
+
+
+class CompressionRecord(FrozenConfig):
+    """The chain from a trained network to a smaller one. `model` is the config before it, `parent` the network's
+    identity; `tuning` are the records of training between and after pruning.
+    """
+
+    config: CompressionConfig
+    model: ModelConfig
+    parent: str
+    stages: tuple[StageRecord, ...]
+    tuning: tuple[TrainingRecord, ...] = ()
+
+
 class TrialRecord(FrozenConfig):
     """One trial, or one baseline, from suggestion to points; written once, as JSON, when it ends.
 
@@ -529,7 +568,8 @@ class TrialRecord(FrozenConfig):
     holds the gains that the calibrated routings among the points were made of, in studies that calibrate. `rungs` are
     those that the network came to, in studies that stop early, `early_latency` what they were compared by; of a network
     that was trained to the end it stands with its points. `error_type` names the exception that a trial failed of.
-    `notes` say what was made good on the way, such as a damaged checkpoint.
+    `notes` say what was made good on the way, such as a damaged checkpoint. Of a network that was compressed after its
+    training, `compression` is the chain, and all else (`model`, points) that of its end.
     """
 
     schema_version: Literal[1] = 1
@@ -551,6 +591,7 @@ class TrialRecord(FrozenConfig):
     training_result: TrainingRecord | None = None
     untrained: EvaluationRecord | None = None
     calibration: GainsRecord | None = None
+    compression: CompressionRecord | None = None
     error_type: str | None = None
     rungs: tuple[RungRecord, ...] = ()
     early_latency: tuple[RoutedLatency, ...] = ()
@@ -566,7 +607,7 @@ class TrialRecord(FrozenConfig):
     def _leave_out_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Write what not every trial has only where it is there: other records keep their hashes."""
         values: dict[str, Any] = handler(self)
-        for name in ("calibration", "error_type", "rungs", "early_latency", "notes"):
+        for name in ("calibration", "compression", "error_type", "rungs", "early_latency", "notes"):
             if not getattr(self, name):
                 values.pop(name, None)
         return values
@@ -622,14 +663,26 @@ class StudyRecord(FrozenConfig):
 
 
 def network_id(
-    model: CAMixerSRConfig | SwinIRConfig | BicubicConfig, training: TrainingConfig | None, data: DataConfig
+    model: CAMixerSRConfig | SwinIRConfig | BicubicConfig,
+    training: TrainingConfig | None,
+    data: DataConfig,
+    compression: CompressionConfig | None = None,
+    parent: str | None = None,
 ) -> str:
-    """Return the identity of a trained network: 12 hex digits over model (without routing), training and data."""
-    content = {
+    """Return the identity of a trained network: 12 hex digits over model (without routing), training and data.
+
+    Of one that is compressed, `model` is that before, and `compression` belongs to it too; `parent` is the identity of
+    the network where it was not trained here.
+    """
+    content: dict[str, object] = {
         "model": model.model_dump(mode="json", exclude={"routing"}),
         "training": training.model_dump(mode="json", exclude={"checkpoint_interval"}) if training else None,
         "data": data.model_dump(mode="json"),
     }
+    if compression is not None:
+        content["compression"] = compression.model_dump(mode="json")
+    if parent is not None:
+        content["parent"] = parent
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
