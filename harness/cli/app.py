@@ -9,6 +9,7 @@ from harness.cli import (
     bench_overhead,
     calibrate,
     compare,
+    compress,
     evaluate,
     export,
     profile,
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "evaluate": evaluate.evaluate,
     "calibrate": calibrate.calibrate,
+    "compress": compress.compress,
     "profile": profile.profile,
 }
 for name, command in _COMMANDS.items():

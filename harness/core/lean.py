@@ -56,6 +56,11 @@ class LeanReader:
         )
         if record.training_result is not None:
             self._lean_training(record.training_result)
+        if record.compression is not None:
+            _replace(record.compression, model=self._share_model(record.compression.model), tuning=())
+            for stage in record.compression.stages:
+                for latency in stage.latency:
+                    self._lean_latency(latency)
         for rung in record.rungs:
             self._lean_rung(rung)
         for point in record.points:

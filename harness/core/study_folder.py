@@ -5,7 +5,7 @@ study.db                the Optuna database (embedded default)
 folder.token            a number that storage and folder share, so that workers elsewhere know the folder
 trials/<record_id>.json one TrialRecord each, written in one step when the trial ends
 networks/<network_id>/  weights.safetensors; checkpoint.pt (unless checkpoints are kept elsewhere) and rungs.json
-                        while it trains
+                        while it trains; training.json of one that is compressed, compression.safetensors meanwhile
 report/                 front.csv, front.png, report.html
 bundles/                exported networks
 
@@ -76,6 +76,14 @@ class StudyFolder:
     def weights_file(self, network_id: str) -> Path:
         """Return the file of a trained network's (EMA) weights."""
         return self.network_dir(network_id) / "weights.safetensors"
+
+    def training_file(self, network_id: str) -> Path:
+        """Return the file of how a network was trained, of one that others are made of."""
+        return self.network_dir(network_id) / "training.json"
+
+    def stage_file(self, network_id: str) -> Path:
+        """Return the file of the last stage of a network's compression."""
+        return self.network_dir(network_id) / "compression.safetensors"
 
     @property
     def checkpoints(self) -> Place:

@@ -57,6 +57,7 @@ def write_bundle(
         data=record.data,
         measured_in=record.environment,
         baselines=baselines,
+        compression=record.compression,
     )
     return _write(path, config, metrics, save(network.state_dict()))
 
@@ -103,7 +104,7 @@ def _write(path: Path, config: BundleConfig, metrics: BundleMetrics, weights: by
     path.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     temporary, retired = workplace / "new", workplace / "old"
-    left_out = {"calibration"} if metrics.calibration is None else set()
+    left_out = {name for name in ("calibration", "compression") if getattr(metrics, name) is None}
     try:
         temporary.mkdir()
         (temporary / _CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")

@@ -1,6 +1,6 @@
 """The model card of a bundle."""
 
-from harness.core.records import EvaluationRecord, PointRecord
+from harness.core.records import CompressionRecord, EvaluationRecord, PointRecord
 from harness.core.units import format_count, format_seconds
 from harness.export.documents import BundleCalibration, BundleConfig, BundleMetrics
 from harness.metrics import metric_label
@@ -31,6 +31,9 @@ def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
             training += (
                 " **Not converged**: far fewer steps than the published recipe, so differences in dB say little."
             )
+    if metrics.compression is not None:
+        known = [training] if metrics.training_result is not None else []
+        training = "\n\n".join([*known, _describe_chain(metrics.compression)])
     latency = "; ".join(
         f"{entry.device} ({entry.device_name}), {entry.precision}, input {entry.input_size[0]}×{entry.input_size[1]}, "
         f"{len(entry.samples)} repeats" + (f", interleaved with {entry.reference}" if entry.reference else "")
@@ -91,6 +94,25 @@ def _row(name: str, point: PointRecord) -> str:
 
 def _rules(evaluation: EvaluationRecord) -> str:
     return f"protocol `{evaluation.protocol}` on `{evaluation.dataset}` ({len(evaluation.images)} images)"
+
+
+def _describe_chain(chain: CompressionRecord) -> str:
+    """Say what the network was made of, and what each stage came to."""
+    first, last, plan = chain.stages[0], chain.stages[-1], chain.config
+    widths = ", ".join(f"{kind} {count} of {first.widths[kind]}" for kind, count in last.widths.items())
+    rows = []
+    for stage in chain.stages:
+        ratio = stage.latency[0].ratio if stage.latency else None
+        name = f"{stage.kind} {stage.round}" if stage.round else stage.kind
+        cells = [name, f"{stage.psnr_db:.3f}", format_count(stage.macs), format_count(stage.params)]
+        rows.append(f"| {' | '.join(cells)} | {'–' if ratio is None else f'{ratio:.3f}'} |")
+    return f"""Made of {chain.model.label()} (network {chain.parent}) by structured pruning to {plan.left:.1%} of its
+{plan.cost} (importance `{plan.importance}`, scope `{plan.scope}`) and {sum(one.steps for one in chain.tuning)} steps
+of training on. Channels left, summed over blocks: {widths}.
+
+| stage | PSNR (dB) | MACs | parameters | latency / SwinIR-light |
+|---|---|---|---|---|
+{chr(10).join(rows)}"""
 
 
 def _describe(calibration: BundleCalibration) -> str:

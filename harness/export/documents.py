@@ -4,7 +4,7 @@ from typing import Literal
 
 from harness.core.configs import DataConfig, FrozenConfig, ModelConfig, Task, TrainingConfig
 from harness.core.environment import EnvironmentRecord
-from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecord, TrainingRecord
+from harness.core.records import CalibrationRecord, CompressionRecord, EvaluationRecord, PointRecord, TrainingRecord
 
 
 class BundleConfig(FrozenConfig):
@@ -39,7 +39,8 @@ class BundleCalibration(FrozenConfig):
 class BundleMetrics(FrozenConfig):
     """What metrics.json holds: what was measured of the network under its routing, and beside what.
 
-    `point` is None where the routing was calibrated since; `calibration` then says more.
+    `point` is None where the routing was calibrated since; `calibration` then says more. `compression`: the chain that
+    has made the network out of a larger one, whose training `training` and `training_result` are.
     """
 
     point: PointRecord | None
@@ -49,4 +50,5 @@ class BundleMetrics(FrozenConfig):
     data: DataConfig
     measured_in: EnvironmentRecord
     baselines: dict[str, PointRecord]
+    compression: CompressionRecord | None = None
     calibration: BundleCalibration | None = None

@@ -1,10 +1,12 @@
 """One trial from proposal to record, and evaluation."""
 
 from harness.models import build_seeded
+from harness.trial.compression import least_cost
 from harness.trial.evaluation import evaluate, routed, to_image
 from harness.trial.replay import Replay, refuse_replay, replay
 from harness.trial.run import (
     Judge,
+    Parent,
     Proposal,
     Silent,
     TrialProgress,
@@ -13,15 +15,18 @@ from harness.trial.run import (
     abandon,
     answer_from,
     assist_training,
+    choose_best,
     clear_up,
     crop_centre,
     load_trained,
+    measure_whole,
     representative_input,
     run_trial,
 )
 
 __all__ = [
     "Judge",
+    "Parent",
     "Proposal",
     "Replay",
     "Silent",
@@ -32,10 +37,13 @@ __all__ = [
     "answer_from",
     "assist_training",
     "build_seeded",
+    "choose_best",
     "clear_up",
     "crop_centre",
     "evaluate",
+    "least_cost",
     "load_trained",
+    "measure_whole",
     "refuse_replay",
     "replay",
     "representative_input",

@@ -76,23 +76,23 @@ _TUNING = TypeAdapter(tuple[TrainingRecord, ...])
 Crops = Sequence[tuple[Tensor, Tensor]]  # low- and high-resolution batches
 
 
+Measure = Callable[[Mapping[str, SRNetwork]], Mapping[str, LatencyRecord]]
+
+
 @dataclass(frozen=True)
 class Workshop:
     """What a compression works with.
 
-    `score` evaluates on the validation images, `measure` returns latencies of several networks out of one run, by name,
-    `tune` trains a network in place under a name of its own. `file` is where the last stage is kept. `macs_input_size`
-    is low-resolution (height, width).
+    `training` is how the network was trained, and `images` on what. `score` evaluates on the validation images,
+    `measure` returns latencies of several networks out of one run, by name (None: none are measured).
+    `macs_input_size` is low-resolution (height, width).
     """
 
     training: TrainingConfig
     images: PairedDataset
     macs_input_size: tuple[int, int]
     score: Callable[[SRNetwork], EvaluationRecord]
-    measure: Callable[[Mapping[str, SRNetwork]], Mapping[str, LatencyRecord]]
-    tune: Callable[[SRNetwork, TrainingConfig, str], TrainingRecord]
-    file: Path
-    tell: Callable[[str], None] = lambda phase: None
+    measure: Measure | None
 
 
 class _State(NamedTuple):
@@ -113,11 +113,19 @@ class Choice(NamedTuple):
 
 
 def compress(
-    network: SRNetwork, config: CompressionConfig, workshop: Workshop, *, parent: str
+    network: SRNetwork,
+    config: CompressionConfig,
+    workshop: Workshop,
+    *,
+    parent: str,
+    tune: Callable[[SRNetwork, TrainingConfig, str], TrainingRecord],
+    file: Path,
+    tell: Callable[[str], None] = lambda phase: None,
 ) -> tuple[SRNetwork, CompressionRecord]:
     """Return the compressed network, in eval mode, and the record of its stages.
 
-    `parent` is the identity of `network`, which stays as it is. Raises `UserError` for a network without channels to
+    `parent` is the identity of `network`, which stays as it is. `tune` trains a network in place, as a run with a name
+    of its own; the last stage is kept in `file`. Raises `UserError` for a network without channels to
     remove and for targets that cannot be reached, and `TrialFailedError` where pruning does not make it faster.
     """
     before = network.config
@@ -126,14 +134,14 @@ def compress(
     find_groups(before, config.kinds)
     crops = draw_crops(workshop, config.crops)
     whole = network
-    state = _read_state(workshop.file, network)
+    state = _read_state(file, network)
     if not state.stages:
         state = _State(network, (_observe("train", 0, network, workshop, crops),), ())
-        _write_state(workshop.file, state)
+        _write_state(file, state)
     for round_ in range(1, config.rounds + 1):
         done = {(stage.kind, stage.round) for stage in state.stages}
         if ("prune", round_) not in done:
-            workshop.tell(f"pruning, round {round_} of {config.rounds}")
+            tell(f"pruning, round {round_} of {config.rounds}")
             started = time.perf_counter()
             choice = choose_units(state.network, config, workshop, crops, whole, round_)
             smaller = remove_channels(state.network, choice.removed)
@@ -141,17 +149,37 @@ def compress(
             spent = time.perf_counter() - started
             found = {"cost": choice.cost, "target": choice.target, "estimate": choice.estimate, "seconds": spent}
             state = _State(smaller, (*state.stages, stage.model_copy(update=found)), state.tuning)
-            _write_state(workshop.file, state)
+            _write_state(file, state)
         if ("tune", round_) not in done and config.tune_steps:
-            workshop.tell(f"tuning, round {round_} of {config.rounds}")
+            tell(f"tuning, round {round_} of {config.rounds}")
             started = time.perf_counter()
-            tuned = workshop.tune(state.network, tuning_config(workshop.training, config), f"round-{round_}")
+            tuned = tune(state.network, tuning_config(workshop.training, config), f"round-{round_}")
             stage = _observe("tune", round_, state.network, workshop, crops)
-            stage = stage.model_copy(update={"seconds": time.perf_counter() - started})
+            latency = state.stages[-1].latency  # the same network, with other weights
+            stage = stage.model_copy(update={"latency": latency, "seconds": time.perf_counter() - started})
             state = _State(state.network, (*state.stages, stage), (*state.tuning, tuned))
-            _write_state(workshop.file, state)
+            _write_state(file, state)
     record = CompressionRecord(config=config, model=before, parent=parent, stages=state.stages, tuning=state.tuning)
     return state.network.eval(), record
+
+
+def compare_plans(
+    network: SRNetwork, plans: Sequence[CompressionConfig], workshop: Workshop
+) -> tuple[CompressionConfig, list[float]]:
+    """Return the plan whose first round of pruning leaves the best network, and what each comes to (dB on crops)."""
+    scores_db = []
+    for plan in plans:
+        crops = draw_crops(workshop, plan.crops)
+        choice = choose_units(network, plan, workshop, crops, network)
+        scores_db.append(score_crops(remove_channels(network, choice.removed), crops))
+    return plans[scores_db.index(max(scores_db))], scores_db
+
+
+def least_cost(config: PrunableConfig, compression: CompressionConfig, size: tuple[int, int]) -> tuple[float, float]:
+    """Return what a network costs, in MACs or parameters, and what it does when all channels go that may."""
+    cost = exact_cost(config, compression, size)
+    groups = find_groups(config, compression.kinds)
+    return cost({}), cost({group.name: group.units - widths_of(group, compression.round_to)[-1] for group in groups})
 
 
 def tuning_config(training: TrainingConfig, config: CompressionConfig) -> TrainingConfig:
@@ -216,7 +244,6 @@ def choose_units(
     )
     network.zero_grad()
     if config.scope == "measured":
-        workshop.tell("measuring what each group of channels is worth")
         curves = measure_losses(network, groups, scores, crops, config.round_to)
     else:
         curves = sum_up_scores(groups, scores, config.round_to)
@@ -312,7 +339,7 @@ def measure_savings(
     network: SRNetwork,
     groups: Sequence[ChannelGroup],
     scores: Mapping[str, Tensor],
-    measure: Callable[[Mapping[str, SRNetwork]], Mapping[str, LatencyRecord]],
+    measure: Measure,
     round_to: int = 1,
 ) -> LatencyTable:
     """Measure the network with each kind of channels at three widths, in all groups at once, all in one run."""
@@ -351,16 +378,18 @@ def _choose_by_latency(
     share: float,
 ) -> Choice:
     """Choose by the table, measure what comes out, and choose again for a target as far off as the table was."""
-    workshop.tell("measuring what each kind of channels takes")
-    table = measure_savings(network, groups, scores, workshop.measure, round_to)
-    measured = workshop.measure({"whole": whole, "now": network})
+    measure = workshop.measure
+    if measure is None:
+        raise UserError("compression by latency measures it; expected a space or command that measures latency")
+    table = measure_savings(network, groups, scores, measure, round_to)
+    measured = measure({"whole": whole, "now": network})
     now = measured["now"].median / measured["whole"].median
     target = share / now  # of this network's latency
     aim, best = target, None
     for _ in range(_CORRECTIONS):
         fewer = choose(table.left, aim)
         candidate = remove_channels(network, least_important(scores, fewer), checked=False)
-        measured = workshop.measure({"now": network, "candidate": candidate})
+        measured = measure({"now": network, "candidate": candidate})
         before, after = measured["now"], measured["candidate"]
         ratio = after.median / before.median
         choice = Choice(least_important(scores, fewer), ratio * now, share, table.left(fewer) * now)
@@ -381,13 +410,16 @@ def _choose_by_latency(
 
 
 def _observe(kind: StageKind, round_: int, network: SRNetwork, workshop: Workshop, crops: Crops) -> StageRecord:
-    """Record what a network is; latencies are added where all stages are measured together."""
+    """Record what a network is; its latency beside the study's reference, as that of points."""
     config = _config_of(network)
     widths = dict.fromkeys(KINDS[config.family], 0)
     for group in find_groups(config):
         widths[group.kind] += group.units
     evaluation = workshop.score(network)
     macs = CompressionConfig(left=1.0)
+    latency: tuple[LatencyRecord, ...] = ()
+    if workshop.measure is not None and kind != "tune":
+        latency = (workshop.measure({"stage": network})["stage"],)
     return StageRecord(
         kind=kind,
         round=round_,
@@ -397,6 +429,7 @@ def _observe(kind: StageKind, round_: int, network: SRNetwork, workshop: Worksho
         psnr_db=evaluation.psnr_db,
         ssim=evaluation.ssim,
         crops_psnr_db=score_crops(network, crops),
+        latency=latency,
     )
 
 

@@ -21,7 +21,7 @@ from harness.core.configs import RoutingConfig, Rung, TrainingConfig
 from harness.core.errors import UserError
 from harness.core.records import EvaluationRecord, LatencyRecord, PointRecord, RoutedLatency, TrialRecord, network_id
 from harness.core.study_folder import StudyFolder
-from harness.trial.run import Proposal, TrialProgress, TrialSetup, Verdict, run_trial
+from harness.trial.run import AnyModelConfig, Proposal, TrialProgress, TrialSetup, Verdict, run_trial
 
 
 class Difference(NamedTuple):
@@ -91,8 +91,9 @@ def replay(
         record_id=record.record_id,
         kind=record.kind,
         number=record.number,
-        model=record.model,
+        model=model_before(record),
         training=record.training,
+        compression=None if record.compression is None else record.compression.config,
         routings=_find_routings(record) or routings,
         suggested=suggested,
         suggestion=record.suggestion,
@@ -135,7 +136,8 @@ def replay(
 
 def refuse_replay(record: TrialRecord) -> None:
     """Raise `UserError` for a trial that trained nothing, and for a record whose settings are not its own any more."""
-    identity = network_id(record.model, record.training, record.data)
+    compression = None if record.compression is None else record.compression.config
+    identity = network_id(model_before(record), record.training, record.data, compression)
     if record.state == "answered":
         raise UserError(f"{record.record_id} trained nothing: it was answered by {record.answered_by}; replay that one")
     if record.state == "rejected":
@@ -145,6 +147,11 @@ def refuse_replay(record: TrialRecord) -> None:
             f"{record.record_id} says network {record.network_id}, but its model, training and data make {identity}: "
             "the record was edited, or is of another version; replay another trial"
         )
+
+
+def model_before(record: TrialRecord) -> AnyModelConfig:
+    """Return the config that a trial proposed: that before its compression."""
+    return record.model if record.compression is None else record.compression.model
 
 
 def _find_routings(record: TrialRecord) -> tuple[RoutingConfig | None, ...]:

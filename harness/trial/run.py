@@ -10,11 +10,13 @@ evaluation and the scores of a calibration.
 
 import contextlib
 import functools
+import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -30,6 +32,7 @@ from harness.core.configs import (
     BicubicConfig,
     CalibrationConfig,
     CAMixerSRConfig,
+    CompressionConfig,
     DataConfig,
     RoutingConfig,
     Rung,
@@ -43,6 +46,7 @@ from harness.core.environment import now, observe_environment
 from harness.core.errors import OutageError, TrialFailedError, UserError, is_out_of_memory
 from harness.core.files import NO_ROOM, atomic_path, no_room, write_text
 from harness.core.records import (
+    CompressionRecord,
     EvaluationRecord,
     GainsRecord,
     LatencyRecord,
@@ -61,7 +65,7 @@ from harness.core.seeding import derive_seed
 from harness.core.study_folder import StudyFolder
 from harness.data import CropSampler, PairedDataset, to_tensor
 from harness.metrics import Protocol as ScoreProtocol
-from harness.models import CAMixerSR, SRNetwork, build_model, build_seeded, describe_kernels
+from harness.models import CAMixerSR, SRNetwork, build_model, build_seeded, describe_kernels, load_weights
 from harness.profiling import (
     Effort,
     canonical_macs,
@@ -83,6 +87,7 @@ from harness.training import (
     train,
 )
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
+from harness.trial.compression import Workshop, compare_plans, compress
 from harness.trial.evaluation import evaluate, routed
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
@@ -165,11 +170,19 @@ class TrialSetup:
         return () if self.stopping is None else self.stopping.rungs(training.steps, len(self.validation))
 
 
+class Parent(NamedTuple):
+    """A network that was trained elsewhere: its identity, and the file of its weights."""
+
+    network_id: str
+    weights: Path
+
+
 @dataclass(frozen=True)
 class Proposal:
     """What one trial is to do. `routings` are all that the trained network is evaluated at; `suggested` is one of them.
 
-    Networks that do not route have the single routing None.
+    Networks that do not route have the single routing None. `compression`: what is done to the trained network, all of
+    whose points are then those of what comes out. `parent`: the network is trained already, and `training` is how.
     """
 
     record_id: str
@@ -180,10 +193,17 @@ class Proposal:
     routings: tuple[RoutingConfig | None, ...]
     suggested: RoutingConfig | None
     suggestion: dict[str, Any] = field(default_factory=dict)
+    compression: CompressionConfig | None = None
+    parent: Parent | None = None
 
     def network_id(self, data: DataConfig) -> str:
-        """Return the identity of the network that this proposal trains."""
-        return network_id(self.model, self.training, data)
+        """Return the identity of the network that this proposal ends with."""
+        parent = None if self.parent is None else self.parent.network_id
+        return network_id(self.model, self.training, data, self.compression, parent)
+
+    def trained_id(self, data: DataConfig) -> str:
+        """Return the identity of the network before its compression."""
+        return network_id(self.model, self.training, data) if self.parent is None else self.parent.network_id
 
 
 @dataclass
@@ -197,6 +217,8 @@ class _Observed:
     untrained: EvaluationRecord | None = None
     training_result: TrainingRecord | None = None
     calibration: GainsRecord | None = None
+    compression: CompressionRecord | None = None
+    model: AnyModelConfig | None = None  # where it is not the proposal's
     error_type: str | None = None
     rungs: tuple[RungRecord, ...] = ()
     early_latency: tuple[RoutedLatency, ...] = ()
@@ -295,7 +317,15 @@ def clear_up(folder: StudyFolder, network: str) -> None:
     if folder.place is not None:
         with contextlib.suppress(OutageError):
             folder.checkpoint(network).remove()
-    for file in (folder.checkpoint_file(network), folder.rungs_file(network), folder.traceback_file(network)):
+    for tuning in folder.network_dir(network).parent.glob(f"{network}-round-*"):
+        folder.checkpoint(tuning.name).remove()
+        shutil.rmtree(tuning, ignore_errors=True)
+    for file in (
+        folder.checkpoint_file(network),
+        folder.rungs_file(network),
+        folder.stage_file(network),
+        folder.traceback_file(network),
+    ):
         file.unlink(missing_ok=True)
         for temporary in file.parent.glob(f".{file.name}.*"):
             temporary.unlink(missing_ok=True)
@@ -321,6 +351,7 @@ def make_record(
     setup: TrialSetup, proposal: Proposal, observed: _Observed, state: TrialState, reason: str | None
 ) -> TrialRecord:
     """Put what was observed into a record."""
+    model = observed.model or proposal.model
     return TrialRecord(
         study=setup.study,
         record_id=proposal.record_id,
@@ -328,9 +359,9 @@ def make_record(
         number=proposal.number,
         state=state,
         reason=reason,
-        label=proposal.model.label(),
+        label=model.label(),
         network_id=proposal.network_id(setup.data),
-        model=proposal.model,
+        model=model,
         training=proposal.training,
         data=setup.data,
         suggestion=proposal.suggestion,
@@ -339,6 +370,7 @@ def make_record(
         training_result=observed.training_result,
         untrained=observed.untrained,
         calibration=observed.calibration,
+        compression=observed.compression,
         error_type=observed.error_type,
         rungs=observed.rungs,
         early_latency=() if observed.points else observed.early_latency,
@@ -361,6 +393,8 @@ def _find_rejection(setup: TrialSetup, proposal: Proposal, observed: _Observed, 
         values["macs"] = canonical_macs(model, setup.macs_input_size)
     early = [constraint for constraint in setup.constraints if constraint.is_known_before_training]
     if proposal.kind == "baseline":  # a baseline is to be compared with, whatever it costs
+        return None
+    if proposal.compression is not None:  # what is left of the network is known when it has been pruned
         return None
     for constraint in early:
         if constraint.metric in values and constraint.violation(values[constraint.metric]) > 0:
@@ -425,7 +459,12 @@ def _train_and_measure(
                 for name, routing in zip(untrained, proposal.routings, strict=True)
             )
 
-    if training is not None:
+    trained = proposal.trained_id(setup.data)
+    if proposal.compression is not None and (known := _read_trained(setup, proposal, network)) is not None:
+        observed.training_result = known.result
+        observed.notes += known.notes
+        group.leave()
+    elif training is not None:
         tell("scoring untrained")
         with observed.timed("untrained evaluation"):
             observed.untrained = evaluate(network, setup.validation, setup.protocol, device=setup.train_device)
@@ -466,8 +505,18 @@ def _train_and_measure(
                 observed.training_result = run()
         group.leave()
         climb(training.steps, network.state_dict())  # rungs of images alone
-        with atomic_path(setup.folder.weights_file(identity)) as temporary:
-            temporary.write_bytes(save(network.state_dict()))  # its own writing of files does not say why it cannot
+        _write_weights(setup.folder.weights_file(trained), network)
+        if proposal.compression is not None:
+            write_text(setup.folder.training_file(trained), observed.training_result.model_dump_json())
+    if proposal.compression is not None:
+        assert training is not None
+        network, observed.compression = _compress(
+            setup, proposal, network.eval(), training, tell, progress, should_stop
+        )
+        observed.model = network.config
+        observed.params = sum(parameter.numel() for parameter in network.parameters())
+        observed.macs_check = _check_macs(network, sample_BCHW)
+        _write_weights(setup.folder.weights_file(identity), network)
 
     network.eval()
     routings = proposal.routings
@@ -486,7 +535,7 @@ def _train_and_measure(
             name: evaluate(variant, setup.validation, setup.protocol, device=setup.train_device)
             for name, variant in variants.items()
         }
-    early = {entry.routing: entry.latency for entry in observed.early_latency}
+    early = {entry.routing: entry.latency for entry in observed.early_latency if observed.compression is None}
     latencies = {
         name: early[routing]
         for (name, variant), routing in zip(variants.items(), routings, strict=True)
@@ -526,6 +575,111 @@ def _train_and_measure(
         )
         for point in points
     )
+
+
+class _Trained(NamedTuple):
+    result: TrainingRecord | None
+    notes: tuple[str, ...]
+
+
+def _read_trained(setup: TrialSetup, proposal: Proposal, network: SRNetwork) -> _Trained | None:
+    """Load weights that were trained before: a parent's, or those of a trial with the same training; None without any.
+
+    Where the latter cannot be read, the network is trained again.
+    """
+    if proposal.parent is not None:
+        load_weights(network, proposal.parent.weights)
+        return _Trained(None, ())
+    trained = proposal.trained_id(setup.data)
+    weights, result = setup.folder.weights_file(trained), setup.folder.training_file(trained)
+    try:
+        record = TrainingRecord.model_validate_json(result.read_bytes())
+        network.load_state_dict(load_file(weights))
+    except (OSError, ValidationError, SafetensorError, RuntimeError):
+        return None
+    return _Trained(record, (f"trained before, as network {trained}",))
+
+
+def _write_weights(file: Path, network: SRNetwork) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_bytes(save(network.state_dict()))  # its own writing of files does not say why it cannot
+
+
+def _compress(
+    setup: TrialSetup,
+    proposal: Proposal,
+    network: SRNetwork,
+    training: TrainingConfig,
+    tell: Callable[[str], None],
+    progress: TrialProgress,
+    should_stop: Callable[[], bool],
+) -> tuple[SRNetwork, CompressionRecord]:
+    """Compress a trained network; at the first routing, its stages are scored and measured as points are."""
+    assert proposal.compression is not None
+    identity = proposal.network_id(setup.data)
+
+    def tune(network: SRNetwork, config: TrainingConfig, name: str) -> TrainingRecord:
+        tuned = f"{identity}-{name}"
+        config = config.model_copy(update={"seed": derive_seed(config.seed, name) % 2**31})
+
+        def run() -> TrainingRecord:
+            return train(
+                network,
+                _draw_crops(setup.train, config),
+                config,
+                device=setup.train_device,
+                threads=setup.threads,
+                checkpoint=setup.folder.checkpoint(tuned),
+                identity=tuned,
+                progress=progress.training,
+                should_stop=should_stop,
+                turn=_turn(setup.train_device, ALONE),
+            )
+
+        try:
+            return run()
+        except DamagedCheckpointError:  # the network is untouched
+            setup.folder.checkpoint(tuned).remove()
+            return run()
+
+    return compress(
+        network,
+        proposal.compression,
+        _open_workshop(setup, training),
+        parent=proposal.trained_id(setup.data),
+        tune=tune,
+        file=setup.folder.stage_file(identity),
+        tell=tell,
+    )
+
+
+def _open_workshop(setup: TrialSetup, training: TrainingConfig) -> Workshop:
+    def measure(variants: Mapping[str, SRNetwork]) -> dict[str, LatencyRecord]:
+        return _measure_under(setup, dict(variants), parse_conditions(setup.devices[0]))
+
+    return Workshop(
+        training=training,
+        images=setup.train,
+        macs_input_size=setup.macs_input_size,
+        score=lambda one: evaluate(one, setup.validation, setup.protocol, device=setup.train_device),
+        measure=measure if setup.measure_latency else None,
+    )
+
+
+def measure_whole(network: SRNetwork, setup: TrialSetup) -> float:
+    """Return the latency (ms, median) of a network under the first conditions of `setup`."""
+    return _measure_under(setup, {"whole": network}, parse_conditions(setup.devices[0]))["whole"].median
+
+
+def choose_best(
+    network: SRNetwork, plans: Sequence[CompressionConfig], training: TrainingConfig, setup: TrialSetup
+) -> tuple[CompressionConfig, list[float]]:
+    """Return the plan whose first round of pruning leaves the best network, and what each comes to (dB on crops).
+
+    None of them is tuned: training images alone are looked at.
+    """
+    with chosen_threads(setup.threads):
+        return compare_plans(network, plans, _open_workshop(setup, training))
 
 
 def assist_training(
