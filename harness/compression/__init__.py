@@ -14,6 +14,7 @@ from harness.compression.channels import (
 )
 from harness.compression.importance import accumulate_gradients, score_units
 from harness.compression.selection import (
+    TARGET_TOLERANCE,
     Cost,
     Curves,
     Fewer,
@@ -28,6 +29,7 @@ from harness.compression.selection import (
 
 __all__ = [
     "KINDS",
+    "TARGET_TOLERANCE",
     "ChannelGroup",
     "Cost",
     "Curves",

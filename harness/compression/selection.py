@@ -52,11 +52,11 @@ def sum_up_scores(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], 
     return curves
 
 
-def choose_least_loss(curves: Curves, cost: Cost, target: float) -> Fewer:
+def choose_least_loss(curves: Curves, cost: Cost, target: float, tolerance: float = TARGET_TOLERANCE) -> Fewer:
     """Return how many units each group gives up: the cost is at most `target`, and near it, and the loss least.
 
     Raises `UserError` where the target cannot be met, saying what can, and where widths are too coarse to come within
-    3 % of it.
+    the `tolerance`, a fraction of it.
     """
     whole = cost({})
     if whole <= target:
@@ -66,9 +66,7 @@ def choose_least_loss(curves: Curves, cost: Cost, target: float) -> Fewer:
         for name, levels in curves.items()
     }
     fewer = _solve(curves, savings, cost, target)
-    if _misses(
-        cost(fewer), target
-    ):  # a step of one group is as large as that: one level less of it, and more of others
+    if _misses(cost(fewer), target, tolerance):  # one group's step is as large: a level less of it, and more of others
         coarsest = max(fewer, key=lambda name: max(savings[name]) / len(savings[name]))
         index = next(index for index, level in enumerate(curves[coarsest]) if level.fewer == fewer[coarsest])
         held = slice(index - 1, index)
@@ -80,8 +78,8 @@ def choose_least_loss(curves: Curves, cost: Cost, target: float) -> Fewer:
                 target,
             )
         except UserError:  # the others cannot make up for it
-            return _checked(fewer, cost, target)
-    return _checked(fewer, cost, target)
+            return _checked(fewer, cost, target, tolerance)
+    return _checked(fewer, cost, target, tolerance)
 
 
 def _solve(curves: Curves, savings: Mapping[str, Sequence[float]], cost: Cost, target: float) -> Fewer:
@@ -131,7 +129,9 @@ def _give_back(
     return chosen
 
 
-def choose_uniformly(groups: Sequence[ChannelGroup], cost: Cost, target: float, round_to: int = 1) -> Fewer:
+def choose_uniformly(
+    groups: Sequence[ChannelGroup], cost: Cost, target: float, round_to: int = 1, tolerance: float = TARGET_TOLERANCE
+) -> Fewer:
     """Return how many units each group gives up where all give up the same share, as nearly as the target allows.
 
     `UserError` as `choose_least_loss`.
@@ -165,7 +165,7 @@ def choose_uniformly(groups: Sequence[ChannelGroup], cost: Cost, target: float, 
                 if cost(some) <= target:
                     chosen = some
         if chosen == before:
-            return _checked({name: count for name, count in chosen.items() if count}, cost, target)
+            return _checked({name: count for name, count in chosen.items() if count}, cost, target, tolerance)
 
 
 def _unreachable(target: float, least: float, whole: float) -> UserError:
@@ -175,16 +175,16 @@ def _unreachable(target: float, least: float, whole: float) -> UserError:
     )
 
 
-def _misses(reached: float, target: float) -> bool:
-    return reached < (1 - TARGET_TOLERANCE) * target
+def _misses(reached: float, target: float, tolerance: float) -> bool:
+    return reached < (1 - tolerance) * target
 
 
-def _checked(fewer: Fewer, cost: Cost, target: float) -> Fewer:
+def _checked(fewer: Fewer, cost: Cost, target: float, tolerance: float) -> Fewer:
     reached = cost(fewer)
-    if _misses(reached, target):
+    if _misses(reached, target, tolerance):
         raise UserError(
-            f"target {target:.4g} is not met within 3 %: {reached:.4g} is what these widths come nearest to; "
-            "expected a smaller round_to, or a target near that"
+            f"target {target:.4g} is not met within {100 * tolerance:g} %: {reached:.4g} is what these widths come "
+            "nearest to; expected a smaller round_to, or a target near that"
         )
     return fewer
 

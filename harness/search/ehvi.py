@@ -28,7 +28,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.core.configs import CAMixerSRConfig
+from harness.core.configs import CAMixerSRConfig, CompressionConfig
 from harness.core.constraints import KNOWN_BEFORE_TRAINING, Constraint
 from harness.core.errors import UserError
 from harness.profiling import canonical_macs, count_params
@@ -111,10 +111,16 @@ class _Network:
         """Raise `UserError` where settings do not go together."""
         values = decode_params(space, params)
         model = space.model_config_for(values)
-        settings = {"model": model.model_dump(), "training": space.training_config(values).model_dump()}
+        compression = space.compression_config(values) or CompressionConfig(left=1.0)
+        settings = {
+            "model": model.model_dump(),
+            "training": space.training_config(values).model_dump(),
+            "compression": compression.model_dump(),
+        }
         size = space.macs_input_size
         self.params = params
-        self.known = {"params": np.full(len(space.routings()), float(count_params(model)))}
+        self.known: dict[str, Array] = {}
+        params_left = count_params(model) * (compression.left if compression.cost == "params" else 1.0)
         if isinstance(model, CAMixerSRConfig):
             macs = [
                 canonical_macs(
@@ -126,9 +132,11 @@ class _Network:
             ]
         else:
             macs = [canonical_macs(model, size)]
-        self.macs = np.array(macs, dtype=float)
-        if not any(routing.policy == "threshold" for routing in space.routings()):
-            self.known["macs"] = self.macs
+        self.macs = np.array(macs, dtype=float) * (compression.left if compression.cost != "params" else 1.0)
+        if not space.compresses:  # else what is left shows when a network is pruned
+            self.known["params"] = np.full(len(space.routings()), params_left)
+            if not any(routing.policy == "threshold" for routing in space.routings()):
+                self.known["macs"] = self.macs
         self.features = [
             number
             for name in space.dimensions
@@ -137,7 +145,7 @@ class _Network:
                 space, name, settings[name.partition(".")[0]][name.partition(".")[2]], params.get(name)
             )
         ]
-        self.features += [float(np.log(1 + cost)) for cost in (self.known["params"][0], macs[0], macs[-1])]
+        self.features += [float(np.log(1 + cost)) for cost in (params_left, self.macs[0], self.macs[-1])]
 
 
 def _as_numbers(space: SearchSpace, name: str, value: Any, code: Any) -> list[float]:

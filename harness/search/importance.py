@@ -20,6 +20,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import create_trial
 
+from harness.core.configs import CompressionConfig
 from harness.core.errors import UserError
 from harness.core.importance import INTERACTIONS, Importance
 from harness.core.records import PointRecord, StudyRecord, TrialRecord, point_id
@@ -76,7 +77,13 @@ def _find_points(space: SearchSpace, trials: Iterable[TrialRecord]) -> list[_Poi
 
 def _settings(space: SearchSpace, point: _Point) -> dict[str, Scalar]:
     """Return what a point had in each dimension, as a sampler holds it."""
-    parts = {"model": point.record.model, "training": point.record.training, "routing": point.measured.routing}
+    chain = point.record.compression
+    parts = {
+        "model": point.record.model if chain is None else chain.model,
+        "training": point.record.training,
+        "compression": CompressionConfig(left=1.0) if chain is None else chain.config,
+        "routing": point.measured.routing,
+    }
     found: dict[str, Scalar] = {}
     for name in space.dimensions:
         section, _, setting = name.partition(".")

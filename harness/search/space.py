@@ -8,9 +8,9 @@ every γ and policy of the space.
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from harness.compression import PrunableConfig, find_groups
 from harness.core.conditions import parse_conditions
 from harness.core.configs import (
     PAPER_RECIPE,
@@ -31,6 +32,7 @@ from harness.core.configs import (
     CalibratedPolicy,
     CalibrationConfig,
     CAMixerSRConfig,
+    CompressionConfig,
     DataConfig,
     FrozenConfig,
     RoutingConfig,
@@ -122,6 +124,11 @@ class Dimension(FrozenConfig):
         count = round((self.high - self.low) / step) + 1
         grid = (self.low + index * step for index in range(count))
         return tuple(grid) if self.is_integer else tuple(round(value, 10) for value in grid)
+
+    @property
+    def first(self) -> Any:
+        """The first value."""
+        return self.choices[0] if self.choices is not None else self.low
 
     def contains(self, value: Any) -> bool:
         """Whether a value belongs to the dimension."""
@@ -224,7 +231,8 @@ class SearchSpace(FrozenConfig):
 
     `task: odi` is for whole panoramas: loss and score (protocol `odi`, then the default) are weighted by latitude.
     `calibrate` gives each trained network further points, whose routings are calibrated on its training images.
-    `stopping` ends the training of networks that fall behind others at rungs.
+    `stopping` ends the training of networks that fall behind others at rungs. `compression` holds settings of
+    `CompressionConfig`: every trained network is pruned and trained on, and its points are those of what comes out.
     """
 
     description: str = ""
@@ -243,6 +251,7 @@ class SearchSpace(FrozenConfig):
     budget: BudgetConfig = BudgetConfig()
     calibrate: CalibrationConfig | None = None
     stopping: StoppingConfig | None = None
+    compression: dict[str, Any] = {}
     baselines: tuple[Literal["bicubic", "swinir-light"], ...] = ("bicubic", "swinir-light")
     enqueue: tuple[dict[str, Any], ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
@@ -263,6 +272,8 @@ class SearchSpace(FrozenConfig):
         for section in ("calibrate", "stopping"):
             if getattr(self, section) is None:
                 values.pop(section, None)
+        if not self.compression:
+            values.pop("compression", None)
         return values
 
     @field_validator("objectives", mode="before")
@@ -317,6 +328,21 @@ class SearchSpace(FrozenConfig):
         """Return the model under dimension `values` (`model.*`), fixed settings elsewhere, routing at its default."""
         settings = {"family": "camixersr", **self.model, "scale": self.scale, **_part(values, "model.")}
         return parse_model_config(settings, "model")
+
+    @property
+    def compresses(self) -> bool:
+        """Whether trained networks are compressed, some of them at least."""
+        return bool(self.compression) or any(name.startswith("compression.") for name in self.dimensions)
+
+    def compression_config(self, values: Mapping[str, Any] | None = None) -> CompressionConfig | None:
+        """Return what is done to a trained network under dimension `values` (`compression.*`), None for nothing."""
+        settings = {**self.compression, **_part(values, "compression.")}
+        if not settings:
+            return None
+        config = parse_config(CompressionConfig, settings, "compression")
+        if config.kinds is not None:
+            find_groups(cast("PrunableConfig", self.model_config_for(values)), config.kinds)
+        return None if config.left == 1 else config
 
     def routing_config(self, values: Mapping[str, Any]) -> RoutingConfig:
         """Return the routing under dimension `values`; `threshold` ignores γ, so it always carries the default."""
@@ -412,6 +438,18 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
             build()
         except UserError as error:
             raise located.error(*_blame(located, section, str(error))) from None
+    if space.compression and "compression.left" not in space.dimensions and "left" not in space.compression:
+        raise located.error(
+            ("compression",), "`left` is missing: say what share of `cost` is left, here or as dimension"
+        )
+    if space.compresses:
+        first = {
+            name: dimension.first for name, dimension in space.dimensions.items() if name[:5] in ("compr", "model")
+        }
+        try:
+            space.compression_config({"compression.left": space.compression.get("left", 0.5), **first})
+        except UserError as error:
+            raise located.error(*_blame(located, "compression", str(error))) from None
     if space.model.get("family") == "bicubic":
         raise located.error(("model", "family"), "bicubic has nothing to search; expected camixersr or swinir")
     if space.calibrate is not None and not space.routes:
@@ -451,14 +489,25 @@ def _fields(section: str, family: str) -> list[str]:
         "swinir": SwinIRConfig,
         "bicubic": BicubicConfig,
     }
-    config = families.get(family, CAMixerSRConfig) if section == "model" else TrainingConfig
+    config: type[BaseModel] = TrainingConfig
+    if section == "model":
+        config = families.get(family, CAMixerSRConfig)
+    elif section == "compression":
+        config = CompressionConfig
     hidden = {
-        "model": {"scale", "routing"},
+        "model": {"scale", "routing", "widths"},
         "training": {"task"},
         "baseline_training": _SAME_FOR_ALL,
     }.get(section, set())
     extra = ["recipe"] if section == "training" else []
     return [name for name in config.model_fields if name not in hidden] + extra
+
+
+_BUILDERS: dict[str, Callable[[SearchSpace, Values], object]] = {
+    "model": SearchSpace.model_config_for,
+    "training": SearchSpace.training_config,
+    "compression": SearchSpace.compression_config,
+}
 
 
 def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimension: Dimension) -> None:
@@ -468,10 +517,10 @@ def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimens
     family = str(space.model.get("family", "camixersr"))
     if section == "routing":
         allowed = ["gamma", "policy"] if family == "camixersr" else []
-    elif section in ("model", "training"):
+    elif section in ("model", "training", "compression"):
         allowed = [known for known in _fields(section, family) if known not in ("family", "recipe")]
     else:
-        raise located.error(path, "expected a name that begins with model., training. or routing.")
+        raise located.error(path, "expected a name that begins with model., training., compression. or routing.")
     if setting not in allowed:
         raise located.error(path, f"no such setting; allowed: {_list(f'{section}.{known}' for known in allowed)}")
     listed = dimension.values()
@@ -482,7 +531,9 @@ def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimens
             if section == "routing":
                 RoutingSettings.model_validate({setting: value})
             else:
-                (space.model_config_for if section == "model" else space.training_config)({name: value})
+                _BUILDERS[section](
+                    space, {"compression.left": 0.5, name: value} if section == "compression" else {name: value}
+                )
         except ValidationError as error:
             hint = (
                 "; it is calibrated on trained networks: see `calibrate`" if value in get_args(CalibratedPolicy) else ""

@@ -542,6 +542,7 @@ class Worker:
             routings=(None,) if suggested is None else self.routings,
             suggested=suggested,
             suggestion=values,
+            compression=self.space.compression_config(values),
         )
 
     def _routing(self, values: Values) -> RoutingConfig | None:

@@ -11,7 +11,15 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from harness.core.configs import RoutingConfig
-from harness.core.records import LatencyRecord, PointRecord, ProfileRecord, StudyRecord, TrialRecord, TrialState
+from harness.core.records import (
+    LatencyRecord,
+    PointRecord,
+    ProfileRecord,
+    StageRecord,
+    StudyRecord,
+    TrialRecord,
+    TrialState,
+)
 from harness.metrics import metric_label
 
 LONGEST_PARAMETER = 6000
@@ -81,8 +89,26 @@ def record_params(record: TrialRecord) -> dict[str, str]:
             "training": record.training.model_dump(mode="json") if record.training else {},
             "data": record.data.model_dump(mode="json"),
             "suggestion": record.suggestion,
+            **({"compression": record.compression.config.model_dump(mode="json")} if record.compression else {}),
         }
     )
+
+
+def stage_name(stage: StageRecord) -> str:
+    """Return what a stage of a compression is called: `train`, `prune 1`."""
+    return f"{stage.kind} {stage.round}" if stage.round else stage.kind
+
+
+def stage_metrics(stage: StageRecord) -> list[MetricEntry]:
+    """Return what was measured of a network after one stage of its compression."""
+    values: list[tuple[str, float | None]] = [
+        (name, getattr(stage, name))
+        for name in ("psnr_db", "ssim", "crops_psnr_db", "macs", "params", "cost", "target", "estimate", "seconds")
+    ]
+    values += [(f"width/{kind}", count) for kind, count in stage.widths.items()]
+    for latency in stage.latency:
+        values += [(f"{name}/{latency.short_conditions}", value) for name, value in _latency_values(latency)]
+    return [MetricEntry(_clean(name), float(value), 0) for name, value in values if value is not None]
 
 
 def study_params(study: StudyRecord) -> dict[str, str]:

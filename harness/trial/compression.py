@@ -25,6 +25,7 @@ from torch import Tensor
 
 from harness.compression import (
     KINDS,
+    TARGET_TOLERANCE,
     ChannelGroup,
     Cost,
     Curves,
@@ -70,6 +71,7 @@ from harness.training.losses import l1_loss
 _PROBED_SHARES = (0.75, 0.5, 0.25)  # of a group's width, at which losses and latencies are measured
 _CORRECTIONS = 3
 _LATENCY_TOLERANCE = 0.03
+_TABLE_TOLERANCE = 0.1  # of estimates, which are measured afterwards
 _STAGES = TypeAdapter(tuple[StageRecord, ...])
 _TUNING = TypeAdapter(tuple[TrainingRecord, ...])
 
@@ -248,10 +250,12 @@ def choose_units(
     else:
         curves = sum_up_scores(groups, scores, config.round_to)
 
+    tolerance = _TABLE_TOLERANCE if config.cost == "latency" else TARGET_TOLERANCE
+
     def choose(cost: Cost, target: float) -> Fewer:
         if config.scope == "uniform":
-            return choose_uniformly(groups, cost, target, config.round_to)
-        return choose_least_loss(curves, cost, target)
+            return choose_uniformly(groups, cost, target, config.round_to, tolerance)
+        return choose_least_loss(curves, cost, target, tolerance)
 
     if config.cost == "latency":
         return _choose_by_latency(network, groups, scores, config.round_to, choose, workshop, whole, share)
@@ -387,7 +391,12 @@ def _choose_by_latency(
     target = share / now  # of this network's latency
     aim, best = target, None
     for _ in range(_CORRECTIONS):
-        fewer = choose(table.left, aim)
+        try:
+            fewer = choose(table.left, aim)
+        except UserError:
+            if best is None:
+                raise
+            break  # no nearer than before
         candidate = remove_channels(network, least_important(scores, fewer), checked=False)
         measured = measure({"now": network, "candidate": candidate})
         before, after = measured["now"], measured["candidate"]

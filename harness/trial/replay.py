@@ -142,6 +142,11 @@ def refuse_replay(record: TrialRecord) -> None:
         raise UserError(f"{record.record_id} trained nothing: it was answered by {record.answered_by}; replay that one")
     if record.state == "rejected":
         raise UserError(f"{record.record_id} trained nothing: it was rejected, {record.reason}; replay another trial")
+    if compression is not None and compression.cost == "latency":
+        raise UserError(
+            f"{record.record_id} was pruned by latencies that were measured, which are never the same twice; replay a "
+            "trial that was not"
+        )
     if identity != record.network_id:
         raise UserError(
             f"{record.record_id} says network {record.network_id}, but its model, training and data make {identity}: "
@@ -173,6 +178,8 @@ def _compare(record: TrialRecord, again: TrialRecord) -> tuple[tuple[str, ...], 
         compared.append(f"{len(record.training_result.curves)} curves")
     if record.rungs:
         compared.append(f"{len(record.rungs)} rungs")
+    if record.compression is not None:
+        compared.append(f"{len(record.compression.stages)} stages")
     if record.points:
         compared.append(f"PSNR, SSIM, attention and MACs of {len(record.points)} points")
     if record.params is not None:
@@ -184,6 +191,10 @@ def _facts(record: TrialRecord) -> Iterator[tuple[str, Any]]:
     """Yield everything of a record that running it again must give again."""
     yield "ending", record.state if record.state == "complete" else f"{record.state}: {record.reason}"
     yield "params", record.params
+    for stage in () if record.compression is None else record.compression.stages:
+        name = f"{stage.kind} {stage.round}"
+        yield f"PSNR after {name}", stage.psnr_db
+        yield f"channels after {name}", tuple(stage.widths.items())
     if record.macs_check is not None:
         yield "MACs, counted", record.macs_check.macs
     if record.training_result is not None:

@@ -1,0 +1,332 @@
+"""Trials whose trained network is compressed: the chain, its targets, latency-true choices, kills and replays."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness.compression import Level, choose_least_loss, find_groups, score_units
+from harness.core.configs import CAMixerSRConfig, CompressionConfig, RoutingConfig, SwinIRConfig, TrainingConfig
+from harness.core.errors import TrialFailedError, UserError
+from harness.core.records import TrialRecord
+from harness.models import SRNetwork, build_model
+from harness.profiling import canonical_macs, count_params
+from harness.training import TrainingInterruptedError
+from harness.trial import (
+    Parent,
+    Proposal,
+    TrialSetup,
+    build_seeded,
+    evaluate,
+    least_cost,
+    load_trained,
+    refuse_replay,
+    replay,
+    run_trial,
+)
+from harness.trial import compression as chain
+from harness.trial.compression import LatencyTable, Workshop, choose_units, draw_crops, measure_losses, score_crops
+from tests.trial.studies import SHORT, SMALL, propose, setup_study
+
+MODEL = CAMixerSRConfig(channels=16, groups=(1, 1), window=4, scale=2)
+HALF = CompressionConfig(left=0.5, tune_steps=4, rounds=2, crops=2)
+
+
+class KilledError(Exception):
+    """What ends a run in the middle here."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialSetup, Proposal, TrialRecord]:
+    setup = setup_study(tmp_path_factory.mktemp("study"))
+    proposal = propose(MODEL, compression=HALF)
+    return setup, proposal, run_trial(setup, proposal)
+
+
+Finished = tuple[TrialSetup, Proposal, TrialRecord]
+
+
+def test_the_chain_stands_in_the_record(finished: Finished) -> None:
+    setup, proposal, record = finished
+    assert record.state == "complete", record.reason
+    assert record.compression is not None
+    stages = record.compression.stages
+    assert [(stage.kind, stage.round) for stage in stages] == [
+        *(("train", 0), ("prune", 1), ("tune", 1), ("prune", 2), ("tune", 2)),
+    ]
+    macs = [stage.macs for stage in stages]
+    whole = canonical_macs(MODEL, setup.macs_input_size)
+    assert macs[0] == whole
+    assert 0.97 * 0.5**0.5 <= macs[1] / whole <= 0.5**0.5
+    assert 0.97 * 0.5 <= macs[3] / whole <= 0.5
+    assert [stage.params for stage in stages] == sorted((stage.params for stage in stages), reverse=True)
+    assert all(stage.latency[0].reference == "swinir-tiny" for stage in stages)
+    assert [one.steps for one in record.compression.tuning] == [2, 2]
+    assert record.compression.model == MODEL
+    assert isinstance(record.model, CAMixerSRConfig)
+    assert record.model.widths is not None
+    assert record.params == count_params(record.model) == stages[-1].params
+    assert record.points[0].macs == canonical_macs(record.model, setup.macs_input_size)
+    assert record.macs_check is not None
+    assert record.macs_check.agree
+    assert record.network_id == proposal.network_id(setup.data) != proposal.trained_id(setup.data)
+    assert TrialRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_what_is_kept_is_the_network_that_was_measured(finished: Finished) -> None:
+    setup, proposal, record = finished
+    network = load_trained(setup.folder, record, RoutingConfig(gamma=0.5))
+    found = evaluate(network, setup.validation, setup.protocol)
+    assert found.psnr_db == record.points[0].evaluation.psnr_db == record.compression.stages[-1].psnr_db  # type: ignore[union-attr]
+    trained = build_model(MODEL)
+    trained.load_state_dict(load_file(setup.folder.weights_file(proposal.trained_id(setup.data))))
+    before = evaluate(trained.eval(), setup.validation, setup.protocol)
+    assert before.psnr_db == record.compression.stages[0].psnr_db  # type: ignore[union-attr]
+    left = {path.name for path in setup.folder.network_dir(record.network_id).iterdir()}
+    assert left == {"weights.safetensors"}
+    others = {path.name for path in setup.folder.network_dir("").iterdir()}
+    assert others == {record.network_id, proposal.trained_id(setup.data)}
+
+
+def test_another_compression_of_the_same_training_does_not_train_again(finished: Finished) -> None:
+    setup, _, record = finished
+    other = propose(MODEL, record_id="trial-00004", compression=HALF.model_copy(update={"left": 0.8, "rounds": 1}))
+    again = run_trial(setup, other)
+    assert again.state == "complete", again.reason
+    assert "training" not in again.seconds
+    assert again.notes == (f"trained before, as network {other.trained_id(setup.data)}",)
+    assert again.training_result == record.training_result
+    assert again.compression is not None
+    assert again.compression.stages[0].psnr_db == record.compression.stages[0].psnr_db  # type: ignore[union-attr]
+
+
+def test_a_replay_finds_no_difference(finished: Finished) -> None:
+    setup, _, record = finished
+    refuse_replay(record)
+    found = replay(setup, record, (RoutingConfig(gamma=0.5),), RoutingConfig(gamma=0.5))
+    assert found.is_identical, found.differences
+    assert "weights" in found.compared
+    assert "5 stages" in found.compared
+
+
+@pytest.mark.parametrize("moment", ["training", "pruned", "tuning", "second round"])
+def test_a_run_that_was_killed_goes_on_and_ends_alike(
+    finished: Finished, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, proposal, record = finished
+    setup = setup_study(tmp_path)
+    calls = 0
+    observe, steps = chain._observe, 0
+
+    def kill(kind: str, round_: int, *arguments: Any) -> Any:
+        if (moment, kind, round_) in {("pruned", "tune", 1), ("second round", "prune", 2)}:
+            raise KilledError
+        return observe(kind, round_, *arguments)  # type: ignore[arg-type]
+
+    def should_stop() -> bool:
+        nonlocal steps, calls
+        steps += 1
+        limit = {"training": 3, "tuning": 7}.get(moment)
+        return limit is not None and steps == limit
+
+    monkeypatch.setattr(chain, "_observe", kill)
+    if moment in ("training", "tuning"):
+        with pytest.raises(TrainingInterruptedError):
+            run_trial(setup, proposal, should_stop=should_stop)
+    else:
+        assert run_trial(setup, proposal).state == "failed"
+        assert setup.folder.stage_file(record.network_id).exists()
+    monkeypatch.setattr(chain, "_observe", observe)
+    again = run_trial(setup, proposal)
+    assert again.state == "complete", again.reason
+    one, other = (load_file(folder.weights_file(record.network_id)) for folder in (finished[0].folder, setup.folder))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [stage.psnr_db for stage in again.compression.stages] == [  # type: ignore[union-attr]
+        stage.psnr_db
+        for stage in record.compression.stages  # type: ignore[union-attr]
+    ]
+
+
+def test_a_damaged_stage_is_made_again(finished: Finished, tmp_path: Path) -> None:
+    _, proposal, record = finished
+    setup = setup_study(tmp_path)
+    file = setup.folder.stage_file(record.network_id)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no safetensors")
+    again = run_trial(setup, proposal)
+    assert again.state == "complete", again.reason
+    assert again.compression is not None
+    assert len(again.compression.stages) == 5
+
+
+def test_a_swinir_from_weights_elsewhere_is_compressed(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path / "study")
+    config = SwinIRConfig(embed_dim=32, depths=(2,), num_heads=2, window=4, scale=2)
+    network = build_seeded(config, 5)
+    weights = tmp_path / "weights.safetensors"
+    from safetensors.torch import save_file
+
+    save_file(network.state_dict(), weights)
+    plan = CompressionConfig(
+        left=0.6, cost="params", scope="uniform", importance="group-norm", tune_steps=0, round_to=2
+    )
+    proposal = propose(config, routings=(None,), compression=plan, parent=Parent("abcdef012345", weights))
+    record = run_trial(setup, proposal)
+    assert record.state == "complete", record.reason
+    assert record.training_result is None
+    assert record.compression is not None
+    assert record.compression.parent == "abcdef012345"
+    assert 0.97 * 0.6 <= record.params / count_params(config) <= 0.6  # type: ignore[operator]
+    assert isinstance(record.model, SwinIRConfig)
+    assert record.model.embed_dim % 2 == 0
+    assert all(width % 2 == 0 for layer in record.model.widths or () for width in (layer.query, layer.value, layer.mlp))
+
+
+def test_targets_out_of_reach_end_with_what_is_reachable(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path)
+    plan = HALF.model_copy(update={"left": 0.02, "rounds": 1})
+    record = run_trial(setup, propose(MODEL, compression=plan))
+    assert record.state == "failed"
+    assert "cannot be reached by removing channels" in str(record.reason)
+    whole, least = least_cost(MODEL, plan, setup.macs_input_size)
+    assert f"{least:.4g} is left at the least" in str(record.reason)
+    assert 0.02 * whole < least < 0.5 * whole
+
+
+def workshop(setup: TrialSetup, measure: Any = None) -> Workshop:
+    training = TrainingConfig(steps=1, batch_size=2, hr_patch_size=24)
+    return Workshop(
+        training=training,
+        images=setup.train,
+        macs_input_size=(32, 32),
+        score=lambda network: evaluate(network, setup.validation, setup.protocol),
+        measure=measure,
+    )
+
+
+class Clock:
+    """Latencies by a closed form of our own in place of a device's: what the choice does with them can be computed."""
+
+    def __init__(self, weights: Mapping[str, float]):
+        self.weights = weights
+        self.runs = 0
+
+    def time(self, network: SRNetwork) -> float:
+        assert isinstance(network.config, CAMixerSRConfig)
+        units: dict[str, int] = {}
+        for group in find_groups(network.config):
+            units[group.kind] = units.get(group.kind, 0) + group.units
+        return 10 + sum(self.weights.get(kind, 0.0) * count for kind, count in units.items())
+
+    def __call__(self, variants: Mapping[str, SRNetwork]) -> Any:
+        from tests.records import latency
+
+        self.runs += 1
+        times = {name: self.time(network) for name, network in variants.items()}
+        return {name: latency(ms).model_copy(update={"interval": (0.99 * ms, 1.01 * ms)}) for name, ms in times.items()}
+
+
+def test_by_latency_goes_what_takes_time_and_not_what_takes_macs(tmp_path: Path) -> None:
+    """On a clock where only the FFN takes time nothing else is pruned; where nothing does, nothing is."""
+    setup = setup_study(tmp_path)
+    network = build_seeded(MODEL, 3).eval()
+    plan = CompressionConfig(left=0.8, cost="latency", importance="group-norm", crops=1)
+    clock = Clock({"ffn": 1.0})
+    place = workshop(setup, clock)
+    choice = choose_units(network, plan, place, draw_crops(place, 1), network)
+    assert {name.partition(" ")[0] for name in choice.removed} == {"ffn"}
+    assert choice.cost == pytest.approx(0.8, rel=0.03)
+    assert choice.estimate == pytest.approx(choice.cost, abs=0.01)
+    by_macs = choose_units(network, plan.model_copy(update={"cost": "macs"}), place, draw_crops(place, 1), network)
+    assert {name.partition(" ")[0] for name in by_macs.removed} != {"ffn"}
+    idle = workshop(setup, Clock({}))
+    with pytest.raises(UserError, match="cannot be reached"):
+        choose_units(network, plan, idle, draw_crops(idle, 1), network)
+
+
+def test_a_table_that_is_wrong_is_corrected_by_what_is_measured(tmp_path: Path) -> None:
+    """Kinds that save together what either saves alone: the sum is too high, and the first choice too slow."""
+    setup = setup_study(tmp_path)
+    network = build_seeded(MODEL, 3).eval()
+
+    class Shared(Clock):
+        def time(self, network: SRNetwork) -> float:
+            whole = {"ffn": 32, "mixer": 32}
+            assert isinstance(network.config, CAMixerSRConfig)
+            units = dict.fromkeys(whole, 0)
+            for group in find_groups(network.config, tuple(whole)):
+                units[group.kind] += group.units
+            saved = max(1 - units[kind] / whole[kind] for kind in whole) * 50
+            return 100 - saved
+
+    plan = CompressionConfig(left=0.8, cost="latency", importance="group-norm", kinds=("ffn", "mixer"), crops=1)
+    place = workshop(setup, Shared({}))
+    choice = choose_units(network, plan, place, draw_crops(place, 1), network)
+    assert choice.cost <= 0.8 * 1.03
+    assert choice.cost == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_table_adds_savings_up_and_never_lets_them_fall() -> None:
+    table = LatencyTable(
+        {"features": [Level(0, 0.0), Level(8, 0.4)], "ffn": [Level(0, 0.0), Level(4, 0.1), Level(8, 0.1)]},
+        {"features": 1, "ffn": 2},
+    )
+    assert table.left({}) == 1
+    assert table.left({"ffn 0": 4}) == pytest.approx(0.95)
+    assert table.left({"ffn 0": 2, "ffn 1": 8}) == pytest.approx(1 - 0.025 - 0.05)
+    assert table.left({"features": 4, "ffn 0": 4}) == pytest.approx(0.8 * 0.95)
+
+
+def test_nothing_is_pruned_where_it_is_not_measured_to_be_faster(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path)
+    network = build_seeded(MODEL, 3).eval()
+
+    class Deceiving(Clock):
+        def __call__(self, variants: Mapping[str, SRNetwork]) -> Any:
+            self.weights = {"ffn": 1.0} if "whole" in variants else {}
+            return super().__call__(variants)
+
+    plan = CompressionConfig(left=0.8, cost="latency", importance="group-norm", crops=1)
+    place = workshop(setup, Deceiving({}))
+    with pytest.raises(TrialFailedError, match="which is not faster; nothing is pruned"):
+        choose_units(network, plan, place, draw_crops(place, 1), network)
+
+
+def test_losses_are_measured_in_db_on_crops(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path)
+    network = build_seeded(MODEL, 3).eval()
+    place = workshop(setup)
+    crops = draw_crops(place, 2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(crops, draw_crops(place, 2), strict=True))
+    low_BCHW, high_BCHW = crops[0]
+    with torch.inference_mode():
+        error_B = (network(low_BCHW).clamp(0, 1) - high_BCHW).square().mean(dim=(1, 2, 3))
+    assert score_crops(network, crops[:1]) == pytest.approx((-10 * error_B.log10()).mean().item(), abs=1e-5)
+    groups = find_groups(MODEL)
+    curves = measure_losses(network, groups, score_units(network, groups, "group-norm"), crops)
+    for group in groups:
+        losses = [level.loss for level in curves[group.name]]
+        assert losses[0] == 0
+        assert losses == sorted(losses)
+    fewer = choose_least_loss(curves, lambda fewer: 100.0 - sum(fewer.values()), 95.0)
+    assert 0 < sum(fewer.values()) <= 8
+
+
+def test_a_network_without_channels_to_remove_is_refused(tmp_path: Path) -> None:
+    from harness.core.configs import BicubicConfig
+
+    setup = setup_study(tmp_path)
+    with pytest.raises(UserError, match="bicubic has no channels to remove"):
+        chain.compress(
+            build_model(BicubicConfig(scale=2)),
+            HALF,
+            workshop(setup),
+            parent="",
+            tune=lambda network, config, name: pytest.fail("tuned"),
+            file=tmp_path / "stage",
+        )
+    assert SMALL.widths is None
+    assert SHORT.steps == 6
