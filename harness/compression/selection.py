@@ -66,19 +66,22 @@ def choose_least_loss(curves: Curves, cost: Cost, target: float, tolerance: floa
         for name, levels in curves.items()
     }
     fewer = _solve(curves, savings, cost, target)
-    if _misses(cost(fewer), target, tolerance):  # one group's step is as large: a level less of it, and more of others
+    if _misses(cost(fewer), target, tolerance):  # one group's step is as large: less of it, and more of the others
         coarsest = max(fewer, key=lambda name: max(savings[name]) / len(savings[name]))
         index = next(index for index, level in enumerate(curves[coarsest]) if level.fewer == fewer[coarsest])
-        held = slice(index - 1, index)
-        try:
-            fewer = _solve(
-                {**curves, coarsest: curves[coarsest][held]},
-                {**savings, coarsest: savings[coarsest][held]},
-                cost,
-                target,
-            )
-        except UserError:  # the others cannot make up for it
-            return _checked(fewer, cost, target, tolerance)
+        for other in range(index - 1, -1, -1):
+            held = slice(other, other + 1)
+            try:
+                found = _solve(
+                    {**curves, coarsest: curves[coarsest][held]},
+                    {**savings, coarsest: savings[coarsest][held]},
+                    cost,
+                    target,
+                )
+            except UserError:  # the others cannot make up for it
+                break
+            if not _misses(cost(found), target, tolerance):
+                return found
     return _checked(fewer, cost, target, tolerance)
 
 
@@ -151,13 +154,35 @@ def choose_uniformly(
         raise _unreachable(target, least, whole)
     if whole <= target:
         return {}
+    chosen = _bisect_share(groups, cost, at, target, round_to)
+    coarsest = max(groups, key=lambda group: len(group.members))
+    fewer = chosen.get(coarsest.name, 0)
+    counts = [coarsest.units - width for width in widths_of(coarsest, round_to)]
+    for count in reversed(counts[: counts.index(fewer)] if _misses(cost(chosen), target, tolerance) else []):
+
+        def held(share: float, count: int = count) -> Fewer:
+            return {**at(share), coarsest.name: count}
+
+        if cost(held(0.0)) > target:
+            break
+        found = _bisect_share([group for group in groups if group is not coarsest], cost, held, target, round_to)
+        if not _misses(cost(found), target, tolerance):
+            chosen = found
+            break
+    return _checked({name: count for name, count in chosen.items() if count}, cost, target, tolerance)
+
+
+def _bisect_share(
+    groups: Sequence[ChannelGroup], cost: Cost, at: Callable[[float], Fewer], target: float, round_to: int
+) -> Fewer:
+    """Return the widths of the largest share that meets the target, and some wider ones that it leaves room for."""
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(at(middle)) <= target else (low, middle)
     chosen = at(low)
     levels = {group.name: [group.units - width for width in widths_of(group, round_to)] for group in groups}
-    while True:  # give back level by level, in turn, what the target leaves room for
+    while True:  # give back level by level, in turn
         before = dict(chosen)
         for group in groups:
             if fewer := chosen.get(group.name, 0):
@@ -165,7 +190,7 @@ def choose_uniformly(
                 if cost(some) <= target:
                     chosen = some
         if chosen == before:
-            return _checked({name: count for name, count in chosen.items() if count}, cost, target, tolerance)
+            return chosen
 
 
 def _unreachable(target: float, least: float, whole: float) -> UserError:

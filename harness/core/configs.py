@@ -48,8 +48,8 @@ class FrozenConfig(BaseModel):
 
 def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
     """Leave a field that is None out of the JSON, so that configs without it keep the hash of before it existed."""
-    if values[name] is None:
-        del values[name]
+    if values.get(name) is None:
+        values.pop(name, None)
     return values
 
 

@@ -168,11 +168,20 @@ def compress(
 def compare_plans(
     network: SRNetwork, plans: Sequence[CompressionConfig], workshop: Workshop
 ) -> tuple[CompressionConfig, list[float]]:
-    """Return the plan whose first round of pruning leaves the best network, and what each comes to (dB on crops)."""
+    """Return the plan whose first round of pruning leaves the best network, and what each comes to (dB on crops).
+
+    Of a plan that cannot meet the target that is −inf; `UserError` where none can.
+    """
     scores_db = []
     for plan in plans:
         crops = draw_crops(workshop, plan.crops)
-        choice = choose_units(network, plan, workshop, crops, network)
+        try:
+            choice = choose_units(network, plan, workshop, crops, network)
+        except UserError:
+            if plan is plans[-1] and not any(map(math.isfinite, scores_db)):
+                raise
+            scores_db.append(-math.inf)
+            continue
         scores_db.append(score_crops(remove_channels(network, choice.removed), crops))
     return plans[scores_db.index(max(scores_db))], scores_db
 
