@@ -17,10 +17,14 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_space_is_valid() -> None:
-    text, stopping = blocks("yaml")
+    text, stopping, compression = blocks("yaml")
     space = load_space(parse_yaml(text, "README.md"))
     assert len(space.routings()) == 5 + 5 + 1
     assert StoppingConfig.model_validate(parse_yaml(stopping, "README.md").values["stopping"]).factor == 3
+    compressed = parse_yaml(
+        f"scale: 4\ntraining: {{steps: 2}}\nobjectives: [psnr_db, macs]\n{compression}", "README.md"
+    )
+    assert load_space(compressed).compresses
 
 
 def test_every_command_and_option_exists() -> None:
