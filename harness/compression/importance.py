@@ -6,6 +6,7 @@ change of the loss without them (Molchanov et al., CVPR 2019), for gradients of 
 `random`: the control.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,12 +21,16 @@ from harness.models import CAMixerSR, SRNetwork
 
 
 def accumulate_gradients(
-    network: SRNetwork, crops: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor]
+    network: SRNetwork,
+    crops: Iterable[tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    turn: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> None:
     """Leave in the network's parameters the mean gradient of `loss(output, target)` over pairs of batches (B×3×h×w).
 
     The network runs as in training, with both paths of the mixer under the mask, but without noise: the same crops give
-    the same gradients.
+    the same gradients. Each batch is computed inside a `turn()`.
     """
     was_training, noise = network.training, network.routing_noise if isinstance(network, CAMixerSR) else True
     network.train()
@@ -35,7 +40,8 @@ def accumulate_gradients(
     try:
         count = 0
         for low_BCHW, high_BCHW in crops:
-            loss(network(low_BCHW), high_BCHW).backward()  # type: ignore[no-untyped-call]
+            with turn():
+                loss(network(low_BCHW), high_BCHW).backward()  # type: ignore[no-untyped-call]
             count += 1
         for parameter in network.parameters():
             if parameter.grad is None:  # of what nothing depends on

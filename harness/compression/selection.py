@@ -16,6 +16,7 @@ from harness.core.errors import UserError
 LEAST_SHARE = 0.1  # of a group's units stay, whatever they are worth
 TARGET_TOLERANCE = 0.03  # by which the achieved cost may miss the target
 _BISECTIONS = 60
+_HELD_GROUPS = 8
 
 Fewer = dict[str, int]  # units less, by the name of their group
 Cost = Callable[[Fewer], float]  # of a network with so many units less
@@ -66,23 +67,43 @@ def choose_least_loss(curves: Curves, cost: Cost, target: float, tolerance: floa
         for name, levels in curves.items()
     }
     fewer = _solve(curves, savings, cost, target)
-    if _misses(cost(fewer), target, tolerance):  # one group's step is as large: less of it, and more of the others
-        coarsest = max(fewer, key=lambda name: max(savings[name]) / len(savings[name]))
-        index = next(index for index, level in enumerate(curves[coarsest]) if level.fewer == fewer[coarsest])
+    if _misses(cost(fewer), target, tolerance):
+        fewer = _come_nearer(fewer, curves, savings, cost, target, tolerance)
+    return _checked(fewer, cost, target, tolerance)
+
+
+def _come_nearer(
+    fewer: Fewer,
+    curves: Curves,
+    savings: Mapping[str, Sequence[float]],
+    cost: Cost,
+    target: float,
+    tolerance: float,
+) -> Fewer:
+    """Return a choice within the tolerance, where one group gives up less than is best, and the others more.
+
+    Where steps of some groups are as large as the tolerance, this tries each of the largest; of what is found that
+    which loses least, and the given choice where nothing is.
+    """
+    found: list[tuple[float, Fewer]] = []
+    by_step = sorted(fewer, key=lambda name: -max(savings[name]) / len(savings[name]))
+    for name in by_step[:_HELD_GROUPS]:
+        index = next(index for index, level in enumerate(curves[name]) if level.fewer == fewer[name])
         for other in range(index - 1, -1, -1):
             held = slice(other, other + 1)
+            some, saved = {**curves, name: curves[name][held]}, {**savings, name: savings[name][held]}
             try:
-                found = _solve(
-                    {**curves, coarsest: curves[coarsest][held]},
-                    {**savings, coarsest: savings[coarsest][held]},
-                    cost,
-                    target,
-                )
+                choice = _solve(some, saved, cost, target)
             except UserError:  # the others cannot make up for it
                 break
-            if not _misses(cost(found), target, tolerance):
-                return found
-    return _checked(fewer, cost, target, tolerance)
+            if not _misses(cost(choice), target, tolerance):
+                loss = sum(
+                    next(level.loss for level in curves[group] if level.fewer == count)
+                    for group, count in choice.items()
+                )
+                found.append((loss, choice))
+                break
+    return min(found, key=lambda each: each[0])[1] if found else fewer
 
 
 def _solve(curves: Curves, savings: Mapping[str, Sequence[float]], cost: Cost, target: float) -> Fewer:

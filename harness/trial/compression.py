@@ -52,6 +52,7 @@ from harness.core.configs import (
     ScheduleConfig,
     TrainingConfig,
 )
+from harness.core.device_lock import computing
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.files import atomic_path
 from harness.core.records import (
@@ -65,7 +66,7 @@ from harness.core.records import (
 from harness.core.seeding import derive_seed
 from harness.data import CropSampler, PairedDataset
 from harness.models import SRNetwork, build_model
-from harness.profiling import canonical_macs, count_params
+from harness.profiling import canonical_macs, count_params, parse_device
 from harness.training.losses import l1_loss
 
 _PROBED_SHARES = (0.75, 0.5, 0.25)  # of a group's width, at which losses and latencies are measured
@@ -87,7 +88,7 @@ class Workshop:
 
     `training` is how the network was trained, and `images` on what. `score` evaluates on the validation images,
     `measure` returns latencies of several networks out of one run, by name (None: none are measured).
-    `macs_input_size` is low-resolution (height, width).
+    `macs_input_size` is low-resolution (height, width). Gradients and PSNR on crops are computed on `device`.
     """
 
     training: TrainingConfig
@@ -95,6 +96,7 @@ class Workshop:
     macs_input_size: tuple[int, int]
     score: Callable[[SRNetwork], EvaluationRecord]
     measure: Measure | None
+    device: str = "cpu"
 
 
 class _State(NamedTuple):
@@ -172,7 +174,7 @@ def compare_plans(
 
     Of a plan that cannot meet the target that is −inf; `UserError` where none can.
     """
-    scores_db = []
+    scores_db: list[float] = []
     for plan in plans:
         crops = draw_crops(workshop, plan.crops)
         try:
@@ -182,7 +184,7 @@ def compare_plans(
                 raise
             scores_db.append(-math.inf)
             continue
-        scores_db.append(score_crops(remove_channels(network, choice.removed), crops))
+        scores_db.append(score_crops(remove_channels(network, choice.removed), crops, workshop.device))
     return plans[scores_db.index(max(scores_db))], scores_db
 
 
@@ -220,20 +222,32 @@ def draw_crops(workshop: Workshop, batches: int) -> Crops:
     return [(batch.low_BCHW, batch.high_BCHW) for batch in drawn]
 
 
-def score_crops(network: SRNetwork, crops: Crops) -> float:
-    """Return the mean PSNR (dB, RGB, clipped to [0, 1]) over crops; `TrialFailedError` where it is not finite."""
+def score_crops(network: SRNetwork, crops: Crops, device: str = "cpu") -> float:
+    """Return the mean PSNR (dB, RGB, clipped to [0, 1]) over crops; `TrialFailedError` where it is not finite.
+
+    Measurements of others go before, between batches. The network is left where it was, in its mode.
+    """
     was_training = network.training
-    network.eval()
+    network.eval().to(device)
     values: list[Tensor] = []
-    with torch.inference_mode():
-        for low_BCHW, high_BCHW in crops:
-            error_B = (network(low_BCHW).clamp(0, 1) - high_BCHW).square().mean(dim=(1, 2, 3))
-            values.append(-10 * torch.log10(error_B.double().clamp_min(1e-10)))
-    network.train(was_training)
+    for low_BCHW, high_BCHW in crops:
+        with computing(parse_device(device).lock), torch.inference_mode():
+            output_BCHW = network(low_BCHW.to(device)).clamp(0, 1)
+            error_B = (output_BCHW - high_BCHW.to(device)).square().mean(dim=(1, 2, 3))
+            values.append(-10 * torch.log10(error_B.double().clamp_min(1e-10)).cpu())
+    network.train(was_training).to("cpu")
     mean_db = torch.cat(values).mean().item()
     if not math.isfinite(mean_db):
         raise TrialFailedError("the output on training crops is not finite; the weights are not")
     return mean_db
+
+
+def _find_gradients(network: SRNetwork, crops: Crops, device: str) -> None:
+    """Leave gradients on crops in the network, computed batch by batch."""
+    network.to(device)
+    placed = ((low_BCHW.to(device), high_BCHW.to(device)) for low_BCHW, high_BCHW in crops)
+    accumulate_gradients(network, placed, l1_loss, turn=lambda: computing(parse_device(device).lock))
+    network.to("cpu")
 
 
 def choose_units(
@@ -249,13 +263,13 @@ def choose_units(
     groups = find_groups(network.config, config.kinds)
     share = config.left ** (round_ / config.rounds)
     if config.importance == "taylor":
-        accumulate_gradients(network, crops, l1_loss)
+        _find_gradients(network, crops, workshop.device)
     scores = score_units(
         network, groups, config.importance, seed=derive_seed(workshop.training.seed, "importance", round_)
     )
     network.zero_grad()
     if config.scope == "measured":
-        curves = measure_losses(network, groups, scores, crops, config.round_to)
+        curves = measure_losses(network, groups, scores, crops, config.round_to, workshop.device)
     else:
         curves = sum_up_scores(groups, scores, config.round_to)
 
@@ -304,18 +318,19 @@ def measure_losses(
     scores: Mapping[str, Tensor],
     crops: Crops,
     round_to: int = 1,
+    device: str = "cpu",
 ) -> Curves:
     """Return what each group loses alone at each width, in dB over crops: measured at three widths, linear in between.
 
     Losses count from 0 and never fall: what is better without some units is as good as with them.
     """
-    whole_db = score_crops(network, crops)
+    whole_db = score_crops(network, crops, device)
     curves: dict[str, list[Level]] = {}
     for group in groups:
         known = [Level(0, 0.0)]
         for count in _probed_counts(group, round_to):
             fewer = remove_channels(network, least_important(scores, {group.name: count}), checked=False)
-            known.append(Level(count, max(known[-1].loss, whole_db - score_crops(fewer, crops))))
+            known.append(Level(count, max(known[-1].loss, whole_db - score_crops(fewer, crops, device))))
         counts = [group.units - width for width in widths_of(group, round_to)]
         curves[group.name] = [Level(count, _interpolate(known, count)) for count in counts if count <= known[-1].fewer]
     return curves
@@ -446,7 +461,7 @@ def _observe(kind: StageKind, round_: int, network: SRNetwork, workshop: Worksho
         widths=widths,
         psnr_db=evaluation.psnr_db,
         ssim=evaluation.ssim,
-        crops_psnr_db=score_crops(network, crops),
+        crops_psnr_db=score_crops(network, crops, workshop.device),
         latency=latency,
     )
 

@@ -663,6 +663,7 @@ def _open_workshop(setup: TrialSetup, training: TrainingConfig) -> Workshop:
         macs_input_size=setup.macs_input_size,
         score=lambda one: evaluate(one, setup.validation, setup.protocol, device=setup.train_device),
         measure=measure if setup.measure_latency else None,
+        device=setup.train_device,
     )
 
 

@@ -113,7 +113,7 @@ def test_macs_of_every_counter_shrink_with_the_widths() -> None:
             share = one.restore(torch.zeros(1, 3, 32, 32)).hard_share_SB.mean(dim=1).tolist()
         record = count_macs(one, torch.zeros(1, 3, 32, 32), config=one.config, attention_share=share)
         assert len(set(record.by_counter.values())) == 1
-    assert canonical_macs(smaller.config, (32, 32)) < 0.85 * canonical_macs(network.config, (32, 32))  # type: ignore[arg-type]
+    assert canonical_macs(smaller.config, (32, 32)) < 0.85 * canonical_macs(network.config, (32, 32))
     mixer = smaller.get_submodule("groups.1.blocks.0.mixer")
     for layer in ("value", "out", "depthwise", "depthwise_dilated"):
         assert 12 in mixer.get_submodule(layer).weight.shape  # type: ignore[operator]
@@ -133,7 +133,7 @@ def test_the_old_network_and_the_global_generator_are_left_alone() -> None:
 def test_a_pruned_network_is_trained_on_and_loaded_again() -> None:
     network = remove_channels(build("plain"), draw(build("plain"), 0.4)).train()
     loss = network(torch.rand(2, 3, 16, 16)).square().mean()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert all(one.grad is not None and torch.isfinite(one.grad).all() for one in network.parameters())
     assert isinstance(network.config, CAMixerSRConfig)
     again = build_model(CAMixerSRConfig.model_validate_json(network.config.canonical_json()))

@@ -13,10 +13,16 @@ from harness.core.errors import UserError
 from harness.models import CAMixerSR
 from tests.compression.test_channels import NETWORKS, build
 
+
+def gradient(weight: Tensor) -> Tensor:
+    assert weight.grad is not None
+    return weight.grad
+
+
 FORMULAS: dict[Importance, Callable[[Tensor], Tensor]] = {
     "magnitude": lambda weight: weight.abs(),
     "group-norm": lambda weight: weight.square(),
-    "taylor": lambda weight: (weight * weight.grad).abs(),
+    "taylor": lambda weight: (weight * gradient(weight)).abs(),
 }
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from harness.compression import (
     ChannelGroup,
+    Cost,
     Level,
     Narrowing,
     choose_least_loss,
@@ -50,7 +51,7 @@ def test_scores_add_up_from_the_least_important_on() -> None:
     st.lists(st.floats(0.5, 3), min_size=3, max_size=3),
     st.floats(0.3, 0.95),
 )
-def test_no_choice_that_costs_no_more_loses_less_but_by_one_unit(
+def test_no_choice_as_near_to_the_target_loses_less_but_by_one_unit(
     worth: list[list[float]], prices: list[float], share: float
 ) -> None:
     """Against all choices there are: a Lagrangian is optimal on the hull, so it may lose one unit's worth more."""
@@ -81,7 +82,8 @@ def test_no_choice_that_costs_no_more_loses_less_but_by_one_unit(
     except UserError:  # whole units are coarse here
         assume(False)
     assert 0.97 * target <= cost(chosen) <= target
-    assert loss(chosen) <= min(map(loss, reachable)) + max(max(of_group) for of_group in worth) + 1e-6
+    as_near = [choice for choice in reachable if 0.97 * target <= cost(choice)]
+    assert loss(chosen) <= min(map(loss, as_near)) + max(max(of_group) for of_group in worth) + 1e-6
 
 
 @pytest.mark.parametrize("left", [0.8, 0.5, 0.3])
@@ -96,10 +98,11 @@ def test_targets_of_real_networks_are_met_within_three_percent(
     groups, narrowing = find_groups(config), Narrowing(config)
     generator = torch.Generator().manual_seed(0)
     scores = {one.name: torch.rand(one.units, generator=generator) for one in groups}
-    for cost in (
+    costs: list[Cost] = [
         lambda fewer: float(canonical_macs(narrowing(fewer), (64, 64))),
         lambda fewer: float(count_params(narrowing(fewer))),
-    ):
+    ]
+    for cost in costs:
         target = left * cost({})
         found = choose_least_loss(sum_up_scores(groups, scores), cost, target), choose_uniformly(groups, cost, target)
         for fewer in found:
