@@ -583,7 +583,7 @@ class CAMixerSR(SRNetwork):
         plan = plan_routing(config.routing, padded_BCHW, (h, w), config.window, importance_BHW)
         blocks = range(config.num_blocks)
         plan = plan._replace(unread=frozenset(block for block in blocks if not config.reads_predictor(block)))
-        if config.widths is None and fused.suits(self, input_BCHW):
+        if fused.suits(self, input_BCHW):
             image_BCHW, hard_share_SB = fused.restore_camixersr(self, input_BCHW, padded_BCHW, plan)
         else:
             image_BCHW, hard_share_SB = self._restore_plainly(padded_BCHW, plan, generator)

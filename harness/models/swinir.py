@@ -247,7 +247,7 @@ class SwinIR(SRNetwork):
         scale = self.config.scale
         B, _, h, w = input_BCHW.shape
         centred_BCHW = pad_to_multiple(input_BCHW - self.mean_1311, self.config.window)
-        if self.config.widths is None and fused.suits(self, input_BCHW):
+        if fused.suits(self, input_BCHW):
             masks_KLL = mask_kinds(self.config.window, torch.zeros(()))[0]
             image_BCHW = fused.restore_swinir(self, input_BCHW, centred_BCHW, (masks_KLL[:1], masks_KLL))
         else:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.core.configs import RoutingConfig, SwinIRConfig
+from harness.core.configs import BlockWidths, LayerWidths, RoutingConfig, SwinIRConfig
 from harness.core.errors import TrialFailedError
 from harness.models import CAMixerSR, SRNetwork, fused, kernels
 from harness.models.fused import camixersr, maps, swinir, training
@@ -22,6 +22,18 @@ from tests.models.test_swinir import build_both
 
 # Images × height × width by window: more columns than a tile, more rows than a band, windows that fill no vector.
 SIZES = {3: (1, 50, 40), 5: (2, 21, 203), 8: (1, 150, 30), 16: (1, 40, 230), 20: (1, 70, 45)}
+# Inside blocks, whose features are 20 to 24: more and fewer, odd and even, one; values and keys made before attention
+# and after it; what a block leaves in the maps is more and less than the next one's.
+BLOCKS = (
+    BlockWidths(mixer=13, query=22, predictor=1, offsets=1, ffn=31),
+    BlockWidths(mixer=31, query=7, predictor=27, offsets=5, ffn=1),
+    BlockWidths(mixer=1, query=40, predictor=6, offsets=2, ffn=12),
+)
+LAYERS = (
+    LayerWidths(query=1, value=7, mlp=5),
+    LayerWidths(query=6, value=10, mlp=1),
+    LayerWidths(query=3, value=1, mlp=43),
+)
 ROUTINGS = (RoutingConfig(gamma=1), RoutingConfig(policy="probability", gamma=0.4), RoutingConfig(gamma=0))
 
 
@@ -47,12 +59,19 @@ def threads() -> Iterator[None]:
 
 
 def networks(window: int) -> list[SRNetwork]:
-    """A CAMixerSR, of an odd number of channels in windows of 3, 5 and 16, and a SwinIR of odd widths."""
-    camixersr = build(
-        channels=23 if window == 16 else 20 + window % 7, window=window, groups=(1, 2), scale=2 + window % 3
-    )
-    swinir = build_both(SwinIRConfig(depths=(2,), embed_dim=15, num_heads=5, window=min(window, 8), scale=3))[0].eval()
-    return [camixersr, swinir]
+    """A CAMixerSR, of an odd number of channels in windows of 3, 5 and 16, a SwinIR of odd widths, and pruned ones."""
+    channels = 23 if window == 16 else 20 + window % 7
+    swinir = {"embed_dim": 15, "num_heads": 5, "window": min(window, 8), "scale": 3}
+    return [
+        *(
+            build(channels=channels, window=window, groups=(1, 2), scale=2 + window % 3, widths=of)
+            for of in (None, BLOCKS)
+        ),
+        *(
+            build_both(SwinIRConfig.model_validate({**swinir, **more}))[0].eval()
+            for more in ({"depths": (2,)}, {"depths": (2, 1), "num_heads": 4, "widths": LAYERS})
+        ),
+    ]
 
 
 def outputs(network: SRNetwork, input_BCHW: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,10 +109,12 @@ def test_every_variant_is_the_network(variant: str, window: int, monkeypatch: py
 
     count("restore_camixersr")
     count("restore_swinir")
+    wanted = 0
     for network in networks(window):
         for found, expected in outputs(network, images(*SIZES[window])):
             assert (found - expected).abs().max() <= TOLERANCE, variant
-    assert len(runs) == len(ROUTINGS) + 1  # it was the kernels
+            wanted += 1
+    assert len(runs) == wanted  # it was the kernels
 
 
 @torch.inference_mode()
@@ -145,12 +166,13 @@ def test_threads_change_nothing(window: int, is_half: bool, threads: None, monke
                 assert (found - expected).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("widths", [None, BLOCKS[:2]], ids=["whole", "pruned"])
 @torch.inference_mode()
-def test_passes_leave_nothing_behind_for_the_next() -> None:
+def test_passes_leave_nothing_behind_for_the_next(widths: tuple[BlockWidths, ...] | None) -> None:
     """Sizes, networks and precisions in turn, and a pass that breaks off, on maps that are kept from pass to pass."""
-    network = build(channels=24, window=8, groups=(1, 1))
+    network = build(channels=24, window=8, groups=(1, 1), widths=widths)
     network.routing = RoutingConfig(policy="probability", gamma=0.5)
-    broken = build(seed=1, channels=24, window=8, groups=(1, 1))
+    broken = build(seed=1, channels=24, window=8, groups=(1, 1), widths=widths and widths[::-1])
     weight: Tensor = broken.groups[1].blocks[0].mixer.predictor.offsets_out.weight  # type: ignore[union-attr, index]
     weight.fill_(torch.nan)
     other = build_both(SwinIRConfig(depths=(2,), embed_dim=12, num_heads=3))[0].eval()
@@ -198,6 +220,45 @@ def spoil_kept_maps() -> None:
         else:
             assert name == "key"
     assert spoilt > 5
+
+
+@pytest.mark.parametrize("is_half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("count", [1, 3])
+@torch.inference_mode()
+def test_memory_that_is_asked_for_suffices(
+    variant: str, count: int, is_half: bool, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written behind it, and nothing read: it ends in NaN, and workspaces begin as NaN."""
+    ends: list[Tensor] = []
+
+    def take(count: int, start: int) -> Tensor:
+        memory = torch.full((count + 1024,), 255, dtype=torch.uint8)
+        ends.append(memory[start:])
+        return memory
+
+    def allocate(count: int) -> Tensor:
+        memory = take(4 * count, 4 * count).view(torch.float32)[:count]
+        return memory.zero_()
+
+    def reserve(own: maps.Maps, num_bytes: int) -> int:
+        own.workspace = take(num_bytes + 64, 0)
+        address = -(-own.workspace.data_ptr() // 64) * 64
+        ends[-1] = own.workspace[address - own.workspace.data_ptr() + num_bytes :]
+        return address
+
+    monkeypatch.setattr(maps.Maps, "_kept", [])
+    monkeypatch.setattr(maps.Maps, "reserve", reserve)
+    monkeypatch.setattr(maps, "allocate", allocate)
+    monkeypatch.setattr(camixersr, "allocate", allocate)
+    monkeypatch.setattr(maps, "_LEAST_VALUES", 1)
+    torch.set_num_threads(count)
+    for window, size in ((5, (2, 11, 33)), (8, (1, 16, 40)), (16, (1, 20, 100))):
+        for network in networks(window):
+            for routing in routings(network):
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+                    assert restored(network, routing, images(*size)).isfinite().all()
+    assert len(ends) > 100
+    assert all((end == 255).all() for end in ends)
 
 
 def test_threads_of_python_may_restore_at_once() -> None:

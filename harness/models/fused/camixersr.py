@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.core.configs import BlockWidths
 from harness.core.errors import TrialFailedError
 from harness.models.components import component, part_of
 from harness.models.fused.maps import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _Block = structure(
     "CAMixerBlock",
+    integers="mixer query predictor offsets ffn",
     pointers=(
         "value_weight value_bias query_weight query_bias key_weight "
         "depthwise_weight depthwise_bias dilated_weight dilated_bias out_weight out_bias "
@@ -44,7 +46,7 @@ _Block = structure(
 )
 _Pass = structure(
     "CAMixerPass",
-    integers="images height width channels window features offsets_hidden conditions threads half keep_tokens",
+    integers="images height width channels window conditions threads half keep_tokens",
     numbers="attention_scale max_offset slope eps",
     pointers="x next mixed tokens next_tokens predicted condition mean feature_sums workspace windows",
     integers_="hard",
@@ -55,13 +57,18 @@ _READ = frozenset(name for name, _ in _Block._fields_)
 
 
 class _CAMixerMaps(Maps):
-    """The maps of images B×3×H×W with C channels, E features of the predictor and X conditions, for a precision."""
+    """The maps of images B×3×H×W with C channels and X conditions, for a precision.
+
+    V and E are those of the block that has the most. Lines lie one after the other and are all equally long, so that
+    blocks that have fewer find zeros in the margins too.
+    """
 
     def __init__(self, key: tuple[int, ...]):
         super().__init__(key)
-        B, H, W, C, E, X, is_half = key
+        B, H, W, C, V, E, X, is_half = key
         self.input, self.shallow = Map(B, H, 3, W), Map(B, H, C, W)
-        self.start, self.x, self.next, self.mixed = (Map(B, H, C, W, is_half=bool(is_half)) for _ in range(4))
+        self.start, self.x, self.next = (Map(B, H, C, W, is_half=bool(is_half)) for _ in range(3))
+        self.mixed = Map(B, H, V, W, is_half=bool(is_half))
         self.predicted = Map(B, H, E, W)
         self.condition, self.condition_hidden = Map(B, H, X, W), Map(B, H, _GLOBAL_FEATURES, W)
         self.mean_BHW = torch.empty(B, H, W)
@@ -75,15 +82,15 @@ def restore_camixersr(network: "CAMixerSR", input_BCHW: Tensor, padded_BCHW: Ten
     config = network.config
     is_half = working_dtype(input_BCHW) == torch.bfloat16
     (B, _, H, W), (h, w) = padded_BCHW.shape, input_BCHW.shape[-2:]
-    predictor = next(iter(_blocks(network))).mixer.predictor
-    conditions = predictor.trunk.in_features - config.channels
-    maps = _CAMixerMaps.take((B, H, W, config.channels, predictor.trunk.out_features, conditions, is_half))
+    widths = config.widths or (config.block_widths(0),) * config.num_blocks
+    values, features = max(one.mixer for one in widths), max(one.predictor for one in widths)
+    maps = _CAMixerMaps.take((B, H, W, config.channels, values, features, config.condition_channels, is_half))
     with torch.autocast("cpu", enabled=False):
         maps.input.nchw().copy_(padded_BCHW)
         convolve(network.head, maps.input, maps.shallow, maps, is_half=is_half)
         if len(plan.unread) < config.num_blocks:
             _set_conditions(network, maps)
-        shares = _Runner(network, maps, plan, is_half).run_groups()
+        shares = _Runner(network, maps, plan, widths, is_half).run_groups()
         convolve(network.body_tail, maps.x, maps.shallow, maps, is_half=is_half, residual=maps.shallow)
         scale = config.scale
         image_BCHW = torch.empty(B, 3, h * scale, w * scale)
@@ -120,22 +127,26 @@ def _set_conditions(network: "CAMixerSR", maps: _CAMixerMaps) -> None:
 class _Runner:
     """Runs blocks and groups on the maps of a pass."""
 
-    def __init__(self, network: "CAMixerSR", maps: _CAMixerMaps, plan: RoutingPlan, is_half: bool):
+    def __init__(
+        self,
+        network: "CAMixerSR",
+        maps: _CAMixerMaps,
+        plan: RoutingPlan,
+        widths: tuple[BlockWidths, ...],
+        is_half: bool,
+    ):
         B, H, C, W = maps.x.shape
-        self.network, self.maps, self.plan = network, maps, plan
+        self.network, self.maps, self.plan, self.widths = network, maps, plan, widths
         M = network.config.window
         self.windows = B, H // M, W // M
         mixer = next(_blocks(network)).mixer
         predictor = mixer.predictor
-        hidden = predictor.offsets_hidden
         self.call = _Pass(
             images=B,
             height=H,
             width=W,
             channels=C,
             window=M,
-            features=predictor.trunk.out_features,
-            offsets_hidden=0 if hidden is None else hidden.out_features,
             conditions=maps.condition.shape[2],
             threads=threads_for(maps.x.shape),
             half=is_half,
@@ -151,9 +162,9 @@ class _Runner:
         )
         self.reference = ctypes.byref(self.call)
         library, pointer = compiled(), ctypes.c_void_p
-        self.call.workspace = maps.reserve(
-            library.function("camixersr_workspace", (pointer,), ctypes.c_int64)(self.reference)
-        )
+        measure = library.function("camixersr_workspace", (pointer, pointer), ctypes.c_int64)
+        needed = (measure(self.reference, ctypes.byref(_Block(**dict(one)))) for one in set(widths))
+        self.call.workspace = maps.reserve(max(needed))
         self.predict = library.function("camixersr_predict", (pointer, pointer))
         self.transform = library.function("camixersr_transform", (pointer, pointer), ctypes.c_int)
         self.begin = library.function("camixersr_begin", (pointer, pointer))
@@ -188,7 +199,8 @@ class _Runner:
     def _run(self, block: "Block") -> Tensor:
         """Run one block; return each image's share of hard windows (B)."""
         held = dict(_parameters(block))
-        fields = _Block(**{name: parameter.data_ptr() for name, parameter in held.items()})
+        widths = dict(self.widths[block.mixer.block])
+        fields = _Block(**widths, **{name: parameter.data_ptr() for name, parameter in held.items()})
         reference = ctypes.byref(fields)
         self._point()
         if block.mixer.block not in self.plan.unread:

@@ -30,7 +30,7 @@ _BLOCK = 32  # tokens that the kernels work on at once
 _LOG2_E = 1.4426950408889634
 _Layer = structure(
     "SwinLayer",
-    integers="images height width channels window heads hidden shift threads half",
+    integers="images height width channels window heads query value hidden shift threads half",
     pointers=(
         "x workspace norm1_weight norm1_bias qkv_weight qkv_bias score_bias proj_weight proj_bias "
         "norm2_weight norm2_bias hidden_weight hidden_bias out_weight out_bias ticks"
@@ -118,6 +118,8 @@ def _transform(block: "SwinBlock", network: "SwinIR", maps: _SwinIRMaps, masks_K
         channels=C,
         window=config.window,
         heads=config.num_heads,
+        query=block.attention.widths.query,
+        value=block.attention.widths.value,
         hidden=block.mlp_hidden.out_features,
         shift=config.window // 2 if len(masks_KLL) > 1 else 0,
         threads=threads_for(maps.x.shape),

@@ -4,13 +4,16 @@
 // 2. `mix_window`: attention for hard windows and its value projection, spatial attention for the others' values.
 //    q·k = (W_kᵀ(W_q x + b_q))·(x + X̃) plus what is the same for all keys of a query, which softmax drops. The value
 //    projection is linear and softmax sums to one, so that attention may work on x and one product with W_v come after.
+//    Where pruning has left so few queries or values that it is less work, they are made first.
 // 3. `finish_rows`: convolutions, projection, norm, FFN and norm, over bands of rows and tiles of columns whose
 //    intermediate lines stay in the cache; rows and columns that two tiles need are computed twice.
 //
 // Between 1 and 2 the caller picks the hard windows. With HALF features are kept as cells of bfloat16 (products.h), the
 // operands of products; sums, norms, softmax, warp, T and all that picks windows are float32.
 //
-// B images, H rows, W columns, C channels, M window side, L = M² tokens, E features of the predictor, X conditions.
+// B images, H rows, W columns, C channels, M window side, L = M² tokens, X conditions. What differs from block to block:
+// V values, Q queries, E features of the predictor, O of its hidden offsets, F of each half of the FFN's expansion.
+// Unless the block is pruned, V, Q and F are C. None of them has to be even, or less than another.
 #pragma once
 #include "maps.h"
 #include "stopwatch.h"
@@ -28,8 +31,9 @@ enum {
   FEWEST_BAND_ROWS = 12
 };
 
-// The parameters of a block as torch keeps them; null where an ablation leaves them out.
+// The widths of a block and its parameters as torch keeps them; null where an ablation leaves them out.
 struct CAMixerBlock {
+  int64_t mixer, query, predictor, offsets, ffn;  // V, Q, E, O, F
   const float *value_weight, *value_bias, *query_weight, *query_bias, *key_weight;
   const float *depthwise_weight, *depthwise_bias, *dilated_weight, *dilated_bias, *out_weight, *out_bias;
   const float *trunk_weight, *trunk_bias, *trunk_norm_weight, *trunk_norm_bias;
@@ -40,16 +44,16 @@ struct CAMixerBlock {
 };
 
 struct CAMixerPass {
-  int64_t images, height, width, channels, window, features, offsets_hidden, conditions, threads, half;
+  int64_t images, height, width, channels, window, conditions, threads, half;
   int64_t keep_tokens;  // whether `next_tokens` are wanted
   float attention_scale, max_offset, slope, eps;
-  float *x, *next, *mixed;   // features; those after the block; mixed values: maps of cells
+  float *x, *next, *mixed;   // features; those after the block; mixed values (V, in a map with room for the most)
   float *tokens, *next_tokens;  // x and next once more, pixel by pixel, cells padded to a multiple of 16
-  float *predicted;          // T
+  float *predicted;          // T (E, in a map with room for the most)
   const float *condition;    // X lines a row
   float *mean;               // of T over its channels: B·H·W, without margins
   float *feature_sums;       // of T over the pixels of each row: B·H·E
-  void *workspace;           // camixersr_workspace bytes
+  void *workspace;           // camixersr_workspace bytes, of any block to begin with or to finish a group
   const int32_t *windows;    // all windows (image · N + window), the hard ones first
   int64_t hard;
   int64_t *ticks;            // of each component, added to what is there; null where nobody asks
@@ -62,10 +66,14 @@ struct CAMixerWork {
   enum { STEP = HALF ? 2 : 1 };  // channels of a line
   const CAMixerPass &p;
   const CAMixerBlock &w;
-  long H, W, C, M, L, E, lines, channels, token_pitch, tokens, key_pitch, threads;  // `channels`: of all lines
+  long H, W, C, M, L, V, Q, E, O, F, token_pitch, tokens, key_pitch, threads;
+  long lines, value_lines, hidden_lines;           // of C, V and F channels
+  long channels, value_channels, hidden_channels;  // of all lines, which is one more than C, V or F now and then
+  bool makes_keys, makes_values;  // before attention, which works on x and x + X̃ otherwise
+  long compared, compared_lines;  // channels of queries and of what they are compared with: Q or C
   Map x, next, mixed, predicted, condition;
   // Derived.
-  Weights<HALF> trunk, value, query, out, expand, project;
+  Weights<HALF> trunk, value, query, key, out, expand, project;
   Weights<false> trunk_condition;
   float *composed;  // products of two weights: E × C, C × C
   float *trunk_bias, *query_bias, *channel;  // `channel`: channel attention of each image
@@ -74,7 +82,7 @@ struct CAMixerWork {
   float *zero_line, *token_columns, *token_rows;  // and where in its window each token lies
   // Of each thread.
   struct Own {
-    float *block, *other_block, *cells, *spatial, *keys, *rows, *scores, *queries, *attended;
+    float *block, *other_block, *cells, *spatial, *keys, *fewer_keys, *rows, *scores, *queries, *attended;
     Element *value_panels, *weights;
     float *dilated, *gated, *gate, *scratch;
     Stopwatch watch;
@@ -97,9 +105,13 @@ struct CAMixerWork {
   int unbounded;  // whether an offset was not finite
 
   CAMixerWork(const CAMixerPass &pass, const CAMixerBlock &block) : p(pass), w(block), unbounded(0) {
-    H = p.height, W = p.width, C = p.channels, M = p.window, L = M * M, E = p.features;
-    lines = (C + STEP - 1) / STEP, channels = STEP * lines;
-    x = map_of(p.x, H, lines, W), next = map_of(p.next, H, lines, W), mixed = map_of(p.mixed, H, lines, W);
+    H = p.height, W = p.width, C = p.channels, M = p.window, L = M * M;
+    V = w.mixer, Q = w.query, E = w.predictor, O = w.offsets, F = w.ffn;
+    lines = depth_of<HALF>(C), value_lines = depth_of<HALF>(V), hidden_lines = depth_of<HALF>(F);
+    channels = STEP * lines, value_channels = STEP * value_lines, hidden_channels = STEP * hidden_lines;
+    makes_keys = Q * (L + 2 * C) < C * (L + C), makes_values = V < C;  // of products for each token
+    compared = makes_keys ? Q : C, compared_lines = depth_of<HALF>(compared);
+    x = map_of(p.x, H, lines, W), next = map_of(p.next, H, lines, W), mixed = map_of(p.mixed, H, value_lines, W);
     predicted = map_of(p.predicted, H, E, W);
     condition = map_of((float *)p.condition, H, p.conditions, W);
     token_pitch = round_up(lines, 16);
@@ -116,7 +128,9 @@ struct CAMixerWork {
     bands = (H + band_rows - 1) / band_rows;
     inner_pitch = MARGIN + round_up(tile_columns + 2 * MIXER_REACH, BLOCK) + MARGIN;
     line_pitch_ = MARGIN + round_up(tile_columns + 2 * FFN_REACH, BLOCK) + MARGIN;
-    ring_size = round_up(INNER_LINES * lines * inner_pitch + KEPT_ROWS * 3 * lines * line_pitch_ + 64, 16);
+    long expanded_lines = lines + 2 * hidden_lines;  // and the normed ones
+    ring_size = INNER_LINES * value_lines * inner_pitch + KEPT_ROWS * expanded_lines * line_pitch_ + 64;
+    ring_size = round_up(ring_size, 16);
   }
 
   uintptr_t divide(void *memory) {
@@ -126,38 +140,42 @@ struct CAMixerWork {
     token_rows = arena.take<float>(tokens);
     trunk.data = arena.take<Element>(padded_rows(E) * C);
     trunk_condition.data = arena.take<float>(padded_rows(E) * (p.conditions + 1));
-    value.data = arena.take<Element>(padded_rows(C) * C);
+    value.data = arena.take<Element>(padded_rows(V) * C);
     query.data = arena.take<Element>(padded_rows(C) * C);
-    out.data = arena.take<Element>(padded_rows(C) * C);
-    expand.data = arena.take<Element>(padded_rows(2 * channels) * C);
-    project.data = arena.take<Element>(padded_rows(C) * C);
+    key.data = arena.take<Element>(makes_keys ? padded_rows(Q) * C : 0);
+    out.data = arena.take<Element>(padded_rows(C) * V);
+    expand.data = arena.take<Element>(padded_rows(2 * hidden_channels) * C);
+    project.data = arena.take<Element>(padded_rows(C) * F);
     composed = arena.take<float>((C > E ? C : E) * C);
     trunk_bias = arena.take<float>(E);
     query_bias = arena.take<float>(channels);
-    channel = arena.take<float>(p.images * channels);
-    value_bias = arena.take<float>(channels), out_bias = arena.take<float>(channels);
-    depthwise_weight = arena.take<float>(9 * channels), depthwise_bias = arena.take<float>(channels);
-    dilated_weight = arena.take<float>(9 * channels), dilated_bias = arena.take<float>(channels);
-    gate_weight = arena.take<float>(2 * 9 * channels);
+    channel = arena.take<float>(p.images * value_channels);
+    value_bias = arena.take<float>(value_channels), out_bias = arena.take<float>(channels);
+    depthwise_weight = arena.take<float>(9 * value_channels), depthwise_bias = arena.take<float>(value_channels);
+    dilated_weight = arena.take<float>(9 * value_channels), dilated_bias = arena.take<float>(value_channels);
+    gate_weight = arena.take<float>(2 * 9 * hidden_channels);
     rings = arena.take<float>(ring_size * (is_stream ? tiles : threads));
     progress = arena.take<Progress>(tiles);
     is_hard = arena.take<uint8_t>(p.images * (H / M) * (W / M));
+    long most = C > V ? C : V;
+    if (E > most) most = E;
     reset(own, threads, p.ticks);
     for (long thread = 0; thread < threads; thread++) {
       Own &o = own[thread];
       o.block = arena.take<float>((C + E + 16) * BLOCK);
-      o.other_block = arena.take<float>((C + 16) * BLOCK);
+      o.other_block = arena.take<float>((most + 16) * BLOCK);
       o.cells = arena.take<float>(lines * BLOCK);
       o.spatial = arena.take<float>(tokens + 16);
       o.keys = arena.take<float>(lines * key_pitch + 16);
+      o.fewer_keys = arena.take<float>(makes_keys ? compared_lines * key_pitch + 16 : 0);
       o.rows = arena.take<float>(16 * token_pitch);
       o.scores = arena.take<float>((L + 16) * BLOCK);
       o.queries = arena.take<float>(lines * BLOCK);
       o.attended = arena.take<float>(lines * BLOCK);
       o.value_panels = arena.take<Element>((round_up(C, PANEL)) * depth_of<HALF>(L) + 16);
       o.weights = HALF ? arena.take<Element>(depth_of<HALF>(L) * BLOCK) : (Element *)o.scores;
-      o.dilated = arena.take<float>(lines * line_pitch_ + 64);
-      o.gated = arena.take<float>(lines * line_pitch_ + 64);
+      o.dilated = arena.take<float>(value_lines * line_pitch_ + 64);
+      o.gated = arena.take<float>(hidden_lines * line_pitch_ + 64);
       o.gate = arena.take<float>(STEP * inner_pitch);
       o.scratch = arena.take<float>(inner_pitch);
     }
@@ -167,14 +185,14 @@ struct CAMixerWork {
   // ---- 1: the predictor ----
 
   void derive_trunk() {
-    long D = C + p.conditions;
+    long D = V + p.conditions;
     const float *read = w.trunk_weight;
     float *rows = composed;  // W_t·W_v
     for (long e = 0; e < E; e++) {
       float *row = rows + e * C;
       for (long c = 0; c < C; c++) row[c] = 0;
       float bias = w.trunk_bias[e];
-      for (long j = 0; j < C; j++) {
+      for (long j = 0; j < V; j++) {
         float factor = read[e * D + j];
         const float *value_row = w.value_weight + j * C;
         for (long c = 0; c < C; c++) row[c] += factor * value_row[c];
@@ -184,13 +202,13 @@ struct CAMixerWork {
     }
     trunk = lay_out<HALF>(E, C, (Element *)trunk.data, [&](long e, long c) { return rows[e * C + c]; });
     trunk_condition = lay_out<false>(E, p.conditions, (float *)trunk_condition.data,
-                                     [&](long e, long k) { return read[e * D + C + k]; });
+                                     [&](long e, long k) { return read[e * D + V + k]; });
   }
 
   void predict_row(long image, long row, Own &o) {
     o.watch.start();
     float *raw = o.block;
-    v16 *totals = (v16 *)o.other_block;  // E of them, where E < C + 16
+    v16 *totals = (v16 *)o.other_block;  // E of them
     for (long e = 0; e < E; e++) totals[e] = zeros();
     for (long column = 0; column < W; column += BLOCK) {
       const float *from = x.line(image, row, 0) + column, *conditions = condition.line(image, row, 0) + column;
@@ -221,19 +239,19 @@ struct CAMixerWork {
   // ---- 2: attention ----
 
   void derive() {
-    value = lay_out<HALF>(C, C, (Element *)value.data, [&](long i, long k) { return w.value_weight[i * C + k]; });
-    out = lay_out<HALF>(C, C, (Element *)out.data, [&](long i, long k) { return w.out_weight[i * C + k]; });
-    expand = lay_out<HALF>(2 * channels, C, (Element *)expand.data, [&](long i, long k) {
-      bool is_second = i >= channels;  // half of the expanded channels, which begins with a line
-      long row = is_second ? i - channels : i;
-      return row < C ? w.expand_weight[((is_second ? C : 0) + row) * C + k] : 0;
+    value = lay_out<HALF>(V, C, (Element *)value.data, [&](long i, long k) { return w.value_weight[i * C + k]; });
+    out = lay_out<HALF>(C, V, (Element *)out.data, [&](long i, long k) { return w.out_weight[i * V + k]; });
+    expand = lay_out<HALF>(2 * hidden_channels, C, (Element *)expand.data, [&](long i, long k) {
+      bool is_second = i >= hidden_channels;  // half of the expanded channels, which begins with a line
+      long row = is_second ? i - hidden_channels : i;
+      return row < F ? w.expand_weight[((is_second ? F : 0) + row) * C + k] : 0;
     });
-    project = lay_out<HALF>(C, C, (Element *)project.data, [&](long i, long k) { return w.project_weight[i * C + k]; });
-    copy_channels(value_bias, w.value_bias, 1), copy_channels(out_bias, w.out_bias, 1);
-    copy_channels(depthwise_weight, w.depthwise_weight, 9), copy_channels(depthwise_bias, w.depthwise_bias, 1);
-    copy_channels(dilated_weight, w.dilated_weight, 9), copy_channels(dilated_bias, w.dilated_bias, 1);
-    copy_channels(gate_weight, w.ffn_depthwise_weight, 9);
-    copy_channels(gate_weight + 9 * channels, w.ffn_depthwise_weight + 9 * C, 9);
+    project = lay_out<HALF>(C, F, (Element *)project.data, [&](long i, long k) { return w.project_weight[i * F + k]; });
+    copy_channels(out_bias, w.out_bias, C, 1), copy_channels(value_bias, w.value_bias, V, 1);
+    copy_channels(depthwise_weight, w.depthwise_weight, V, 9), copy_channels(depthwise_bias, w.depthwise_bias, V, 1);
+    copy_channels(dilated_weight, w.dilated_weight, V, 9), copy_channels(dilated_bias, w.dilated_bias, V, 1);
+    copy_channels(gate_weight, w.ffn_depthwise_weight, F, 9);
+    copy_channels(gate_weight + 9 * hidden_channels, w.ffn_depthwise_weight + 9 * F, F, 9);
     memset(zero_line, 0, inner_pitch * sizeof(float));
     for (long token = 0; token < tokens; token++) {
       token_columns[token] = token < L ? (float)(token % M) : 0;
@@ -243,17 +261,26 @@ struct CAMixerWork {
     attend_channels();
   }
 
-  void copy_channels(float *to, const float *from, long each) const {
-    for (long i = 0; i < channels * each; i++) to[i] = i < C * each ? from[i] : 0;
+  // Copy so many numbers of each of `count` channels, and zeros for one that fills up the last line.
+  void copy_channels(float *to, const float *from, long count, long each) const {
+    for (long i = 0; i < round_up(count, STEP) * each; i++) to[i] = i < count * each ? from[i] : 0;
   }
 
   void derive_query() {
     float scale = p.attention_scale * 1.44269504f;  // of powers of two
+    if (makes_keys) {
+      auto scaled = [&](long i, long k) { return scale * w.query_weight[i * C + k]; };
+      query = lay_out<HALF>(Q, C, (Element *)query.data, scaled);
+      key = lay_out<HALF>(Q, C, (Element *)key.data, [&](long i, long k) { return w.key_weight[i * C + k]; });
+      copy_channels(query_bias, w.query_bias, Q, 1);
+      for (long i = 0; i < Q; i++) query_bias[i] *= scale;
+      return;
+    }
     float *rows = composed;  // W_kᵀ W_q
     for (long i = 0; i < C; i++) {
       float *row = rows + i * C, bias = 0;
       for (long c = 0; c < C; c++) row[c] = 0;
-      for (long j = 0; j < C; j++) {
+      for (long j = 0; j < Q; j++) {
         float factor = scale * w.key_weight[j * C + i];
         const float *query_row = w.query_weight + j * C;
         for (long c = 0; c < C; c++) row[c] += factor * query_row[c];
@@ -267,9 +294,9 @@ struct CAMixerWork {
 
   void attend_channels() {
     for (long image = 0; image < p.images; image++) {
-      float *attention = channel + image * channels;
-      for (long c = 0; c < channels; c++) {
-        if (!w.channel_weight || c >= C) {
+      float *attention = channel + image * value_channels;
+      for (long c = 0; c < value_channels; c++) {
+        if (!w.channel_weight || c >= V) {
           attention[c] = 1;
           continue;
         }
@@ -337,24 +364,32 @@ struct CAMixerWork {
     Place place = mixed_place(at);
     float *image = mixed.line(place.image, 0, 0);
     for_runs(mixed, place, first, first + BLOCK < L ? first + BLOCK : L, TILE(long token, long offset, long count) {
-      copy_run(image + offset, mixed.pitch, block + token - first, BLOCK, lines, count);
+      copy_run(image + offset, mixed.pitch, block + token - first, BLOCK, value_lines, count);
     });
   }
 
-  // Project a block of cells, and write what `mix(channel, vector, product)` makes of it as mixed values.
-  template <typename Mix>
-  INLINE void project_values(const Place &at, long first, const float *cells, long pitch, long next_vector, Own &o,
-                             Mix mix) const {
+  // Write the mixed values of a block of tokens: make(write) calls write(line, vector, number of each part).
+  template <typename Make>
+  INLINE void write_values(const Place &at, long first, Own &o, Make make) const {
     float *to[VECTORS];
     bool there = is_whole();
     long to_pitch = there ? mixed.pitch : BLOCK;
     Place place = mixed_place(at);
     for (int n = 0; n < VECTORS; n++)
       to[n] = there ? mixed.line(place.image, 0, 0) + offset_of(mixed, place, first + 16 * n) : o.other_block + 16 * n;
-    multiply_cells<HALF>(value, cells, pitch, next_vector, BLOCK, TILE(long line, int n, const v16 *sums) {
-      store_cells<HALF>(to[n] + line * to_pitch, TILE(int part) { return mix(STEP * line + part, n, sums[part]); });
-    });
+    make(TILE(long line, int n, auto number) { store_cells<HALF>(to[n] + line * to_pitch, number); });
     if (!there) scatter(at, first, o.other_block);
+  }
+
+  // Project a block of cells, and write what `mix(channel, vector, product)` makes of it as mixed values.
+  template <typename Mix>
+  INLINE void project_values(const Place &at, long first, const float *cells, long pitch, long next_vector, Own &o,
+                             Mix mix) const {
+    write_values(at, first, o, TILE(auto write) {
+      multiply_cells<HALF>(value, cells, pitch, next_vector, BLOCK, TILE(long line, int n, const v16 *sums) {
+        write(line, n, TILE(int part) { return mix(STEP * line + part, n, sums[part]); });
+      });
+    });
   }
 
   // The cells of a pixel, and of a token of a window.
@@ -430,7 +465,6 @@ struct CAMixerWork {
   // Keys of a hard window, lines × tokens: x + X̃, the pixel itself and the four that lie around where its offset
   // points, each by its weight (bilinear, border padding).
   void make_keys(const Place &at, Own &o) {
-    long O = p.offsets_hidden;
     v16 odd = zeros();  // not a number where an offset is not finite; what is behind the last token is finite
     for (long first = 0; first < L; first += BLOCK) {
       gather(predicted, at, first, first + BLOCK, o.block, BLOCK);
@@ -514,9 +548,13 @@ struct CAMixerWork {
       make_keys(at, o);
     else
       gather(x, at, 0, tokens, o.keys, key_pitch);
-    const Element *keys = (const Element *)o.keys;
-    lay_out_values(at, o);
-    long depth = depth_of<HALF>(C), steps = depth_of<HALF>(L);
+    if (makes_keys) project_keys(o);
+    const Element *keys = (const Element *)(makes_keys ? o.fewer_keys : o.keys);
+    if (makes_values)
+      make_values(at, o);
+    else
+      lay_out_values(at, o);
+    long depth = compared_lines, steps = depth_of<HALF>(L);
     for (long first = 0; first < L; first += BLOCK) {
       const Cells cells = cells_of(at, first, o.cells);
       multiply_cells<HALF>(query, cells.data, cells.pitch, cells.next_vector, BLOCK,
@@ -537,12 +575,22 @@ struct CAMixerWork {
       auto sum_up = TILE(auto &sums, long c, int n) {
         multiply(sums, steps, o.value_panels + c / PANEL * PANEL * steps + c % PANEL, PANEL, o.weights + 16 * n, BLOCK);
       };
-      auto keep = TILE(long line, int n, const v16 *sums) {
-        store_cells<HALF>(o.attended + line * BLOCK + 16 * n, TILE(int part) { return sums[part] * share[n]; });
-      };
-      for_tiles_by(C, sum_up, ByLine<HALF, decltype(keep)>{keep});
-      project_values(at, first, o.attended, BLOCK, 16, o,
-                     TILE(long c, int, v16 sum) { return sum + splat(value_bias[c]); });
+      if (makes_values) {
+        write_values(at, first, o, TILE(auto write) {
+          auto keep = TILE(long line, int n, const v16 *sums) {
+            const float *bias = value_bias + STEP * line;
+            write(line, n, TILE(int part) { return sums[part] * share[n] + splat(bias[part]); });
+          };
+          for_tiles_by(V, sum_up, ByLine<HALF, decltype(keep)>{keep});
+        });
+      } else {
+        auto keep = TILE(long line, int n, const v16 *sums) {
+          store_cells<HALF>(o.attended + line * BLOCK + 16 * n, TILE(int part) { return sums[part] * share[n]; });
+        };
+        for_tiles_by(C, sum_up, ByLine<HALF, decltype(keep)>{keep});
+        project_values(at, first, o.attended, BLOCK, 16, o,
+                       TILE(long c, int, v16 sum) { return sum + splat(value_bias[c]); });
+      }
       prefetch_window(window + 1, first / BLOCK, tokens / BLOCK);
     }
   }
@@ -564,6 +612,42 @@ struct CAMixerWork {
     }
   }
 
+  // The values of the window's tokens in such panels, without their bias.
+  void make_values(const Place &at, Own &o) {
+    long steps = depth_of<HALF>(L);
+    for (long first = 0; first < L; first += BLOCK) {
+      const Cells cells = cells_of(at, first, o.cells);
+      multiply_cells<HALF>(value, cells.data, cells.pitch, cells.next_vector, BLOCK,
+                           TILE(long line, int n, const v16 *sums) {
+        float *to = o.other_block + STEP * line * BLOCK + 16 * n;
+        for (int part = 0; part < STEP; part++) store(to + part * BLOCK, sums[part]);
+      });
+      for (long panel = 0; panel < V; panel += PANEL)
+        for (long group = first; group < first + BLOCK && group < L; group += 16) {
+          v16 rows[16];  // of which those behind the values' lines are never used
+#pragma unroll
+          for (int i = 0; i < 16; i++) rows[i] = load(o.other_block + (panel + i) * BLOCK + group - first);
+          transpose_16(rows);
+          float *to = (float *)o.value_panels + panel * steps + group / STEP * PANEL;
+#pragma unroll
+          for (int i = 0; i < 16; i += STEP, to += PANEL)
+            if (group + i < L) {
+              v16 cells_;
+              store_cells<HALF>((float *)&cells_, TILE(int part) { return rows[i + part]; });
+              store_first(to, cells_, PANEL);  // the next panel may be there
+            }
+        }
+    }
+  }
+
+  // The keys of the window, compared_lines × tokens, without their bias.
+  void project_keys(Own &o) const {
+    for (long first = 0; first < tokens; first += BLOCK)
+      multiply_cells<HALF>(key, o.keys + first, key_pitch, 16, BLOCK, TILE(long line, int n, const v16 *sums) {
+        store_cells<HALF>(o.fewer_keys + line * key_pitch + first + 16 * n, TILE(int part) { return sums[part]; });
+      });
+  }
+
   void mix_window(long window, Own &o) {
     Place at = place_of(window);
     o.watch.start();
@@ -579,25 +663,25 @@ struct CAMixerWork {
   // ---- 3: convolutions, projections, norms ----
 
   INLINE Rings ring(long number) const {
-    float *inner = rings + number * ring_size, *normed = inner + INNER_LINES * lines * inner_pitch;
+    float *inner = rings + number * ring_size, *normed = inner + INNER_LINES * value_lines * inner_pitch;
     return {inner, normed, normed + KEPT_ROWS * lines * line_pitch_};
   }
   INLINE float *inner_line(const Rings &r, long row, long line) const {
-    return r.inner + ((row % INNER_LINES) * lines + line) * inner_pitch + MARGIN;
+    return r.inner + ((row % INNER_LINES) * value_lines + line) * inner_pitch + MARGIN;
   }
   INLINE float *normed_line(const Rings &r, long row, long line) const {
     return r.normed + ((row % KEPT_ROWS) * lines + line) * line_pitch_ + MARGIN;
   }
   INLINE float *expanded_line(const Rings &r, long row, long line) const {
-    return r.expanded + ((row % KEPT_ROWS) * 2 * lines + line) * line_pitch_ + MARGIN;
+    return r.expanded + ((row % KEPT_ROWS) * 2 * hidden_lines + line) * line_pitch_ + MARGIN;
   }
 
   // Begin with rows `begin` of a tile: the lines' left margins are zeros from now on, whatever was there before.
   void begin_tile(long begin, const Rings &r, Progress &at) const {
     at.row = begin > 0 ? begin - FFN_REACH : 0;
     at.convolved = at.row > DILATED_REACH ? at.row - DILATED_REACH : 0;
-    for (long line = 0; line < INNER_LINES * lines; line++) store(r.inner + line * inner_pitch, zeros());
-    for (long line = 0; line < KEPT_ROWS * 2 * lines; line++) store(r.expanded + line * line_pitch_, zeros());
+    for (long line = 0; line < INNER_LINES * value_lines; line++) store(r.inner + line * inner_pitch, zeros());
+    for (long line = 0; line < KEPT_ROWS * 2 * hidden_lines; line++) store(r.expanded + line * line_pitch_, zeros());
   }
 
   // Finish rows of a tile, up to `end` or as far as the `available` mixed rows reach.
@@ -610,7 +694,7 @@ struct CAMixerWork {
     long inner_vectors = (inner_count + 15) / 16, vectors = (count + 15) / 16;
     const float *zero = zero_line + MARGIN;
     long last_row = end < H ? end + FFN_REACH : H;
-    const float *attention = channel + image * channels;
+    const float *attention = channel + image * value_channels;
     o.watch.start();
     for (; at.row <= last_row; at.row++) {
       long row = at.row;
@@ -618,7 +702,7 @@ struct CAMixerWork {
         if (available < H && row + MIXER_REACH >= available) return;
         for (; at.convolved < H && at.convolved <= row + DILATED_REACH; at.convolved++) {
           long convolved = at.convolved;
-          for (long line = 0; line < lines; line++) {
+          for (long line = 0; line < value_lines; line++) {
             const float *middle = mixed_line(image, convolved, line) + inner_from;
             const float *top = convolved > 0 ? mixed_line(image, convolved - 1, line) + inner_from : zero;
             const float *bottom = convolved + 1 < H ? mixed_line(image, convolved + 1, line) + inner_from : zero;
@@ -631,7 +715,7 @@ struct CAMixerWork {
             end_line(inner, inner_count);
           }
         }
-        for (long line = 0; line < lines; line++) {
+        for (long line = 0; line < value_lines; line++) {
           const float *middle = inner_line(r, row, line) + expand_from - inner_from;
           const float *top = row >= 2 ? inner_line(r, row - 2, line) + expand_from - inner_from : zero;
           const float *bottom = row + 2 < H ? inner_line(r, row + 2, line) + expand_from - inner_from : zero;
@@ -681,7 +765,8 @@ struct CAMixerWork {
       });
       o.watch.stop(FFN);
     }
-    for (long line = 0; line < 2 * lines; line++) store(expanded_line(r, row, line) + round_up(count, 16), zeros());
+    long behind = round_up(count, 16);
+    for (long line = 0; line < 2 * hidden_lines; line++) store(expanded_line(r, row, line) + behind, zeros());
   }
 
   // Products of a block of cells with a residual and, unless it is null, a bias added, as channels × BLOCK numbers.
@@ -705,11 +790,11 @@ struct CAMixerWork {
       const float *bottom = row + 1 < H ? expanded_line(r, row + 1, line) + shift : zero;
       convolve_line<1, HALF>(top, middle, bottom, gate_weight + 9 * STEP * line, vectors, o.scratch, finish);
     };
-    for (long line = 0; line < lines; line++) {
+    for (long line = 0; line < hidden_lines; line++) {
       convolve(line, TILE(long v, const v16 *sums) {
         for (int part = 0; part < STEP; part++) store(o.gate + part * inner_pitch + 16 * v, gelu_of<HALF>(sums[part]));
       });
-      convolve(lines + line, TILE(long v, const v16 *sums) {
+      convolve(hidden_lines + line, TILE(long v, const v16 *sums) {
         store_cells<HALF>(o.gated + line * line_pitch_ + 16 * v, TILE(int part) {
           return load(o.gate + part * inner_pitch + 16 * v) * sums[part];
         });
@@ -768,20 +853,20 @@ struct CAMixerWork {
     collect(own, threads, p.ticks);
   }
 
-  // The end of a group: one product, and what the group began with.
+  // The end of a group: one product, where a block has its queries, and what the group began with.
   void finish_group(const float *weight, const float *bias, float *start_data) {
     Map start = map_of(start_data, H, lines, W);
-    value = lay_out<HALF>(C, C, (Element *)value.data, [&](long i, long k) { return weight[i * C + k]; });
-    copy_channels(value_bias, bias, 1);
+    query = lay_out<HALF>(C, C, (Element *)query.data, [&](long i, long k) { return weight[i * C + k]; });
+    copy_channels(query_bias, bias, C, 1);
     share_out(p.images * H, threads, [&, this](long task, long thread) {
       long image = task / H, row = task % H;
       float *block = own[thread].other_block;
       for (long column = 0; column < W; column += BLOCK) {
         const float *residual = start.line(image, row, 0) + column;
-        multiply_cells<HALF>(value, x.line(image, row, 0) + column, x.pitch, 16, W - column,
+        multiply_cells<HALF>(query, x.line(image, row, 0) + column, x.pitch, 16, W - column,
                              TILE(long line, int n, const v16 *sums) {
           store_cells<HALF>(block + line * BLOCK + 16 * n, TILE(int part) {
-            return sums[part] + splat(value_bias[STEP * line + part]) +
+            return sums[part] + splat(query_bias[STEP * line + part]) +
                    load_cells<HALF>(residual + line * start.pitch + 16 * n, part);
           });
         });

@@ -29,10 +29,9 @@ auto use(bool half, Use run, Arguments &...arguments) {
 
 extern "C" {
 
-// Bytes of workspace that a pass needs, whatever the block.
-int64_t EXPORT(camixersr_workspace)(const CAMixerPass *pass) {
-  CAMixerBlock none = {};
-  return use<CAMixerWork>(pass->half, [](auto &work) { return (int64_t)work.divide(nullptr); }, *pass, none);
+// Bytes of workspace that a pass needs for a block as wide as this one inside.
+int64_t EXPORT(camixersr_workspace)(const CAMixerPass *pass, const CAMixerBlock *block) {
+  return use<CAMixerWork>(pass->half, [](auto &work) { return (int64_t)work.divide(nullptr); }, *pass, *block);
 }
 
 void EXPORT(camixersr_predict)(const CAMixerPass *pass, const CAMixerBlock *block) {

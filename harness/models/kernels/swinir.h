@@ -3,7 +3,8 @@
 // x = x + attention(LN(x)); x = x + MLP(LN(x)), in place, for windows do not overlap. Scores are kept as powers of two.
 // HALF rounds the operands of products to bfloat16; all else is float32.
 //
-// H rows, W columns, C channels, M window side, L = M² tokens, A heads of d = C / A channels, F hidden features.
+// H rows, W columns, C channels, M window side, L = M² tokens, A heads of d channels of queries and keys and e of values
+// (C / A of both unless the layer is pruned), F hidden features.
 #pragma once
 #include "maps.h"
 #include "stopwatch.h"
@@ -12,7 +13,7 @@
 namespace {
 
 struct SwinLayer {
-  int64_t images, height, width, channels, window, heads, hidden, shift, threads, half;
+  int64_t images, height, width, channels, window, heads, query, value, hidden, shift, threads, half;
   float *x;           // a map, replaced by the result
   void *workspace;    // swinir_workspace bytes
   const float *norm1_weight, *norm1_bias, *qkv_weight, *qkv_bias;
@@ -28,7 +29,8 @@ template <bool HALF>
 struct SwinWork {
   typedef typename Operand<HALF>::Element Element;
   const SwinLayer &p;
-  long H, W, C, M, L, A, d, F, tokens, key_pitch, value_pitch, threads;
+  long H, W, C, M, L, A, d, e, F, tokens, key_pitch, value_pitch, threads;
+  long queries, values;  // of all heads: A·d, A·e
   Map x;
   Weights<HALF> qkv, proj, hidden, out;
   float *qkv_bias;
@@ -40,31 +42,34 @@ struct SwinWork {
   } own[MOST_THREADS];
 
   explicit SwinWork(const SwinLayer &layer) : p(layer) {
-    H = p.height, W = p.width, C = p.channels, M = p.window, L = M * M, A = p.heads, d = C / A, F = p.hidden;
+    H = p.height, W = p.width, C = p.channels, M = p.window, L = M * M, A = p.heads, F = p.hidden;
+    d = p.query, e = p.value, queries = A * d, values = A * e;
     x = map_of(p.x, H, C, W);
-    tokens = round_up(L, BLOCK), key_pitch = tokens + 16, value_pitch = round_up(C, 16);
+    tokens = round_up(L, BLOCK), key_pitch = tokens + 16, value_pitch = round_up(values, 16);
     threads = p.threads < MOST_THREADS ? p.threads : MOST_THREADS;
   }
 
   uintptr_t divide(void *memory) {
     Arena arena = {(uintptr_t)memory};
-    qkv.data = arena.take<Element>(padded_rows(3 * C) * C);
-    proj.data = arena.take<Element>(padded_rows(C) * C);
+    qkv.data = arena.take<Element>(padded_rows(2 * queries + values) * C);
+    proj.data = arena.take<Element>(padded_rows(C) * values);
     hidden.data = arena.take<Element>(padded_rows(F) * C);
     out.data = arena.take<Element>(padded_rows(C) * F);
-    qkv_bias = arena.take<float>(3 * C);
+    qkv_bias = arena.take<float>(2 * queries + values);
+    long most = C > F ? C : F;
+    if (values > most) most = values;
     reset(own, threads, p.ticks);
     for (long thread = 0; thread < threads; thread++) {
       Own &o = own[thread];
-      o.pairs = arena.take<uint32_t>(((C > F ? C : F) + 2) * BLOCK);
+      o.pairs = arena.take<uint32_t>((most + 2) * BLOCK);
       o.features = arena.take<float>(C * tokens);
       o.block = arena.take<float>(C * BLOCK);
-      o.queries = arena.take<float>(C * tokens);
-      o.keys = arena.take<float>(C * key_pitch + 64);
-      o.values = arena.take<float>(C * BLOCK);
+      o.queries = arena.take<float>(queries * tokens);
+      o.keys = arena.take<float>(queries * key_pitch + 64);
+      o.values = arena.take<float>(values * BLOCK);
       o.value_tokens = arena.take<float>((tokens + 1) * value_pitch + 64);
       o.scores = arena.take<float>((L + 16) * BLOCK);
-      o.attended = arena.take<float>(C * BLOCK);
+      o.attended = arena.take<float>(values * BLOCK);
       o.expanded = arena.take<float>(F * BLOCK);
       o.query_pairs = arena.take<Element>(HALF ? depth_of<HALF>(d) * BLOCK : 0);
       o.key_pairs = arena.take<Element>(HALF ? A * depth_of<HALF>(d) * key_pitch + 64 : 0);
@@ -76,10 +81,13 @@ struct SwinWork {
 
   void derive() {
     float scale = 1.44269504f / __builtin_sqrtf((float)d);  // of the queries; in powers of two
-    auto scaled = [&](long i) { return i < C ? scale : 1.0f; };
-    qkv = lay_out<HALF>(3 * C, C, (Element *)qkv.data, [&](long i, long k) { return scaled(i) * p.qkv_weight[i * C + k]; });
-    for (long i = 0; i < 3 * C; i++) qkv_bias[i] = scaled(i) * p.qkv_bias[i];
-    proj = lay_out<HALF>(C, C, (Element *)proj.data, [&](long i, long k) { return p.proj_weight[i * C + k]; });
+    auto scaled = [&](long i) { return i < queries ? scale : 1.0f; };
+    long rows = 2 * queries + values;
+    qkv = lay_out<HALF>(rows, C, (Element *)qkv.data,
+                        [&](long i, long k) { return scaled(i) * p.qkv_weight[i * C + k]; });
+    for (long i = 0; i < rows; i++) qkv_bias[i] = scaled(i) * p.qkv_bias[i];
+    proj = lay_out<HALF>(C, values, (Element *)proj.data,
+                         [&](long i, long k) { return p.proj_weight[i * values + k]; });
     hidden = lay_out<HALF>(F, C, (Element *)hidden.data, [&](long i, long k) { return p.hidden_weight[i * C + k]; });
     out = lay_out<HALF>(C, F, (Element *)out.data, [&](long i, long k) { return p.out_weight[i * F + k]; });
   }
@@ -116,7 +124,7 @@ struct SwinWork {
     for (long first = 0; first < tokens; first += BLOCK) {
       float *features = o.features + first * C;
       for (long head = 0; head < A; head++) attend(head, p.score_bias + (head * kinds + kind) * L * tokens, first, o);
-      multiply_block<HALF>(proj, C, o.attended, BLOCK, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
+      multiply_block<HALF>(proj, values, o.attended, BLOCK, o.pairs, BLOCK, TILE(long c, int n, v16 sum) {
         float *at = features + c * BLOCK + 16 * n;
         store(at, load(at) + sum + splat(p.proj_bias[c]));
       });
@@ -145,17 +153,17 @@ struct SwinWork {
       store(o.block + c * BLOCK + 16 * n, normal[0]);
     });
     o.watch.stop(NORMS);
-    float *queries = o.queries + first * C;
+    float *to = o.queries + first * queries;
     multiply_block<HALF>(qkv, C, o.block, BLOCK, o.pairs, BLOCK, TILE(long i, int n, v16 sum) {
       v16 value = sum + splat(qkv_bias[i]);
-      if (i < C)
-        store(queries + i * BLOCK + 16 * n, value);
-      else if (i < 2 * C)
-        store(o.keys + (i - C) * key_pitch + first + 16 * n, value);
+      if (i < queries)
+        store(to + i * BLOCK + 16 * n, value);
+      else if (i < 2 * queries)
+        store(o.keys + (i - queries) * key_pitch + first + 16 * n, value);
       else
-        store(o.values + (i - 2 * C) * BLOCK + 16 * n, value);
+        store(o.values + (i - 2 * queries) * BLOCK + 16 * n, value);
     });
-    store_tokens(o.values, C, BLOCK, o.value_tokens + first * value_pitch, value_pitch);
+    store_tokens(o.values, values, BLOCK, o.value_tokens + first * value_pitch, value_pitch);
     o.watch.stop(ATTENTION);
   }
 
@@ -178,7 +186,7 @@ struct SwinWork {
 
   // One head of a block of queries, into its channels of `attended`.
   void attend(long head, const float *bias, long first, Own &o) {
-    const float *queries = o.queries + first * C + head * d * BLOCK;
+    const float *asking = o.queries + first * queries + head * d * BLOCK;
     v16 most[VECTORS];
     for (int n = 0; n < VECTORS; n++) most[n] = splat(-__builtin_inff());
     auto keep = TILE(long key, int n, v16 score) {
@@ -186,37 +194,35 @@ struct SwinWork {
       store(o.scores + key * BLOCK + 16 * n, biased);
       most[n] = larger(biased, most[n]);
     };
-    const Element *values;
+    const Element *given;
     long steps = depth_of<HALF>(d);
     if constexpr (HALF) {
-      pair_block(d, queries, BLOCK, o.query_pairs);
+      pair_block(d, asking, BLOCK, o.query_pairs);
       const Element *keys = o.key_pairs + head * steps * key_pitch;
       for_tiles(L, TILE(auto &sums, long key, int n) {
         multiply(sums, steps, keys + key, key_pitch, o.query_pairs + 16 * n, BLOCK);
       }, keep);
-      values = o.value_pairs + head * d;
+      given = o.value_pairs + head * e;
     } else {
       const float *keys = o.keys + head * d * key_pitch;
       for_tiles(L, TILE(auto &sums, long key, int n) {
-        multiply(sums, steps, keys + key, key_pitch, queries + 16 * n, BLOCK);
+        multiply(sums, steps, keys + key, key_pitch, asking + 16 * n, BLOCK);
       }, keep);
-      values = o.value_tokens + head * d;
+      given = o.value_tokens + head * e;
     }
     v16 share[VECTORS];
     weigh_scores<HALF>(o.scores, L, most, o.weights, share);
-    float *to = o.attended + head * d * BLOCK;
+    float *to = o.attended + head * e * BLOCK;
     auto sum_up = TILE(auto &sums, long i, int n) {
-      multiply(sums, depth_of<HALF>(L), values + i, value_pitch, o.weights + 16 * n, BLOCK);
+      multiply(sums, depth_of<HALF>(L), given + i, value_pitch, o.weights + 16 * n, BLOCK);
     };
     auto finish = TILE(long i, int n, v16 sum) { store(to + i * BLOCK + 16 * n, sum * share[n]); };
 #if defined(__AVX512F__)
-    if (d == 10) {  // SwinIR-light's
-      ByRow<decltype(finish)> by_row = {finish};
-      run_tile<10, TILE_VECTORS>(0, d, 0, sum_up, by_row);
-      return;
-    }
+    ByRow<decltype(finish)> by_row = {finish};  // tiles that fit SwinIR-light's 10 and what pruning leaves of them
+    if (e == 9 || e == 10) return run_tile<10, TILE_VECTORS>(0, e, 0, sum_up, by_row);
+    if (e == 5 || e == 6) return run_tile<6, TILE_VECTORS>(0, e, 0, sum_up, by_row);
 #endif
-    for_tiles(d, sum_up, finish);
+    for_tiles(e, sum_up, finish);
   }
 
   void run() {
