@@ -20,7 +20,7 @@ import pytest
 from harness.core.errors import OutageError, UserError
 from harness.data import open_dataset
 from harness.search import storage
-from harness.search.worker import _MAX_RETRIES
+from harness.search.ledger import MAX_RETRIES
 from harness.training import TrainingProgress
 from harness.trial import Silent
 from tests.photographs import Photographs, cut_photographs
@@ -406,7 +406,7 @@ def test_a_network_that_needs_too_much_memory_is_given_up_and_others_go_on(
     done = command.run(Fault("memory", "open", r"/\.study\.json\."))
     assert "finished: the budget of 2 networks is spent" in done.stdout, done.stdout + done.stderr
     failed = [record for record in command.records if record.state == "failed"]
-    assert len(failed) == 1 + _MAX_RETRIES
+    assert len(failed) == 1 + MAX_RETRIES
     for record in failed:
         assert any(word in (record.reason or "") for word in MEMORY_WORDS), record.reason
         assert record.training is not None
@@ -444,7 +444,7 @@ def test_one_of_two_workers_has_too_little_memory(tmp_path: Path, photographs: P
     assert process.returncode == 0, output + errors
     failed = Counter(record.network_id for record in command.records if record.state == "failed")
     assert failed
-    assert max(failed.values()) <= 1 + _MAX_RETRIES
+    assert max(failed.values()) <= 1 + MAX_RETRIES
     for record in command.records:
         if record.state == "failed":
             assert (record.error_type, record.training and record.training.batch_size) == ("MemoryError", 8192)
