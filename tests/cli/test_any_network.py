@@ -110,7 +110,7 @@ def test_a_network_that_swinir_cannot_stand_beside_is_measured_alone(call: Call)
     assert "NTIRE 2024" not in outcome.out
 
 
-@pytest.mark.parametrize(("depth", "lines"), [((), 7), (("1",), 5), (("0",), 1)])
+@pytest.mark.parametrize(("depth", "lines"), [((), 7), (("1",), 5)])
 def test_the_tree(call: Call, depth: tuple[str, ...], lines: int) -> None:
     outcome = call("profile", f"{NETWORKS}:any_size", "--tree", *depth, *SIZE, *QUICK, "--no-reference")
     assert outcome.code == 0, outcome.err
