@@ -182,9 +182,6 @@ def test_each_count_of_threads_is_a_bench_with_its_own_peak(call: Call, monkeypa
     assert [bench["machine"]["threads"] for bench in benches] == [2, 1]
     assert len({bench["machine"]["fingerprint"] for bench in benches}) == 2
     assert all(bench["peaks"]["fp32"]["gflops_per_s"] > 0 and bench["networks"] for bench in benches)
-    printed = call("bench", "inference", "--quick", "--threads", "1,2").out
-    assert printed.index("1 thread:") < printed.index("2 threads:")
-    assert printed.count("GFLOP/s") == printed.count("tiny, 8×8") == 2
 
 
 Corrupt = Callable[[type[SRNetwork], Callable[[Any], None]], None]

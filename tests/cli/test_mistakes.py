@@ -221,6 +221,7 @@ def test_a_trial_that_trained_nothing_cannot_be_exported(call: Call, study: Fini
 
 def test_a_study_without_a_front_cannot_be_exported(call: Call, place: Path) -> None:
     limits = ["--set", "constraints=[latency_ms <= 1e-9]", "--set", "sampler.name=grid", "--no-tracking"]
+    limits += ["--set", "dimensions.model.channels={choices: [8]}"]
     ended = call("search", "SPACE", "--study", "none-fits", *limits)
     assert (ended.code, ended.err) == (0, "")
     assert "exhausted" in ended.out

@@ -49,7 +49,7 @@ def assert_is_whole(study: Study, networks: int) -> None:
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("sampler", ["random", "ehvi"])
+@pytest.mark.parametrize("sampler", ["ehvi", pytest.param("random", marks=pytest.mark.slow)])
 def test_workers_share_a_budget(make_study: MakeStudy, sampler: str) -> None:
     """By `ehvi` no two propose the same network: whoever proposes knows what others are at."""
     study = make_study(budget={"networks": 4}, sampler={"name": sampler, "startup_networks": 2})
