@@ -1,12 +1,22 @@
 """`harness bench table` and `harness bench search`: what samplers and early stopping save of a study's training."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from harness.cli import options
-from harness.cli.output import INTERRUPTED, console, counting, describe_record, print_json, print_table, stop_on_signals
+from harness.cli.output import (
+    INTERRUPTED,
+    console,
+    counting,
+    describe_record,
+    messages,
+    print_json,
+    print_table,
+    stop_on_signals,
+)
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +25,11 @@ if TYPE_CHECKING:
     from harness.search.simulation import Curve, SearchBench
 
 _SEEDS, _REPEATED = 3, 10  # seeds of so many networks, which say how much is chance
+_QUIET_SECONDS = 10.0  # between lines on how far it is, where no bar is drawn
+_COMMON = (
+    "studies of one seed begin with the same random networks: 10 with tpe, the first generation with nsga2 and nsga3; "
+    "so those do not differ from random at first"
+)
 
 
 def table(
@@ -68,10 +83,14 @@ def search(
     ] = "ehvi,tpe,random,nsga2",
     stopping: Annotated[
         list[str] | None,
-        typer.Option(metavar="GRACE:FACTOR", help="Early stopping; several times.  [default: the space's]"),
+        typer.Option(
+            metavar="GRACE:FACTOR", help="Early stopping; several times; `none` for none.  [default: the space's]"
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=2, help="Studies of each kind.")] = 20,
-    networks: Annotated[int, typer.Option(min=1, help="Whole trainings that a study may spend.")] = 40,
+    seeds: Annotated[int, typer.Option(min=2, help="Studies of each kind, of the same seeds.")] = 20,
+    networks: Annotated[
+        int, typer.Option(min=1, help="Whole trainings that a study may spend, at most all of the table.")
+    ] = 40,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves as a PNG.")] = None,
     json: options.Json = False,
 ) -> None:
@@ -82,13 +101,35 @@ def search(
 
     parsed = read_space(find_space(space))
     known = Table.read(recorded, parsed)
+    if networks > len(known.entries):
+        raise UserError(
+            f"--networks {networks}: {recorded} is of {len(known.entries)} networks; give that many or fewer"
+        )
     rules = [_parse_stopping(text) for text in stopping] if stopping else [parsed.stopping]
     names = [name.strip() for name in samplers.split(",")]
     known_names = [name for name in get_args(SamplerConfig.model_fields["name"].annotation) if name != "grid"]
     unknown = sorted(set(names) - set(known_names))
     if unknown:
         raise UserError(f"--samplers {unknown[0]}: expected some of {', '.join(known_names)}")
-    ways = [(name, rule) for name in names for rule in (None, *rules)]
+    for rule in rules:
+        known.require(rule)
+    ways = [(name, rule) for name in names for rule in dict.fromkeys((None, *rules))]
+    by_default = "" if stopping else f" (that of the space {space})"
+    messages.print(
+        f"replaying {seeds} studies of {networks} networks each with {', '.join(names)}; early stopping: "
+        f"{', '.join(dict.fromkeys(map(_describe, rules)))}{by_default}",
+        soft_wrap=True,
+    )
+
+    told_at = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told_at
+        progress(done, total)
+        if not messages.is_terminal and (done % seeds == 0 or time.monotonic() - told_at > _QUIET_SECONDS):
+            messages.print(f"{done} of {total} studies replayed")
+            told_at = time.monotonic()
+
     with counting("replaying") as progress:
         bench = compare_searches(
             parsed,
@@ -97,7 +138,7 @@ def search(
             source=recorded.name,
             seeds=seeds,
             max_steps=networks * known.steps,
-            progress=progress,
+            progress=tell,
         )
     if plot is not None:
         from harness.reporting import draw_searches
@@ -109,12 +150,14 @@ def search(
     print_searches(bench)
 
 
-def _parse_stopping(text: str) -> "StoppingConfig":
+def _parse_stopping(text: str) -> "StoppingConfig | None":
     from harness.core.configs import StoppingConfig, parse_config
 
+    if text == "none":
+        return None
     grace, colon, factor = text.partition(":")
     if not (colon and grace.isdigit() and factor.isdigit()):
-        raise UserError(f"--stopping {text!r}: expected GRACE:FACTOR, for example 30:3")
+        raise UserError(f"--stopping {text!r}: expected GRACE:FACTOR, for example 30:3, or none")
     return parse_config(StoppingConfig, {"grace_steps": int(grace), "factor": int(factor)}, "--stopping")
 
 
@@ -128,9 +171,13 @@ def print_searches(bench: "SearchBench") -> None:
         return [curve.sampler, _describe(curve.stopping), *cells, to_target, f"{curve.networks:.0f}/{curve.begun:.0f}"]
 
     shares = [f"at {bench.grid[mark]} steps" for mark in marks]
-    title = f"hypervolume, share of all {bench.networks} networks': median and quartiles of {bench.seeds} studies"
+    title = (
+        f"hypervolume as a share of that of all {bench.networks} networks: "
+        f"median and quartiles of {bench.seeds} studies"
+    )
     columns = ["sampler", "stopping", *shares, "steps to what\nTPE comes to", "trained/\nbegun"]
-    print_table(title, columns, [row(curve) for curve in bench.curves])
+    print_table(title, columns, [row(curve) for curve in bench.curves], text_columns=2)
+    console.print(f"[dim]{_COMMON}[/dim]")
     rungs = [
         [
             str(one.step),

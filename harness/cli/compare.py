@@ -62,7 +62,7 @@ def compare(
     rows = [
         [
             f"{row['label']}, {describe_routing(row)}" if row["routing"] else f"{row['label']}{describe_effort(row)}",
-            str(row["sentence"] or row["source"]),
+            str(row["sentence"] or "–"),
             format_number(row["psnr_db"], 3),
             format_count(row["macs"]),
             format_number(row["latency_ms_median"], 2),

@@ -76,9 +76,10 @@ Settings = Annotated[
 
 
 def study_path(study: str, results: Path) -> Path:
-    """Return a study's folder from its name or path."""
+    """Return a study's folder from its name or path; names have no slashes."""
     named = results / study
-    return named if (named / "study.json").is_file() or not Path(study).is_dir() else Path(study)
+    is_path = Path(study).is_dir() or len(Path(study).parts) > 1
+    return Path(study) if is_path and not (named / "study.json").is_file() else named
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, object]:

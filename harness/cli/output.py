@@ -19,7 +19,8 @@ from harness.core.records import PointRecord, TrialRecord
 from harness.core.units import format_count, format_seconds
 
 INTERRUPTED = 130  # exit code of what Ctrl-C has ended
-_WIDTH = 140  # of tables where there is no terminal to ask
+_WIDTH = 140  # of lines where there is no terminal to ask
+_NO_LIMIT = 10_000
 
 
 def _make_console(*, stderr: bool) -> Console:
@@ -53,7 +54,10 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], *, text_columns: int = 1) -> None:
-    """Print a table under its title; the first `text_columns` columns are text, the others right-aligned numbers."""
+    """Print a table under its title; the first `text_columns` columns are text, the others right-aligned numbers.
+
+    Where there is no terminal, it is as wide as it needs to be: nothing is cut or wrapped.
+    """
     table = Table(pad_edge=False)
     for index, column in enumerate(columns):
         is_text = index < text_columns
@@ -61,7 +65,10 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], *, text_c
     for row in rows:
         table.add_row(*row)
     console.print(f"[bold]{title}[/bold]")
+    width = console.width
+    console.width = width if console.is_terminal else _NO_LIMIT
     console.print(table)
+    console.width = width
 
 
 def format_number(value: float | None, digits: int = 2) -> str:

@@ -82,7 +82,15 @@ def search(
     from harness.core.given import write_given
     from harness.reporting.progress import describe_progress, read_budget
     from harness.reporting.study import make_study
-    from harness.search import RayCluster, check_ray, find_space, read_space, run_search, study_record
+    from harness.search import (
+        RayCluster,
+        check_ray,
+        find_space,
+        read_space,
+        refuse_unreachable,
+        run_search,
+        study_record,
+    )
 
     if executor == Executor.RAY:
         check_ray()
@@ -99,6 +107,7 @@ def search(
     parsed = read_space(path, overrides)
     name = study or path.stem
     _check_study_name(name)
+    refuse_unreachable(parsed)
     on_cluster = executor == Executor.RAY and ray_address is not None  # of whose nodes nothing is known here
     each = (threads or 1) if on_cluster else _threads_each(threads, workers)
     setup = make_setup(name, parsed, results, device, each, download)
@@ -170,7 +179,7 @@ def search(
         from harness.cli.export import export_point
 
         bundle = export_point(setup.folder.path, export, None, overwrite=True)
-    _print_whereabouts(name, setup.folder, files, bundle, tracker, tracking_uri, results, phases, started)
+    _print_whereabouts(space, loaded, setup.folder, files, bundle, tracker, tracking_uri, results, phases, started)
     if outcome.ending == "interrupted":
         console.print("the same command again goes on from here")
         raise typer.Exit(INTERRUPTED)
@@ -333,7 +342,8 @@ def _track_report(
 
 
 def _print_whereabouts(
-    name: str,
+    space: str,
+    study: "Study",
     folder: "StudyFolder",
     files: Any,
     bundle: Path | None,
@@ -344,6 +354,9 @@ def _print_whereabouts(
     started: float,
 ) -> None:
     """Say where everything is and what to type next."""
+    from harness.reporting import study_front
+
+    name = study.record.name
     option = "" if results == Path("results") else f" --results {results}"
     total = time.perf_counter() - started
     spent = ", ".join(f"{phase} {format_seconds(seconds)}" for phase, seconds in phases.items())
@@ -357,18 +370,19 @@ def _print_whereabouts(
         console.print(f"MLflow   {store}, experiment {name}")
     typed = command()
     console.print("\nnext:")
-    console.print(
-        f"  {typed} compare {name}{option} --published\n    the front beside SwinIR-light and published tables"
-    )
+    if study.networks or study.baselines:
+        console.print(
+            f"  {typed} compare {name}{option} --published\n    the front beside SwinIR-light and published tables"
+        )
     if bundle is not None:
         console.print(f"  {typed} upscale {bundle} IMAGE OUT.png\n    the exported network on an image of yours")
-    else:
+    elif study_front(study).points:
         console.print(f"  {typed} export {name}{option} --pick knee\n    a deployable bundle")
     if tracker is not None and tracking_uri is None:
         console.print(
             f"  {command('mlflow')} ui --backend-store-uri {_default_store(results)}\n    every run in the browser"
         )
     console.print(
-        f"  {typed} search quickstart --study mine --train FOLDER --validation FOLDER{option}\n"
+        f"  {typed} search {space} --study mine --train FOLDER --validation FOLDER{option}\n"
         "    the same search on images of yours"
     )

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from harness.reporting.progress import Progress
 
 
+_NOBODY = "no search is running here"
+
+
 def status(
     study: options.StudyName,
     watch: Annotated[
@@ -56,7 +59,7 @@ def status(
 
 
 def _print_progress(progress: "Progress", folder: Path) -> None:
-    from harness.reporting.progress import describe_networks, sparkline
+    from harness.reporting.progress import baseline_states, describe_networks, sparkline
 
     study, front = progress.study, progress.front
     console.print(f"[bold]{study.record.name}[/bold] in {folder}: {_describe_search(progress)}")
@@ -64,10 +67,8 @@ def _print_progress(progress: "Progress", folder: Path) -> None:
     states = {state: count for state, count in progress.states.items() if count or state == "complete"}
     trials = [f"{count} {state}" for state, count in states.items()]
     rows["trials"] = ", ".join([*trials, f"{progress.running} running"])
-    if study.baselines:
-        rows["baselines"] = ", ".join(
-            f"{one.record_id.removeprefix('baseline-')} {one.state}" for one in study.baselines
-        )
+    if baselines := baseline_states(progress):
+        rows["baselines"] = ", ".join(f"{name} {state}" for name, state in baselines.items())
     rows["front"] = f"{len(front.points)} of {len(study.points)} points"
     if front.knee is not None:
         rows["knee"] = f"{front.knee.label}: {describe_point(front.knee.measured)}"
@@ -76,7 +77,7 @@ def _print_progress(progress: "Progress", folder: Path) -> None:
         first, bars = progress.history[0], sparkline([moment.hypervolume for moment in progress.history])
         rows["hypervolume"] += f" {bars} from {first.hypervolume:.4g} after the first network"
     if progress.checkpoints:
-        rows["in training" if progress.running else "interrupted"] = ", ".join(
+        rows["in training" if progress.running or progress.baseline else "interrupted"] = ", ".join(
             f"network {one.network_id} (checkpoint of {one.size_bytes / 2**20:.1f} MiB{_age(one.seconds_old)})"
             for one in progress.checkpoints
         )
@@ -94,17 +95,20 @@ def _print_progress(progress: "Progress", folder: Path) -> None:
 def _describe_search(progress: "Progress") -> str:
     if progress.processes is None:
         return "whether a search is running cannot be told on this system"
+    workers = ", ".join(map(str, progress.workers or ()))
     if not progress.processes:
-        return "no search is running here"
-    return f"a search is running (process {', '.join(map(str, progress.processes))})"
+        return f"no search leads here, a worker trains alone (process {workers})" if workers else _NOBODY
+    joined = f", and a worker (process {workers})" if workers else ""
+    return f"a search is running (process {', '.join(map(str, progress.processes))}){joined}"
 
 
 def _describe_time(progress: "Progress") -> str:
     if progress.seconds_per_network is None:
         return ""
-    left = progress.seconds_left
+    left, waited = progress.seconds_left, progress.seconds_waited
     ahead = f", about {format_seconds(left)} left" if left else ""
-    return f"; {format_seconds(progress.seconds_per_network)} each{ahead}"
+    beside = f" and {format_seconds(waited)} of waiting for other processes" if waited and waited >= 0.1 else ""
+    return f"; {format_seconds(progress.seconds_per_network)} each{beside}{ahead}"
 
 
 def _age(seconds: float | None) -> str:

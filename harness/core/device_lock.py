@@ -19,24 +19,35 @@ group of processes has for itself.
 
 import contextlib
 import fcntl
+import math
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness.core.errors import UserError
+from harness.core.files import lock_holders
 
 # Not tempfile.gettempdir(), which differs between users and sessions of one machine.
 lock_dir = Path("/tmp/harness-locks")
 CPU = "cpu"
 
 _PATIENCE_SECONDS = 5.0
-# Told, where there is somebody to tell, when a block has waited that long.
+_QUIET_SECONDS = 60.0
+_SHORTEST_WAIT = 0.001  # seconds; what is shorter is the way through the door
+# Told, where there is somebody to tell, when a block has waited `_PATIENCE_SECONDS`, and as long as it waits: by this
+# process not more often than each `_QUIET_SECONDS`.
 announce: Callable[[str], object] | None = None
+_announced_at = -math.inf
 
 _here = threading.local()  # what this thread does: a second lock of its own would have it wait for itself
+
+
+def waited_seconds() -> float:
+    """Return for how many seconds in all this thread has waited, to compute or to measure."""
+    return float(getattr(_here, "waited", 0.0))
 
 
 @contextlib.contextmanager
@@ -51,9 +62,8 @@ def measuring(device: str = CPU, *, folder: Path | None = None) -> Iterator[floa
     if doing == "measuring":
         yield 0.0
         return
-    started = time.monotonic()
     with contextlib.ExitStack() as held:
-        with _announced(device):
+        with _waiting((device,), folder) as started:
             if device != CPU:
                 _enter(held, CPU, folder, exclusive=False)
             _enter(held, device, folder, exclusive=True)
@@ -72,9 +82,8 @@ def computing(*devices: str, folder: Path | None = None, announced: bool = True)
     if getattr(_here, "doing", None) is not None:
         yield 0.0
         return
-    started = time.monotonic()
     with contextlib.ExitStack() as held:
-        with _announced(", ".join(devices) or CPU) if announced else contextlib.nullcontext():
+        with _waiting(devices or (CPU,), folder, announced=announced) as started:
             for name in (CPU, *sorted({*devices} - {CPU})):
                 _enter(held, name, folder, exclusive=False)
         with _doing("computing"):
@@ -82,19 +91,42 @@ def computing(*devices: str, folder: Path | None = None, announced: bool = True)
 
 
 @contextlib.contextmanager
-def _announced(device: str) -> Iterator[None]:
-    """Say that the block waits, once it has done so for a while."""
-    if announce is None:
-        yield
-        return
-    text = f"waiting for another process of harness, which measures or computes on {device} …"
-    timer = threading.Timer(_PATIENCE_SECONDS, announce, (text,))
-    timer.daemon = True
-    timer.start()
+def _waiting(devices: Sequence[str], folder: Path | None, *, announced: bool = True) -> Iterator[float]:
+    """Yield when the wait for devices began; add how long the block takes, and say so once it has taken a while."""
+    started, is_over = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        pause = _PATIENCE_SECONDS
+        while not is_over.wait(pause):
+            pause = _QUIET_SECONDS
+            _announce(devices, folder, time.monotonic() - started)
+
+    if announced and announce is not None:
+        threading.Thread(target=tell, daemon=True, name="device lock").start()
     try:
-        yield
+        yield started
     finally:
-        timer.cancel()
+        is_over.set()
+        waited = time.monotonic() - started
+        if waited > _SHORTEST_WAIT:
+            _here.waited = waited_seconds() + waited
+
+
+def _announce(devices: Sequence[str], folder: Path | None, waited: float) -> None:
+    """Say who is waited for and how long it has been, unless that was said just now."""
+    global _announced_at
+    now = time.monotonic()
+    if announce is None or now - _announced_at < _QUIET_SECONDS:
+        return
+    _announced_at = now
+    folder = folder or lock_dir
+    files = [folder / f"{name}.{part}" for name in dict.fromkeys((CPU, *devices)) for part in ("room", "door")]
+    holders = sorted({process for file in files for process in lock_holders(file) or ()} - {os.getpid()})
+    who = f"process {', '.join(map(str, holders))}" if holders else "another process"
+    announce(
+        f"waiting for {who} of harness, which measures or computes on {', '.join(devices)}: {waited:.0f} s so far; "
+        "with a folder of locks of its own, HARNESS_LOCKS, this one would not wait, and would disturb what is measured"
+    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -67,6 +68,15 @@ def require_folder_place(what: str, path: Path) -> None:
             if not place.is_dir():
                 raise UserError(f"{what} {path}: {place} is a file, expected a folder; give another {what}")
             return
+
+
+@contextlib.contextmanager
+def shared_lock(path: Path) -> Iterator[None]:
+    """Hold the lock (flock) of `path` beside others who share it, for `lock_holders` to tell; the file is created."""
+    with path.open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError):  # some network file systems have none: nobody waits for it
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
 
 
 def lock_holders(path: Path) -> tuple[int, ...] | None:

@@ -31,6 +31,7 @@ from harness.core.urls import without_credentials
 
 Direction = Literal["minimize", "maximize"]
 TrialState = Literal["complete", "rejected", "stopped", "failed", "answered"]
+WAITING = "waiting"  # among the seconds of a trial: for measurements of others, and for others to let it measure
 
 # Every metric that an objective or a constraint may name, with the direction that is better.
 # `latency_ms` and `latency_ratio` may carry conditions of the space: `latency_ms/cpu:2`, `latency_ms/cpu:1/bf16/64x64`;
@@ -568,7 +569,8 @@ class TrialRecord(FrozenConfig):
     holds the gains that the calibrated routings among the points were made of, in studies that calibrate. `rungs` are
     those that the network came to, in studies that stop early, `early_latency` what they were compared by; of a network
     that was trained to the end it stands with its points. `error_type` names the exception that a trial failed of.
-    `notes` say what was made good on the way, such as a damaged checkpoint. Of a network that was compressed after its
+    `notes` say what was made good on the way, such as a damaged checkpoint. `seconds` are those of each phase; what was
+    waited for other processes in any of them is a phase of its own. Of a network that was compressed after its
     training, `compression` is the chain, and all else (`model`, points) that of its end.
     """
 

@@ -60,6 +60,11 @@ class StudyFolder:
         return self.path / "search.lock"
 
     @property
+    def worker_lock(self) -> Path:
+        """The file that workers of no search here (`harness worker`) share the lock of while they work."""
+        return self.path / "worker.lock"
+
+    @property
     def report_dir(self) -> Path:
         """Where reports are written."""
         return self.path / "report"
@@ -118,7 +123,10 @@ class StudyFolder:
     def read_study(self) -> StudyRecord:
         """Read the study's record; `UserError` where there is none or it cannot be read."""
         if not self.study_file.is_file():
-            raise UserError(f"no study in {self.path}: {self.study_file.name} not found; run `harness search` first")
+            raise UserError(
+                f"no study in {self.path}: {self.study_file.name} not found; run `harness search` first, or give its "
+                f"folder's path, or --results (or HARNESS_RESULTS): {self.path.parent.resolve()} was looked in"
+            )
         return _read(StudyRecord, self.study_file)
 
     def write_trial(self, record: TrialRecord) -> None:

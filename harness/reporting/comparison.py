@@ -78,7 +78,7 @@ def headline(study: Study, front: Front | None = None) -> str:
     if reference is None:
         knee = front.knee
         psnr = f"{knee.measured.evaluation.psnr_db:.2f} dB"
-        return f"The knee of the front is {knee.label} at {psnr}; no SwinIR-light baseline was measured in this study."
+        return f"The knee of the front is {knee.label} at {psnr}; no {describe_missing(study)}."
     goal = reference.measured.evaluation.psnr_db
     winners = [point for point in front.points if point.measured.evaluation.psnr_db >= goal]
     if winners:
@@ -90,6 +90,14 @@ def headline(study: Study, front: Front | None = None) -> str:
         quality = metric_label("psnr_db", study.record.protocol, unit=False)
         opening = f"No network of the front reaches SwinIR-light's {quality}; the closest"
     return f"{opening}: {chosen.label}: {against(chosen, reference)['sentence']}."
+
+
+def describe_missing(study: Study) -> str:
+    """Say, after 'no', that SwinIR-light was not trained; and that latencies are ratios to it nevertheless."""
+    latencies = (latency for point in study.points for latency in point.measured.latency)
+    has_ratios = any(latency.ratio is not None and latency.reference == "swinir-light" for latency in latencies)
+    beside = " (ratios of latencies are to an untrained one)" if has_ratios else ""
+    return f"SwinIR-light baseline was trained in this study{beside}"
 
 
 def against(point: Point, reference: Point) -> dict[str, Any]:

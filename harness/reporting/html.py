@@ -17,7 +17,7 @@ from harness.core.records import LatencyRecord, TrialRecord, TrialState
 from harness.core.study_folder import StudyFolder
 from harness.core.units import format_count, format_seconds
 from harness.metrics import metric_label
-from harness.reporting.comparison import compare, format_difference
+from harness.reporting.comparison import compare, describe_missing, format_difference
 from harness.reporting.front import study_front
 from harness.reporting.plots import (
     MOST_CURVES_DRAWN,
@@ -217,11 +217,9 @@ def _comparison_table(study: Study, rows: Sequence[dict[str, Any]]) -> str:
     names += ["MACs", "fewer MACs", "parameters", ssim, "attention share", "training"]
     seam = f"; {study.seam_note}" if study.seam_note else ""
     notes = [f"{psnr} and {ssim}: protocol {study.record.protocol}{seam}."]
-    notes += [
-        f"No {label} baseline was measured in this study."
-        for label in ("SwinIR-light", "bicubic")
-        if not any(row["role"] == "baseline" and row["label"].lower() == label.lower() for row in rows)
-    ]
+    labels = {row["label"].lower() for row in rows if row["role"] == "baseline"}
+    notes += [] if "swinir-light" in labels else [f"No {describe_missing(study)}."]
+    notes += [] if "bicubic" in labels else ["No bicubic baseline was measured in this study."]
     body = "".join(_comparison_row(row) for row in rows)
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
     note = f"<p class='note'>{escape(' '.join(notes))}</p>"

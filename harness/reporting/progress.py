@@ -17,11 +17,11 @@ from harness.core.configs import BudgetConfig
 from harness.core.errors import UserError
 from harness.core.files import lock_holders
 from harness.core.given import read_given
-from harness.core.records import StudyRecord, TrialRecord, TrialState
+from harness.core.records import WAITING, StudyRecord, TrialRecord, TrialState
 from harness.core.study_folder import KnownTrials, StudyFolder
 from harness.core.units import format_seconds
 from harness.reporting.front import Front, Moment, hypervolume_history, study_front
-from harness.reporting.study import Study, make_study
+from harness.reporting.study import BASELINE_IDS, Study, make_study
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_MOMENTS = 40
@@ -42,11 +42,13 @@ class Checkpoint(NamedTuple):
 class Progress:
     """How far a study has come.
 
-    `processes` search in its folder: none, or None where the system does not tell. `budget` is None where the text of
+    `processes` search in its folder, and `workers` (`harness worker`) train for it: none, or None where the system does
+    not tell. `baseline` is the one that the search is at now. `budget` is None where the text of
     the space does not say it any more. `checkpoints` are those of networks without a record; `checkpoints_unseen`
     says why none are known, where the place that they are kept at cannot be looked at. `seconds_per_network` is the
-    mean of the complete trials, `seconds_left` what the networks that are left would take at the pace of the
-    complete ones, those trained side by side and breaks left out: None before the first, and without a budget.
+    mean of the complete trials, `seconds_waited` what each waited for other processes besides, `seconds_left` what the
+    networks that are left would take at the pace of the complete ones, those trained side by side and breaks left out:
+    None before the first, and without a budget.
     """
 
     study: Study
@@ -54,9 +56,12 @@ class Progress:
     history: tuple[Moment, ...]
     budget: BudgetConfig | None
     processes: tuple[int, ...] | None
+    workers: tuple[int, ...] | None
+    baseline: str | None
     checkpoints: tuple[Checkpoint, ...]
     checkpoints_unseen: str | None
     seconds_per_network: float | None
+    seconds_waited: float | None
     seconds_left: float | None
     last: TrialRecord | None
     last_failure: TrialRecord | None
@@ -68,9 +73,15 @@ class Progress:
         return count_states(self.study)
 
     @property
+    def is_searched(self) -> bool | None:
+        """Whether anybody works for the study on this machine; None where the system does not tell."""
+        return None if self.processes is None else bool(self.processes or self.workers)
+
+    @property
     def running(self) -> int:
-        """How many networks are in training, by their checkpoints: none where no search runs."""
-        return 0 if self.processes == () else len(self.checkpoints)
+        """How many networks are in training, by their checkpoints: none where nobody works, baselines left aside."""
+        of_baseline = self.baseline is not None
+        return 0 if self.is_searched is False else max(0, len(self.checkpoints) - of_baseline)
 
     @property
     def last_seconds_ago(self) -> float | None:
@@ -81,7 +92,7 @@ class Progress:
 def observe_progress(folder: Path, known: KnownTrials | None = None, now: datetime | None = None) -> Progress:
     """Read how far a study has come; `UserError` where there is none. `known`: see `StudyFolder.read_trials`."""
     source = StudyFolder(folder)
-    processes = lock_holders(source.search_lock)
+    processes, workers = lock_holders(source.search_lock), lock_holders(source.worker_lock)
     record = source.read_study()
     checkpoints, unseen = _find_checkpoints(source, record)  # before those of trials: what is done meanwhile has one
     study = make_study(record, source.read_trials(known))
@@ -94,18 +105,32 @@ def observe_progress(folder: Path, known: KnownTrials | None = None, now: dateti
         history=hypervolume_history(study, _MOST_MOMENTS),
         budget=budget,
         processes=processes,
+        workers=workers,
+        baseline=_find_baseline(study) if processes else None,
         checkpoints=tuple(
             Checkpoint(network, None if changed is None else max(0.0, now.timestamp() - changed), size)
             for network, changed, size in checkpoints
             if not _is_over(network, changed, records)
         ),
         checkpoints_unseen=unseen,
-        seconds_per_network=_mean_seconds(study.networks),
+        seconds_per_network=_mean([_seconds(one) - one.seconds.get(WAITING, 0.0) for one in study.networks]),
+        seconds_waited=_mean([one.seconds.get(WAITING, 0.0) for one in study.networks]),
         seconds_left=estimate_seconds_left(study, budget),
         last=records[-1] if records else None,
         last_failure=next((one for one in reversed(records) if one.state == "failed"), None),
         observed_at=now,
     )
+
+
+def _find_baseline(study: Study) -> str | None:
+    """Return the baseline that a search in the study's folder is at: they are trained first, one after the other."""
+    try:
+        space, given = yaml.safe_load(study.record.space), read_given(study.record.space)
+        names = list(given.get("baselines", space.get("baselines", list(BASELINE_IDS))))
+    except (yaml.YAMLError, AttributeError, TypeError):
+        return None
+    done = {one.record_id for one in study.baselines if one.state == "complete"}
+    return next((str(name) for name in names if f"baseline-{name}" not in done), None)
 
 
 def read_budget(space_text: str) -> BudgetConfig | None:
@@ -131,7 +156,7 @@ def count_states(study: Study) -> dict[TrialState, int]:
 
 def estimate_seconds_left(study: Study, budget: BudgetConfig | None) -> float | None:
     """Return what the networks that are left of the budget take at the pace of the complete ones, or None."""
-    mean = _mean_seconds(study.networks)
+    mean = _mean([_seconds(one) for one in study.networks])
     if mean is None or budget is None:
         return None
     return max(0, budget.networks - len(study.networks)) * mean / _side_by_side(study.networks)
@@ -164,6 +189,12 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in values)
 
 
+def baseline_states(progress: Progress) -> dict[str, str]:
+    """Return how each baseline ended, by name; `running` for the one that the search is at."""
+    states: dict[str, str] = {one.record_id.removeprefix("baseline-"): one.state for one in progress.study.baselines}
+    return states if progress.baseline is None else {**states, progress.baseline: "running"}
+
+
 def progress_document(progress: Progress) -> dict[str, Any]:
     """Return progress as a dict that is valid JSON."""
     study, last, failure = progress.study, progress.last, progress.last_failure
@@ -171,12 +202,13 @@ def progress_document(progress: Progress) -> dict[str, Any]:
     return {
         "study": study.record.name,
         "observed_at": progress.observed_at.isoformat(timespec="seconds"),
-        "searching": None if progress.processes is None else bool(progress.processes),
+        "searching": progress.is_searched,
         "processes": progress.processes,
+        "workers": progress.workers,
         "networks": len(study.networks),
         "budget": None if progress.budget is None else progress.budget.model_dump(),
         "trials": {**progress.states, "running": progress.running},
-        "baselines": {one.record_id.removeprefix("baseline-"): one.state for one in study.baselines},
+        "baselines": baseline_states(progress),
         "front_size": len(progress.front.points),
         "knee": None if knee is None else knee.point_id,
         "hypervolume": progress.front.hypervolume,
@@ -185,6 +217,7 @@ def progress_document(progress: Progress) -> dict[str, Any]:
         "checkpoints": [checkpoint._asdict() for checkpoint in progress.checkpoints],
         "checkpoints_unseen": progress.checkpoints_unseen,
         "seconds_per_network": progress.seconds_per_network,
+        "seconds_waited": progress.seconds_waited,
         "seconds_left": progress.seconds_left,
         "last_record": _brief(last),
         "last_failure": _brief(failure),
@@ -219,9 +252,12 @@ def _is_over(network: str, changed: float | None, records: Iterable[TrialRecord]
     )
 
 
-def _mean_seconds(networks: Sequence[TrialRecord]) -> float | None:
-    spent = [sum(record.seconds.values()) for record in networks]
-    return sum(spent) / len(spent) if spent else None
+def _seconds(record: TrialRecord) -> float:
+    return sum(record.seconds.values())
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _side_by_side(networks: Sequence[TrialRecord]) -> float:

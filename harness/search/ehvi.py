@@ -41,8 +41,9 @@ from harness.search.proposals import (
     encode_values,
     grid,
     is_whole,
+    with_routing,
 )
-from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values, encode
+from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, encode
 
 Array = npt.NDArray[np.float64]
 
@@ -293,13 +294,7 @@ def _spread(
 
 def _routing_params(space: SearchSpace, place: int) -> Params:
     """Return the params of a routing of the space."""
-    routing = space.routings()[place]
-    chosen: Values = {"routing.gamma": routing.gamma, "routing.policy": routing.policy}
-    if routing.policy == "threshold" and "routing.gamma" in space.dimensions:  # it is ignored, but must be one
-        listed = space.dimensions["routing.gamma"].values()
-        assert listed is not None
-        chosen["routing.gamma"] = listed[0]
-    return encode_values({name: value for name, value in chosen.items() if name in space.dimensions})
+    return encode_values(with_routing(space, {}, space.routings()[place]))
 
 
 class _Proposer:

@@ -15,9 +15,10 @@ from typing import TypeVar
 from harness.core import device_lock
 from harness.core.errors import UserError
 from harness.search.checkpoints import check_place
+from harness.search.mark import Mark
 from harness.search.space import SearchSpace
 from harness.search.storage import LOST_ERRORS, StorageLostError, explain, join, patience_of, patiently
-from harness.search.worker import Ending, Mark, SearchOutcome, Worker
+from harness.search.worker import Ending, SearchOutcome, Worker
 from harness.trial import TrialSetup
 
 _POLL_SECONDS = 0.3
@@ -107,9 +108,9 @@ def watch(
             posts.append(man(0))
         while any(post.outcome is None for post in posts):
             is_stopping = is_stopping or leader.should_stop()
-            before = len(leader.records)
-            leader.read_records(tell=True)
-            if len(leader.records) > before:
+            before = len(leader.ledger.records)
+            leader.ledger.read(tell=True)
+            if len(leader.ledger.records) > before:
                 for post in posts:
                     post.deaths = 0
             for index, post in enumerate(posts):
@@ -143,12 +144,12 @@ def watch(
         end(posts)
     if met is not None:
         raise met
-    leader.read_records(tell=True)
+    leader.ledger.read(tell=True)
     patiently(leader.study, leader.close_left, leader.should_stop)
     outcomes = [post.outcome for post in posts if post.outcome is not None]
     failed = [outcome for outcome in outcomes if outcome.ending == "failing"]
     chosen = min(failed or outcomes, key=lambda outcome: _RANK.index(outcome.ending))
-    return SearchOutcome(chosen.ending, chosen.reason, len(leader.trained))
+    return SearchOutcome(chosen.ending, chosen.reason, len(leader.ledger.trained))
 
 
 def _stopped() -> SearchOutcome:

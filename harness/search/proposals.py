@@ -11,6 +11,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
+from harness.core.configs import RoutingConfig
 from harness.core.seeding import derive_seed
 from harness.search.space import ROUTING_DIMENSIONS, Dimension, Scalar, SearchSpace, Values, encode
 
@@ -64,9 +65,22 @@ def encode_values(values: Values) -> Params:
     return {name: encode(value) for name, value in values.items()}
 
 
+def with_routing(space: SearchSpace, values: Values, routing: RoutingConfig) -> Values:
+    """Return values with those of a routing of the space in their place, as far as they are dimensions.
+
+    `threshold` ignores γ, but it must be one of the space's: that of the values, or the first.
+    """
+    chosen: Values = {"routing.gamma": routing.gamma, "routing.policy": routing.policy}
+    if routing.policy == "threshold" and "routing.gamma" in space.dimensions:
+        listed = space.dimensions["routing.gamma"].values()
+        assert listed is not None
+        chosen["routing.gamma"] = values.get("routing.gamma", listed[0])
+    return {**values, **{name: value for name, value in chosen.items() if name in space.dimensions}}
+
+
 def grid(space: SearchSpace) -> list[Params]:
     """Return every point of a space whose dimensions can all be listed, in an order that the space's seed settles."""
-    points = [encode_values(values) for values in _combine(space, space.dimensions)]
+    points = [encode_values(values) for values in combine(space, space.dimensions)]
     random.Random(derive_seed(space.seed, "grid")).shuffle(points)
     return points
 
@@ -82,7 +96,7 @@ def count_networks(space: SearchSpace, limit: int = 100_000) -> int | None:
         total *= len(listed)
         if total > limit:
             return None
-    return len(_combine(space, names))
+    return len(combine(space, names))
 
 
 def draw(space: SearchSpace, random: np.random.Generator, near: Params | None = None) -> Params:
@@ -110,7 +124,8 @@ def _draw_value(dimension: Dimension, random: np.random.Generator) -> Any:
     return float(random.uniform(dimension.low, dimension.high))
 
 
-def _combine(space: SearchSpace, names: Iterable[str]) -> list[Values]:
+def combine(space: SearchSpace, names: Iterable[str]) -> list[Values]:
+    """Return every combination of the values of some dimensions, which can all be listed, under their conditions."""
     points: list[Values] = [{}]
     for name in names:
         dimension = space.dimensions[name]

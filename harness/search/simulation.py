@@ -86,6 +86,11 @@ class Table:
     def require(self, stopping: StoppingConfig | None) -> None:
         """Refuse rungs that the table knows nothing of."""
         wanted = [] if stopping is None else [rung.step for rung in stopping.rungs(self.steps, 1)]
+        if stopping is not None and not wanted:
+            raise UserError(
+                f"stopping from step {stopping.grace_steps} on: the networks of the table were trained for "
+                f"{self.steps} steps, so that none would be stopped; give an earlier step"
+            )
         if not set(wanted) <= set(self.scored):
             raise UserError(
                 f"rungs at {', '.join(map(str, wanted))} steps: the table was scored at "

@@ -410,6 +410,22 @@ def load_space(located: LocatedYaml) -> SearchSpace:
     return space
 
 
+def _check_stopping(located: LocatedYaml, space: SearchSpace) -> None:
+    """Refuse early stopping that would stop no network, because the longest training is over before it begins."""
+    if space.stopping is None or space.stopping.grace_steps is None or space.stopping.fidelity == "images":
+        return
+    steps = [space.training_config().steps]
+    if "training.steps" in space.dimensions:
+        varied = space.dimensions["training.steps"]
+        steps = [int(one) for one in varied.choices or (varied.high,)]
+    if space.stopping.grace_steps >= max(steps):
+        raise located.error(
+            ("stopping", "grace_steps"),
+            f"{space.stopping.grace_steps} steps are not before the end of training, after {max(steps)}, so that no "
+            "network would be stopped; give fewer, or leave `stopping` out",
+        )
+
+
 def _canonical(conditions: str) -> str:
     try:
         return parse_conditions(conditions).text
@@ -631,7 +647,10 @@ def find_space(name_or_path: str) -> Path:
 
 def read_space(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchSpace:
     """Read a space; `overrides` maps dotted keys (`budget.networks`, `data.train`) to values that win over the file."""
-    return _override(read_yaml(path), overrides or {})
+    located = read_yaml(path)
+    space = _override(located, overrides or {})
+    _check_stopping(located, space)
+    return space
 
 
 def read_study_space(record: StudyRecord) -> SearchSpace:

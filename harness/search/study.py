@@ -20,16 +20,17 @@ from harness.core.checkpoints import parse_place
 from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig, TrainingConfig
 from harness.core.environment import now
 from harness.core.errors import OutageError, UserError
-from harness.core.files import NO_ROOM, no_room, write_text
+from harness.core.files import NO_ROOM, no_room, shared_lock, write_text
 from harness.core.records import StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.models import preset_config
 from harness.search.checkpoints import claim_place, join_place
+from harness.search.mark import Mark
 from harness.search.processes import lead
 from harness.search.ray_cluster import RayCluster, lead_on_ray
 from harness.search.space import SearchSpace
 from harness.search.storage import LOST_ERRORS, connect, describe, load_study, lost, open_study, patiently
-from harness.search.worker import Mark, RunTrial, SearchOutcome, Worker
+from harness.search.worker import RunTrial, SearchOutcome, Worker
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup
 
@@ -121,14 +122,14 @@ def run_search(
                 try:
                     for name in space.baselines:
                         if should_stop():
-                            return SearchOutcome("interrupted", "stopped on request", len(worker.trained))
+                            return SearchOutcome("interrupted", "stopped on request", len(worker.ledger.trained))
                         _run_baseline(space, setup, worker, name, progress, should_stop)
                 except TrainingInterruptedError as interruption:
-                    return SearchOutcome("interrupted", f"training was {interruption}", len(worker.trained))
+                    return SearchOutcome("interrupted", f"training was {interruption}", len(worker.ledger.trained))
                 patiently(study, worker.close_left, should_stop)
                 if keep is not None:
                     _remove_left(worker)
-                for trained in list(worker.trained.values()):
+                for trained in list(worker.ledger.trained.values()):
                     patiently(study, partial(worker.add_points, trained), should_stop)
                 if cluster is not None:
                     return lead_on_ray(worker, place, workers, cluster)
@@ -161,7 +162,7 @@ def _remove_left(worker: Worker) -> None:
     """Remove checkpoints of networks that are done, from a place that was away when they were; if not now, later."""
     with contextlib.suppress(UserError):
         for found in worker.setup.folder.checkpoints.find():
-            if found.network_id in worker.trained or found.network_id in worker.stopped:
+            if worker.ledger.is_known(found.network_id):
                 worker.setup.folder.checkpoint(found.network_id).remove()
 
 
@@ -198,7 +199,7 @@ def join_search(
     setup = replace(setup, folder=join_place(setup.folder, study, checkpoints))
     worker: Worker | None = None
     try:
-        with Mark() as mark:
+        with Mark() as mark, shared_lock(setup.folder.worker_lock):
             worker = Worker(space, setup, study, mark, on_record=on_record, progress=progress, should_stop=should_stop)
             return worker.run()
     except LOST_ERRORS as error:
@@ -209,7 +210,7 @@ def join_search(
 
 def _stopped_without_storage(worker: Worker | None) -> SearchOutcome:
     """Return how a search ends that is to stop while its storage is away: whoever comes next tells what is untold."""
-    return SearchOutcome("interrupted", "stopped on request", 0 if worker is None else len(worker.trained))
+    return SearchOutcome("interrupted", "stopped on request", 0 if worker is None else len(worker.ledger.trained))
 
 
 def baseline_config(space: SearchSpace, name: str) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
@@ -235,13 +236,13 @@ def _run_baseline(
     should_stop: Callable[[], bool],
 ) -> None:
     record_id = f"baseline-{name}"
-    if record_id in worker.records and worker.records[record_id].state == "complete":
+    if record_id in worker.ledger.records and worker.ledger.records[record_id].state == "complete":
         return
     model = baseline_config(space, name)
     training: TrainingConfig | None = None if name == "bicubic" else space.baseline_training_config()
     proposal = Proposal(record_id, "baseline", None, model, training, (None,), None)
     record = worker.run_trial(setup, proposal, progress=progress, should_stop=should_stop)
-    worker.finish(record)
+    worker.ledger.finish(record)
     if record.state != "complete":
         raise UserError(f"baseline {name} failed: {record.reason}")
 

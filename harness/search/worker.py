@@ -9,18 +9,13 @@ proposed again, to be trained on from its checkpoint.
 import contextlib
 import itertools
 import math
-import os
-import platform
-import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
-import psutil
 from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages._heartbeat import BaseHeartbeat
@@ -30,14 +25,15 @@ from harness.core.configs import RoutingConfig, Rung
 from harness.core.errors import OutageError, UserError
 from harness.core.records import PointRecord, TrialRecord
 from harness.search.dialogue import Dialogue, Point, key, relative_violation
-from harness.search.proposals import Params, count_networks, decode_params, encode_values, grid
+from harness.search.ledger import Ledger
+from harness.search.mark import Mark
+from harness.search.proposals import Params, count_networks, decode_params, encode_values, grid, with_routing
 from harness.search.space import SearchSpace, Values
 from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, is_running, lost, patience_of, patiently
 from harness.training import TrainingInterruptedError
 from harness.trial import Proposal, TrialProgress, TrialSetup, Verdict, abandon, answer_from, clear_up, run_trial
 
 _MAX_DEATHS = 3  # of processes in one proposal, with no checkpoint written in between
-_MAX_RETRIES = 2  # of a network that failed for a reason that need not come again
 _MAX_FAILURES_IN_A_ROW = 5
 _MAX_REPEATS = 20  # proposals in a row that are answered before the space counts as exhausted
 _MAX_REJECTIONS = 200  # the same of rejected ones, which cost next to nothing
@@ -45,7 +41,6 @@ _POLL_SECONDS = 0.5
 _GIVEN_UP = "given up"
 _RETRY_SECONDS = 1.0  # of a heartbeat that was not heard
 _LISTEN_SECONDS = 2 * BEAT_SECONDS  # for a heart that seems to have stopped
-_FINAL = frozenset({"TrialFailedError", "UserError"})  # what a network fails of again
 
 Ending = Literal["finished", "interrupted", "out of time", "exhausted", "failing"]
 RunTrial = Callable[..., TrialRecord]
@@ -62,42 +57,6 @@ class SearchOutcome:
 
 class _TakenOverError(TrainingInterruptedError):
     """The trial was taken over while it trained: its worker had been missed."""
-
-
-class Mark:
-    """Who runs a trial: host, process and worker. One process may hold several workers, one after the other."""
-
-    _here: set[str] = set()  # workers of this process
-
-    def __init__(self) -> None:
-        self.token = secrets.token_hex(8)
-        self.values: dict[str, Any] = {
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "since": psutil.Process().create_time(),
-            "token": self.token,
-        }
-
-    def __enter__(self) -> "Mark":
-        self._here.add(self.token)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._here.discard(self.token)
-
-    @classmethod
-    def is_gone(cls, values: dict[str, Any] | None) -> bool:
-        """Whether a worker is known to be gone. Of other hosts nothing is known but what their heartbeats say."""
-        if values is None:
-            return True  # of a version without marks, or killed before it could mark the trial
-        if values["host"] != platform.node():
-            return False
-        if values["pid"] == os.getpid():
-            return values["token"] not in cls._here
-        try:
-            return bool(abs(psutil.Process(values["pid"]).create_time() - values["since"]) > 1)
-        except psutil.NoSuchProcess:
-            return True
 
 
 class Worker:
@@ -120,56 +79,18 @@ class Worker:
         self.study = study
         self.mark = mark
         self.dialogue = Dialogue(space, study)
-        self.on_record = on_record
         self.progress = progress
         self.should_stop = should_stop
         self.run_trial: RunTrial = run or run_trial
         self.started = time.monotonic()
         self.routings = space.routings()
         self.num_networks = count_networks(space)
-        self.records: dict[str, TrialRecord] = {}
-        self.trained: dict[str, TrialRecord] = {}
-        self.stopped: dict[str, TrialRecord] = {}
-        self.failures: Counter[str] = Counter()  # by network
-        self.steps = 0  # of training, in all records; once for a network that two have trained
+        self.ledger = Ledger(setup.folder, on_record)
         self._is_taken_over = threading.Event()  # the trial that is run
         self.plan = self._plan()
-        self.read_records()
+        self.ledger.read()
 
-    # ---- what others have done ----
-
-    def read_records(self, *, tell: bool = False) -> None:
-        """Take note of records that others have written, and `tell` whoever waits for them."""
-        for record in self.setup.folder.read_trials(but=self.records.keys()):
-            self.remember(record)
-            if tell:
-                self.on_record(record)
-
-    def remember(self, record: TrialRecord) -> None:
-        """Take note of a record."""
-        if record.record_id in self.records:
-            return
-        self.records[record.record_id] = record
-        if record.kind != "trial":
-            return
-        is_twice = record.state == "complete" and record.network_id in self.trained
-        if record.state == "complete":
-            self.trained[record.network_id] = record
-        elif record.state == "stopped":
-            self.stopped[record.network_id] = record
-        elif record.state == "failed":
-            self.failures[record.network_id] += 1 if record.error_type not in _FINAL else _MAX_RETRIES + 1
-        if is_twice:
-            return
-        if record.state == "complete" and record.training is not None:
-            self.steps += record.training.steps
-        elif record.rungs:
-            self.steps += record.rungs[-1].step
-
-    def finish(self, record: TrialRecord) -> None:
-        """Take note of a record of ours, and tell whoever waits for it."""
-        self.remember(record)
-        self.on_record(record)
+    # ---- what others have left ----
 
     def close_left(self, *, own: bool = False) -> None:
         """Close trials whose workers are gone, and propose them again where no record of them was written.
@@ -215,7 +136,7 @@ class Worker:
     def close(self, left: FrozenTrial) -> None:
         """Close a trial that its worker has left open."""
         self.reopen(left)
-        written = self.records.get(str(left.user_attrs.get("record_id")))
+        written = self.ledger.records.get(str(left.user_attrs.get("record_id")))
         if written is not None and written.state in ("complete", "stopped"):
             clear_up(self.setup.folder, written.network_id)
         is_pruned = written is not None and written.state in ("rejected", "stopped")
@@ -226,23 +147,18 @@ class Worker:
 
     def reopen(self, left: FrozenTrial) -> None:
         """Propose again what a worker has left without a record; add the points that it had no time to tell."""
-        self.read_records()
-        written = self.records.get(str(left.user_attrs.get("record_id")))
+        self.ledger.read()
+        written = self.ledger.records.get(str(left.user_attrs.get("record_id")))
         if written is None:
             self._propose_again(left)
         elif written.state == "complete":
             self.add_points(written)
-        elif self._may_pass(written):
+        elif self.ledger.may_pass(written):
             self._retry(left, _params(left), written)
-
-    def _may_pass(self, record: TrialRecord) -> bool:
-        """Whether a network failed for a reason that need not come again, and not too often."""
-        may_pass = record.error_type is not None and record.error_type not in _FINAL
-        return may_pass and self.failures[record.network_id] <= _MAX_RETRIES
 
     def _retry(self, trial: Trial | FrozenTrial, params: Params, failed: TrialRecord) -> None:
         """Queue a proposal again whose network failed."""
-        self.dialogue.queue(params, once=_again(trial), retry=self.failures[failed.network_id])
+        self.dialogue.queue(params, once=_again(trial), retry=self.ledger.failures[failed.network_id])
 
     def _propose_again(self, left: FrozenTrial) -> None:
         """Queue a proposal again, until processes have died too often in it without getting on."""
@@ -260,7 +176,7 @@ class Worker:
         reason = f"the process died {deaths} times in this trial without getting on"
         record_id = str(left.user_attrs["record_id"])
         proposal = self._proposal(record_id, int(record_id.partition("-")[2]), decode_params(self.space, params))
-        self.finish(abandon(self.setup, proposal, reason))
+        self.ledger.finish(abandon(self.setup, proposal, reason))
 
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -316,11 +232,11 @@ class Worker:
     def _turn(self, failures: int, repeats: int, rejections: int) -> str | SearchOutcome:
         """Run one trial; return how it ended, `waiting` where others may still do it, or how the search ended."""
         budget = self.space.budget
-        self.read_records()
+        self.ledger.read()
         self.close_left(own=True)
-        if len(self.trained) >= budget.networks:
+        if len(self.ledger.trained) >= budget.networks:
             return self._outcome("finished", f"the budget of {budget.networks} networks is spent")
-        if budget.steps is not None and self.steps >= budget.steps:
+        if budget.steps is not None and self.ledger.steps >= budget.steps:
             return self._outcome("finished", f"the budget of {budget.steps} training steps is spent")
         if self.should_stop():
             return self._outcome("interrupted", "stopped on request")
@@ -328,9 +244,9 @@ class Worker:
             return self._outcome("out of time", f"the budget of {budget.seconds:g} s is spent")
         if failures >= _MAX_FAILURES_IN_A_ROW:
             return self._outcome("failing", f"{failures} trials in a row failed; see their reasons in the report")
-        known = len(self.trained.keys() | self.stopped.keys())
+        known = len(self.ledger.trained.keys() | self.ledger.stopped.keys())
         if self.num_networks is not None and known >= self.num_networks:
-            parts = len(self.stopped.keys() - self.trained.keys())
+            parts = len(self.ledger.stopped.keys() - self.ledger.trained.keys())
             stopped = f", {parts} of them in part" if parts else ""
             return self._outcome("exhausted", f"all {self.num_networks} networks of the space are trained{stopped}")
         if repeats >= _MAX_REPEATS or rejections >= _MAX_REJECTIONS:
@@ -338,8 +254,8 @@ class Worker:
         with self._deciding():
             seen = self.dialogue.read()
             others = self._running_elsewhere(seen.rest)
-            self.read_records()  # after counting: what ends between is counted twice, and not left out
-            if len(others) >= budget.networks - len(self.trained):
+            self.ledger.read()  # after counting: what ends between is counted twice, and not left out
+            if len(others) >= budget.networks - len(self.ledger.trained):
                 return "waiting"  # what others train may still be stopped, or fail
             # At most one proposal waits at any time, so that an interrupted one is the first of the next run.
             if not any(trial.state == TrialState.WAITING for trial in seen.rest):
@@ -349,7 +265,7 @@ class Worker:
                     return "waiting" if others else self._outcome("exhausted", "every point of the grid was proposed")
             trial = self.dialogue.ask(seen)
             number = trial.number
-            while (record_id := f"trial-{number:05d}") in self.records or seen.has(record_id):
+            while (record_id := f"trial-{number:05d}") in self.ledger.records or seen.has(record_id):
                 number += 1  # a new database knows nothing of older records
             with self._beating(trial):
                 proposal = self._begin(trial, record_id, number)
@@ -378,11 +294,11 @@ class Worker:
 
     def _describe_idling(self, repeats: int, rejections: int) -> str:
         known = "" if self.num_networks is None else f" of the space's {self.num_networks}"
-        idle = repeats + rejections
-        return f"{idle} proposals in a row were repeats or rejected; {len(self.trained)}{known} networks are trained"
+        idle, trained = repeats + rejections, len(self.ledger.trained)
+        return f"{idle} proposals in a row were repeats or rejected; {trained}{known} networks are trained"
 
     def _outcome(self, ending: Ending, reason: str) -> SearchOutcome:
-        return SearchOutcome(ending, reason, len(self.trained))
+        return SearchOutcome(ending, reason, len(self.ledger.trained))
 
     def _plan(self) -> Iterator[Params]:
         """Yield what is to be proposed before the sampler is asked: the space's queue, then the points of a grid."""
@@ -395,7 +311,7 @@ class Worker:
             except UserError:
                 continue  # settings that do not go together
             network = proposal.network_id(self.setup.data)
-            if network not in self.trained and network not in self.stopped:
+            if not self.ledger.is_known(network):
                 yield params
 
     def _queue_next(self) -> bool:
@@ -418,29 +334,29 @@ class Worker:
         `may_be_known`: whether others may be training its network.
         """
         network = proposal.network_id(self.setup.data)
-        self.read_records()
+        self.ledger.read()
         for other in self._running_elsewhere(self._running()) if may_be_known else ():
-            is_known = other.user_attrs.get("record_id") in self.records  # and is being told
+            is_known = other.user_attrs.get("record_id") in self.ledger.records  # and is being told
             if other.user_attrs.get("network") == network and other.number < trial.number and not is_known:
                 reason = f"the network is being trained by {other.user_attrs.get('record_id')}"
                 self.dialogue.tell_unfinished(trial, TrialState.PRUNED, reason)
                 return "answered"
         record, tell = self._see_through(trial, proposal)
-        self.finish(record)
+        self.ledger.finish(record)
         patiently(self.study, tell, self.should_stop)
-        return "retried" if self._may_pass(record) else record.state
+        return "retried" if self.ledger.may_pass(record) else record.state
 
     def _see_through(self, trial: Trial, proposal: Proposal) -> tuple[TrialRecord, Callable[[], None]]:
         """Answer a proposal from a record, or run it; return the record, and what tells the study of it."""
         network = proposal.network_id(self.setup.data)
-        trained, stopped = self.trained.get(network), self.stopped.get(network)
+        trained, stopped = self.ledger.trained.get(network), self.ledger.stopped.get(network)
         if trained is not None:
             return answer_from(self.setup, proposal, trained), lambda: self._tell_point(trial, proposal, trained)
         if stopped is not None and self.setup.stopping is not None:
             answer = answer_from(self.setup, proposal, stopped)
             return answer, lambda: self.dialogue.tell_unfinished(trial, TrialState.PRUNED, answer.reason or "")
-        if self.failures[network] > _MAX_RETRIES:
-            reasons = [one.reason or "" for one in self.records.values() if one.network_id == network]
+        if self.ledger.is_given_up(network):
+            reasons = [one.reason or "" for one in self.ledger.records.values() if one.network_id == network]
             reasons = [one for one in reasons if not one.startswith(_GIVEN_UP)]
             given_up = abandon(self.setup, proposal, f"{_GIVEN_UP} (tries: {len(reasons)}): {reasons[-1]}")
             return given_up, lambda: self._tell_unmeasured(trial, given_up)
@@ -494,7 +410,7 @@ class Worker:
                 self._tell_point(trial, proposal, record)
                 self.add_points(record)  # its own, where it was closed before
                 return
-            if self._may_pass(record):
+            if self.ledger.may_pass(record):
                 self._retry(trial, {**trial.params}, record)
             self._tell_unmeasured(trial, record)
 
@@ -570,12 +486,9 @@ class Worker:
                 continue
             if but is not None and point.routing == but.suggested:
                 continue
-            suggestion = dict(record.suggestion)
+            suggestion = record.suggestion
             if point.routing is not None:
-                chosen: Values = {"routing.gamma": point.routing.gamma, "routing.policy": point.routing.policy}
-                if point.routing.policy == "threshold":  # γ is ignored, but it must be one of the space's
-                    del chosen["routing.gamma"]
-                suggestion |= {name: value for name, value in chosen.items() if name in self.space.dimensions}
+                suggestion = with_routing(self.space, suggestion, point.routing)
             points.append(Point(suggestion, values, self._relative_violations(point)))
         self.dialogue.add_points(record.record_id, record.network_id, points)
 

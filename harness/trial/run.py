@@ -41,11 +41,12 @@ from harness.core.configs import (
     TrainingConfig,
 )
 from harness.core.constraints import Constraint
-from harness.core.device_lock import computing
+from harness.core.device_lock import computing, waited_seconds
 from harness.core.environment import now, observe_environment
 from harness.core.errors import OutageError, TrialFailedError, UserError, is_out_of_memory
 from harness.core.files import NO_ROOM, atomic_path, no_room, write_text
 from harness.core.records import (
+    WAITING,
     CompressionRecord,
     EvaluationRecord,
     GainsRecord,
@@ -229,13 +230,20 @@ class _Observed:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's duration to `seconds[phase]`, but for blocks inside of it, which are phases of their own."""
+        """Add the block's duration to `seconds[phase]`, but for blocks inside of it, which are phases of their own.
+
+        So is the time that is waited for other processes.
+        """
         started, before, self._inside = time.perf_counter(), self._inside, 0.0
+        waited, known = waited_seconds(), self.seconds.get(WAITING, 0.0)
         try:
             yield
         finally:
             spent = time.perf_counter() - started
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent - self._inside
+            waited = waited_seconds() - waited - (self.seconds.get(WAITING, 0.0) - known)  # blocks inside have told
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent - waited - self._inside
+            if waited > 0:
+                self.seconds[WAITING] = self.seconds.get(WAITING, 0.0) + waited
             self._inside = before + spent
 
 

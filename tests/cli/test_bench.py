@@ -33,6 +33,7 @@ from harness.models.swinir import SwinIR
 from harness.profiling import canonical_macs, parse_device
 from tests.cli.conftest import Call
 from tests.photographs import Photographs
+from tests.search.test_simulation import SETTINGS, rows, written
 from tests.spaces import tiny_space, write_space
 from tests.tiny_pairs import TRAIN, tiny_pairs
 
@@ -181,9 +182,6 @@ def test_each_count_of_threads_is_a_bench_with_its_own_peak(call: Call, monkeypa
     assert [bench["machine"]["threads"] for bench in benches] == [2, 1]
     assert len({bench["machine"]["fingerprint"] for bench in benches}) == 2
     assert all(bench["peaks"]["fp32"]["gflops_per_s"] > 0 and bench["networks"] for bench in benches)
-    printed = call("bench", "inference", "--quick", "--threads", "1,2").out
-    assert printed.index("1 thread:") < printed.index("2 threads:")
-    assert printed.count("GFLOP/s") == printed.count("tiny, 8×8") == 2
 
 
 Corrupt = Callable[[type[SRNetwork], Callable[[Any], None]], None]
@@ -344,6 +342,26 @@ def test_mistakes_take_one_line(call: Call) -> None:
     case = TrainingCase(name="tiny", model=TINY, batch_size=2, patch_size=64)
     with pytest.raises(UserError, match="no image of tiny"):
         measure_training(case, tiny_pairs(TRAIN, 4), EFFORT)
+
+
+def test_samplers_are_replayed_on_a_table(call: Call, tmp_path: Path) -> None:
+    """What is asked for, and no more; how far it is on stderr; and nothing is cut off where no terminal is."""
+    table = written(tmp_path / "table.csv", rows(0.0))
+    space = write_space(tmp_path / "space.yaml", {**SETTINGS, "stopping": {"grace_steps": 10, "factor": 3}})
+    command = ("bench", "search", table, "--space", space, "--seeds", "2", "--samplers", "random")
+    plain = call(*command, "--networks", "3", "--stopping", "none")
+    assert plain.code == 0
+    assert "early stopping: none\n" in plain.err
+    assert plain.err.splitlines()[-1] == "4 of 4 studies replayed"
+    assert "from 10" not in plain.out
+    stopping = call(*command, "--networks", "3")
+    assert f"early stopping: from 10, best 1/3 (that of the space {space})\n" in stopping.err
+    assert stopping.err.splitlines()[-1] == "6 of 6 studies replayed"
+    assert "from 10, best 1/3" in stopping.out
+    assert "…" not in stopping.out
+    assert "--networks 37: " in (refused := call(*command, "--networks", "37").mistake)
+    assert "is of 36 networks" in refused
+    assert "none would be stopped" in call(*command, "--networks", "3", "--stopping", "90:3").mistake
 
 
 @pytest.mark.slow

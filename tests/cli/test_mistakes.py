@@ -89,6 +89,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "results that cannot be": (["evaluate", "bicubic", "--data", "HR", "--results", "text.txt/r"], ["text.txt"]),
     "unknown study to report": (["report", "none"], ["no study in results/none", "harness search"]),
     "unknown study to compare": (["compare", "none"], ["no study in results/none"]),
+    "path without a study": (["worker", "runs/none", "--results", "runs"], ["no study in runs/none: study.json not"]),
+    "study that is looked for elsewhere": (
+        ["replay", "none", "--trial", "1"],
+        ["no study in results/none", "--results (or HARNESS_RESULTS)", "/results was looked in"],
+    ),
     "unknown study to export": (["export", "none"], ["no study in results/none"]),
     "bundle that is none": (["upscale", "HR", "HR", "out"], ["is no bundle", "harness export"]),
     "unknown space": (["search", "fast"], ["no search space 'fast'", "quickstart"]),
@@ -109,6 +114,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "too small images to calibrate on": (
         ["search", "SPACE", "--set", "calibrate={images: 1}"],
         ["calibrate: train has 0 images of at least 32×32 low-resolution pixels, but 1"],
+    ),
+    "a constraint that none can meet": (
+        ["search", "SPACE", "--set", "constraints=[macs <= 1]"],
+        ["constraint macs <= 1: no network of the space can meet it; the smallest macs in the space are", "raise"],
+    ),
+    "early stopping after the end": (
+        ["search", "SPACE", "--set", "stopping.grace_steps=2"],
+        ["stopping.grace_steps: 2 steps are not before the end of training, after 2", "leave `stopping` out"],
     ),
     "device to train on": (["search", "SPACE", "--device", "cuda:99"], ["no such CUDA device"]),
     "storage that is none": (
@@ -207,10 +220,13 @@ def test_a_trial_that_trained_nothing_cannot_be_exported(call: Call, study: Fini
 
 
 def test_a_study_without_a_front_cannot_be_exported(call: Call, place: Path) -> None:
-    limits = ["--set", "constraints=[params <= 1]", "--no-tracking"]
+    limits = ["--set", "constraints=[latency_ms <= 1e-9]", "--set", "sampler.name=grid", "--no-tracking"]
+    limits += ["--set", "dimensions.model.channels={choices: [8]}"]
     ended = call("search", "SPACE", "--study", "none-fits", *limits)
     assert (ended.code, ended.err) == (0, "")
     assert "exhausted" in ended.out
+    assert " export none-fits" not in ended.out  # among what comes next
+    assert " search SPACE --study mine --train FOLDER" in ended.out
     assert "none-fits" in call("export", "none-fits", "--out", "b").mistake
     assert call("report", "none-fits", "--json").document["front"] == []
     assert not (place / "b").exists()

@@ -1,13 +1,16 @@
 """`harness status`: while real searches run, and after them, without a trace."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from harness.core.files import shared_lock
 from harness.core.study_folder import StudyFolder
 from tests.cli.conftest import Call, FinishedStudy, written
 from tests.photographs import Photographs
@@ -41,6 +44,25 @@ def test_a_search_says_after_each_record_how_far_it_is(study: FinishedStudy) -> 
     assert "  1 of 2 networks trained; 1 rejected; front of " in study.output
     assert "  2 of 2 networks trained; 1 rejected; front of " in study.output
     assert ", hypervolume " in study.output
+
+
+def test_who_is_at_work_is_told(call: Call, study: FinishedStudy, tmp_path: Path) -> None:
+    """A worker whose leader is gone; and a search that is at its second baseline."""
+    folder = StudyFolder(tmp_path / "results" / "tiny")
+    folder.write_study(StudyFolder(study.folder).read_study())
+    with shared_lock(folder.worker_lock):
+        told, document = call("status", "tiny").out, call("status", "tiny", "--json").document
+    if document["processes"] is None:
+        pytest.skip("this system does not tell who holds a lock")
+    assert f"no search leads here, a worker trains alone (process {os.getpid()})" in told
+    assert (document["searching"], document["processes"], document["workers"]) == (True, [], [os.getpid()])
+    folder.write_trial(StudyFolder(study.folder).read_trial("baseline-bicubic"))
+    with FileLock(folder.search_lock):
+        told, document = call("status", "tiny").out, call("status", "tiny", "--json").document
+    assert f"a search is running (process {os.getpid()})\n" in told
+    assert "bicubic complete, swinir-light running\n" in told
+    assert document["baselines"] == {"bicubic": "complete", "swinir-light": "running"}
+    assert "running" not in call("status", "tiny", "--json").document["baselines"].values()
 
 
 def test_no_study_is_one_line(call: Call) -> None:

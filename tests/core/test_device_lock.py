@@ -1,9 +1,11 @@
 """Real processes that compute, measure and are killed; told by order and counts, never by absolute times."""
 
+import math
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from harness.core import device_lock
 from harness.core.device_lock import computing, lock_name, measuring
 from harness.core.errors import UserError
+from harness.core.files import lock_holders
 
 TIMEOUT = 60
 
@@ -106,12 +109,23 @@ def test_a_long_wait_is_told(start: Start, tmp_path: Path, monkeypatch: pytest.M
         holder.tell()  # which lets the measurement begin
 
     monkeypatch.setattr(device_lock, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(device_lock, "_announced_at", -math.inf)
+    waited = device_lock.waited_seconds()
     monkeypatch.setattr(device_lock, "announce", tell)
     with measuring(folder=tmp_path / "locks"):
         assert len(told) == 1
-        assert "waiting for another process of harness" in told[0]
+        whom = f"process {holder.process.pid}" if lock_holders(tmp_path / "locks" / "cpu.room") else "another process"
+        assert f"waiting for {whom} of harness, which measures or computes on cpu: 0 s so far" in told[0]
+        assert device_lock.waited_seconds() >= waited + 0.1
+    waited = device_lock.waited_seconds()
     with measuring(folder=tmp_path / "locks"):
         assert len(told) == 1  # nobody was waited for
+    holder = start(HOLD.format(what="computing"))
+    holder.wait("in")
+    threading.Timer(0.3, holder.tell).start()
+    with measuring(folder=tmp_path / "locks"):
+        assert len(told) == 1  # it was said just now
+        assert device_lock.waited_seconds() > waited
 
 
 def test_a_killed_measurement_lets_others_go_on(start: Start, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_every_network_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_study_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no study in .*: study\.json not found; run `harness search` first"):
+    with pytest.raises(UserError, match=r"no study in .*: study\.json not found; run `harness search` first, or"):
         StudyFolder(tmp_path).read_study()
     assert list(StudyFolder(tmp_path).read_trials()) == []
 

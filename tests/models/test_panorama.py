@@ -93,7 +93,7 @@ def columns_when_turned(network: SRNetwork, image_BCHW: Tensor, context: int) ->
     return folded[:64].mean().item(), folded[64:].mean().item(), difference_BCHW.max().item()
 
 
-@pytest.mark.parametrize("photograph", ["cabin", "tunnel"])
+@pytest.mark.parametrize("photograph", ["cabin", pytest.param("tunnel", marks=pytest.mark.slow)])
 @torch.inference_mode()
 def test_real_panoramas_turned_by_half_are_restored_turned(
     released: CAMixerSR, reference: Path, photograph: str

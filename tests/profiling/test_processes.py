@@ -37,7 +37,7 @@ def test_routings_of_a_network_beside_a_reference() -> None:
     for name, routing in routings.items():
         networks[name] = network(SMALL.with_routing(routing))
         networks[name].load_state_dict(state)
-    inputs_NBCHW = torch.rand(3, 2, 3, 12, 20)
+    inputs_NBCHW = torch.rand(3, 2, 3, 32, 48)
     records = measure_in_processes(
         networks,
         inputs_NBCHW,
@@ -52,14 +52,14 @@ def test_routings_of_a_network_beside_a_reference() -> None:
     assert [record.attention_share for record in records.values()] == [0.0, 1.0]
     assert plain.reference_samples == attended.reference_samples
     assert len(plain.samples) == 4
-    assert (plain.process, plain.images, plain.batch_size, plain.input_size) == ("fresh", ("a", "b"), 2, (12, 20))
+    assert (plain.process, plain.images, plain.batch_size, plain.input_size) == ("fresh", ("a", "b"), 2, (32, 48))
     assert plain.reference == TINY_SWINIR.label()
     assert plain.model_hash == networks["γ=0"].config.config_hash()
     assert plain.fingerprint is not None
     assert (plain.fingerprint.threads, plain.fingerprint.omp_num_threads) == (1, "1")
     assert plain.peak_memory_bytes is not None
     assert attended.peak_memory_bytes is None
-    assert plain.peak_memory_bytes >= 2 * 3 * 24 * 40 * 4  # the images that come out
+    assert plain.peak_memory_bytes >= 2 * 3 * 64 * 96 * 4  # the images that come out
 
 
 def test_the_process_runs_the_very_weights() -> None:

@@ -102,7 +102,7 @@ def test_every_kind_of_study_is_drawn_and_reported(name: str, tmp_path: Path) ->
     if not study.points:
         assert "No trial has finished yet" in words
     if not any(baseline.state == "complete" for baseline in baselines) and study.points:
-        assert "No SwinIR-light baseline was measured" in words or "No point is on the front, and no baseline" in words
+        assert "No SwinIR-light baseline was trained" in words or "No point is on the front, and no baseline" in words
     for found in trials:
         if found.state in ("rejected", "stopped", "failed"):
             assert str(found.reason) in words

@@ -9,8 +9,9 @@ import pytest
 import sqlalchemy
 
 from harness.search import read_space, worker
+from harness.search.mark import Mark
 from harness.search.storage import GRACE_SECONDS, connect
-from harness.search.worker import Mark, Worker
+from harness.search.worker import Worker
 from tests.search.conftest import Study
 
 LISTEN_S = 2.0

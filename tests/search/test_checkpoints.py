@@ -18,6 +18,7 @@ from harness.core import checkpoints
 from harness.core.checkpoints import MARK, Listed, Place, parse_place
 from harness.core.errors import OutageError, UserError
 from harness.core.study_folder import StudyFolder
+from harness.data import PairedDataset
 from harness.reporting.progress import observe_progress
 from harness.search import join_search, read_study_space
 from harness.training import TrainingProgress
@@ -35,9 +36,11 @@ from tests.search.faults import (
     assert_one_line,
     ends,
 )
+from tests.spaces import tiny_space, write_space
 
 TRAINING = {"steps": 60, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 5}
 SETTINGS = {"training": TRAINING, "baselines": [], "budget": {"networks": 2}}
+BRIEF = {**SETTINGS, "training": {**TRAINING, "steps": 30}}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,18 @@ def s3() -> Iterator[str]:
     """A bucket at a server of S3."""
     with s3_server():
         yield "s3://bucket"
+
+
+@pytest.fixture(scope="module")
+def plain(
+    tmp_path_factory: pytest.TempPathFactory, photographs: Photographs, datasets: tuple[PairedDataset, PairedDataset]
+) -> Study:
+    """A brief study as it ends where nothing goes wrong, its checkpoints in its folder."""
+    place = tmp_path_factory.mktemp("plain")
+    space = write_space(place / "tiny.yaml", tiny_space(photographs, **BRIEF))
+    study = Study(StudyFolder(place / "results" / "tiny"), space, *datasets)
+    study.run()
+    return study
 
 
 @pytest.fixture
@@ -90,13 +105,11 @@ def files_of(folder: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    "url", ["file", "s3", *(pytest.param(url, marks=pytest.mark.slow) for url in ("memory", "ftp"))], indirect=True
+    "url", ["s3", *(pytest.param(url, marks=pytest.mark.slow) for url in ("file", "memory", "ftp"))], indirect=True
 )
-def test_who_goes_on_repeats_one_interval_at_most(make_study: MakeStudy, url: str) -> None:
-    """Killed after step 23 of 60, with a checkpoint every 5 steps; all is as it is with checkpoints in the folder."""
-    plain = make_study("plain", **SETTINGS)
-    plain.run()
-    study = make_study(**SETTINGS)
+def test_who_goes_on_repeats_one_interval_at_most(make_study: MakeStudy, plain: Study, url: str) -> None:
+    """Killed after step 23 of 30, with a checkpoint every 5 steps; all is as it is with checkpoints in the folder."""
+    study = make_study(**BRIEF)
     with pytest.raises(Killed):
         study.run(checkpoints=url, progress=KillAtStep(training=1, step=23))
     (left,) = in_training(study.folder, url)
@@ -127,7 +140,7 @@ def test_deaths_that_get_on_are_not_counted_and_others_are(make_study: MakeStudy
     def die() -> None:
         raise Killed
 
-    study = make_study(**{**SETTINGS, "budget": {"networks": 1}})
+    study = make_study(**{**BRIEF, "budget": {"networks": 1}})
     for step in (7, 12, 17, 22, 27):
         with pytest.raises(Killed):
             study.run(checkpoints=url, progress=AtStep(step, die))
@@ -289,16 +302,14 @@ def joined(study: Study, url: str | None = None) -> None:
     join_search(space, study.setup(space), record, storage=database, checkpoints=url)
 
 
-def test_who_joins_may_come_to_the_place_by_another_path(make_study: MakeStudy, tmp_path: Path) -> None:
-    study = make_study(**SETTINGS)
+def test_who_joins_may_come_to_the_place_by_another_path(make_study: MakeStudy, plain: Study, tmp_path: Path) -> None:
+    study = make_study(**{**BRIEF, "budget": {"networks": 1}})
     study.run(checkpoints=str(tmp_path / "kept"))
     joined(study)
     (tmp_path / "link").symlink_to(tmp_path / "kept")
     joined(study, str(tmp_path / "link"))
     with pytest.raises(UserError, match=f"is not the place .*{MARK} is missing"):
         joined(study, str(tmp_path / "elsewhere"))
-    plain = make_study("plain", **SETTINGS)
-    plain.run()
     with pytest.raises(UserError, match="keeps its checkpoints in its folder; leave --checkpoints"):
         joined(plain, str(tmp_path / "kept"))
 
@@ -306,7 +317,7 @@ def test_who_joins_may_come_to_the_place_by_another_path(make_study: MakeStudy, 
 def test_studies_of_the_same_name_share_a_place(make_study: MakeStudy, tmp_path: Path) -> None:
     """Each has a folder of its own there, so that neither goes on from a checkpoint of the other."""
     url = str(tmp_path / "kept")
-    study = make_study(**SETTINGS)
+    study = make_study(**BRIEF)
     other = replace(study, folder=StudyFolder(tmp_path / "others" / "tiny"))
     for one in (study, other):
         with pytest.raises(Killed):
@@ -318,7 +329,7 @@ def test_studies_of_the_same_name_share_a_place(make_study: MakeStudy, tmp_path:
 
 def test_a_place_may_be_changed(make_study: MakeStudy, tmp_path: Path) -> None:
     """What is in training begins again; what is trained stays."""
-    study = make_study(**SETTINGS)
+    study = make_study(**BRIEF)
     with pytest.raises(Killed):
         study.run(checkpoints=str(tmp_path / "first"), progress=KillAtStep(training=2, step=23))
     assert study.run(checkpoints=str(tmp_path / "second")).ending == "finished"
@@ -347,11 +358,9 @@ class AtStep(Silent):
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_place_that_is_lost_ends_the_search_and_loses_nothing(
-    make_study: MakeStudy, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch, workers: int
+    make_study: MakeStudy, plain: Study, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    plain = make_study("plain", **SETTINGS)
-    plain.run()
-    study = make_study(**SETTINGS)
+    study = make_study(**BRIEF)
     monkeypatch.setattr(checkpoints, "PATIENCE_SECONDS", 1.0)
     with pytest.raises(OutageError, match=r"cannot be written: .*once the place is back, the same command goes on"):
         study.run(checkpoints=ftp.url, progress=AtStep(23, ftp.kill))
@@ -368,10 +377,8 @@ def test_a_place_that_is_lost_ends_the_search_and_loses_nothing(
         assert ends(study.folder) == ends(plain.folder)
 
 
-def test_a_place_that_comes_back_is_not_noticed(make_study: MakeStudy, ftp: FtpServer) -> None:
-    plain = make_study("plain", **SETTINGS)
-    plain.run()
-    study = make_study(**SETTINGS)
+def test_a_place_that_comes_back_is_not_noticed(make_study: MakeStudy, plain: Study, ftp: FtpServer) -> None:
+    study = make_study(**BRIEF)
 
     def lose_for_a_while() -> None:
         ftp.kill()
@@ -389,7 +396,7 @@ def test_a_checkpoint_that_could_not_be_removed_is_removed_later(
 ) -> None:
     """The place is lost once the last checkpoint of the last network is written; its record is made all the same."""
     monkeypatch.setattr(checkpoints, "PATIENCE_SECONDS", 1.0)
-    study = make_study(**{**SETTINGS, "budget": {"networks": 1}})
+    study = make_study(**{**BRIEF, "budget": {"networks": 1}})
 
     class AtTheEnd(Silent):
         def phase(self, record_id: str, label: str, phase: str) -> None:
@@ -403,10 +410,8 @@ def test_a_checkpoint_that_could_not_be_removed_is_removed_later(
     assert in_training(study.folder, ftp.url) == []
 
 
-def test_a_damaged_checkpoint_is_thrown_away(make_study: MakeStudy, tmp_path: Path) -> None:
-    plain = make_study("plain", **SETTINGS)
-    plain.run()
-    study = make_study(**SETTINGS)
+def test_a_damaged_checkpoint_is_thrown_away(make_study: MakeStudy, plain: Study, tmp_path: Path) -> None:
+    study = make_study(**BRIEF)
     with pytest.raises(Killed):
         study.run(checkpoints=str(tmp_path / "kept"), progress=KillAtStep(training=1, step=23))
     (file,) = (tmp_path / "kept").glob("tiny-*/*.pt")

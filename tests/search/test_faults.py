@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from harness.core.errors import OutageError, UserError
-from harness.data import open_dataset
+from harness.core.study_folder import StudyFolder
+from harness.data import PairedDataset, open_dataset
 from harness.search import storage
-from harness.search.worker import _MAX_RETRIES
+from harness.search.ledger import MAX_RETRIES
 from harness.training import TrainingProgress
 from harness.trial import Silent
 from tests.photographs import Photographs, cut_photographs
@@ -36,6 +37,7 @@ from tests.search.faults import (
     ends,
     step_of,
 )
+from tests.spaces import tiny_space, write_space
 
 TRAINING = {"steps": 9, "batch_size": 1, "hr_patch_size": 32, "checkpoint_interval": 2}
 DIMENSIONS = {
@@ -59,6 +61,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory, photographs: Photographs) ->
     command.finish()
     assert_is_whole(command.study)
     return command
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, photographs: Photographs, datasets: tuple[PairedDataset, PairedDataset]
+) -> StudyFolder:
+    """The same in this process."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    space = write_space(place / "tiny.yaml", tiny_space(photographs, **RUNGS))
+    study = Study(StudyFolder(place / "results" / "tiny"), space, *datasets)
+    study.run()
+    return study.folder
 
 
 # ---- a full disk ----
@@ -197,11 +211,8 @@ class CutImage(Silent):
 
 
 def test_images_cut_short_in_training_are_no_fault_of_the_trial(
-    make_study: MakeStudy, photographs: Photographs, tmp_path: Path
+    make_study: MakeStudy, photographs: Photographs, tmp_path: Path, undisturbed: StudyFolder
 ) -> None:
-    undisturbed = make_study("undisturbed", **RUNGS)
-    undisturbed.run()
-
     def opened(study: Study) -> Study:
         train = open_dataset(
             str(photographs.train), scale=4, split="train", data_dir=None, cache_dir=tmp_path / "cache"
@@ -214,7 +225,7 @@ def test_images_cut_short_in_training_are_no_fault_of_the_trial(
     assert study.records == []
     opened(study).run()
     assert_is_whole(study.folder)
-    assert ends(study.folder) == ends(undisturbed.folder)
+    assert ends(study.folder) == ends(undisturbed)
     assert study.records[0].training_result is not None
     assert study.records[0].training_result.resumed_from == (4,)
 
@@ -257,9 +268,9 @@ def test_where_every_network_diverges_the_study_ends_with_the_reason(make_study:
 
 @pytest.mark.parametrize("damaged", ["checkpoint.pt", pytest.param("rungs.json", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rest", [pytest.param(0, marks=pytest.mark.slow), 60])
-def test_damaged_checkpoints_and_rungs_are_thrown_away(make_study: MakeStudy, damaged: str, rest: int) -> None:
-    undisturbed = make_study("undisturbed", **RUNGS)
-    undisturbed.run()
+def test_damaged_checkpoints_and_rungs_are_thrown_away(
+    make_study: MakeStudy, undisturbed: StudyFolder, damaged: str, rest: int
+) -> None:
     study = make_study(**RUNGS)
     with pytest.raises(Killed):
         study.run(progress=KillAtStep(training=1, step=7))
@@ -273,10 +284,10 @@ def test_damaged_checkpoints_and_rungs_are_thrown_away(make_study: MakeStudy, da
     assert study.records[0].training_result.resumed_from == ()
     assert not any(record.notes for record in study.records[1:])
     assert_is_whole(study.folder)
-    assert ends(study.folder) == ends(undisturbed.folder)
+    assert ends(study.folder) == ends(undisturbed)
 
 
-@pytest.mark.parametrize("rest", [0, 500])
+@pytest.mark.parametrize("rest", [500, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("damaged", ["trials/trial-00000.json", "study.json"])
 def test_a_damaged_record_is_named_and_may_be_deleted(make_study: MakeStudy, damaged: str, rest: int) -> None:
     study = make_study(budget={"networks": 2})
@@ -337,11 +348,9 @@ class AwayAtRung(Silent):
 
 @pytest.mark.parametrize("is_stopped", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_storage_that_is_away_at_a_rung_is_no_fault_of_the_network(
-    make_study: MakeStudy, patient: Callable[[float], None], is_stopped: bool
+    make_study: MakeStudy, patient: Callable[[float], None], undisturbed: StudyFolder, is_stopped: bool
 ) -> None:
     """Whoever stops the search meanwhile does not wait; else it ends where the storage does not come back."""
-    undisturbed = make_study("undisturbed", **RUNGS)
-    undisturbed.run()
     study = make_study(**RUNGS)
     away = AwayAtRung(study)
     patient(30 if is_stopped else 2)
@@ -356,7 +365,7 @@ def test_a_storage_that_is_away_at_a_rung_is_no_fault_of_the_network(
     away.lock.release()
     assert study.run().ending == "finished"
     assert_is_whole(study.folder)
-    assert ends(study.folder) == ends(undisturbed.folder)
+    assert ends(study.folder) == ends(undisturbed)
     assert study.records[0].training_result is not None
     assert study.records[0].training_result.resumed_from == (2,)
 
@@ -406,7 +415,7 @@ def test_a_network_that_needs_too_much_memory_is_given_up_and_others_go_on(
     done = command.run(Fault("memory", "open", r"/\.study\.json\."))
     assert "finished: the budget of 2 networks is spent" in done.stdout, done.stdout + done.stderr
     failed = [record for record in command.records if record.state == "failed"]
-    assert len(failed) == 1 + _MAX_RETRIES
+    assert len(failed) == 1 + MAX_RETRIES
     for record in failed:
         assert any(word in (record.reason or "") for word in MEMORY_WORDS), record.reason
         assert record.training is not None
@@ -444,7 +453,7 @@ def test_one_of_two_workers_has_too_little_memory(tmp_path: Path, photographs: P
     assert process.returncode == 0, output + errors
     failed = Counter(record.network_id for record in command.records if record.state == "failed")
     assert failed
-    assert max(failed.values()) <= 1 + _MAX_RETRIES
+    assert max(failed.values()) <= 1 + MAX_RETRIES
     for record in command.records:
         if record.state == "failed":
             assert (record.error_type, record.training and record.training.batch_size) == ("MemoryError", 8192)

@@ -23,22 +23,24 @@ STEPS = (10, 30, 90)
 STOPPING = StoppingConfig(grace_steps=10, factor=3)
 
 
+SETTINGS: dict[str, Any] = {
+    "scale": 4,
+    "training": {"steps": 90, "batch_size": 1, "hr_patch_size": 32},
+    "dimensions": {
+        "model.groups": {"choices": [[1], [1, 1], [2, 2], [3, 3]]},
+        "model.channels": {"low": 8, "high": 40, "step": 4},
+        "routing.gamma": {"choices": list(GAMMAS)},
+    },
+    "objectives": ["psnr_db", "macs"],
+    "sampler": {"name": "tpe", "startup_networks": 3},
+    "baselines": [],
+}
+
+
 @pytest.fixture
 def space(tmp_path: Path) -> SearchSpace:
     """Thirty-six networks."""
-    settings: dict[str, Any] = {
-        "scale": 4,
-        "training": {"steps": 90, "batch_size": 1, "hr_patch_size": 32},
-        "dimensions": {
-            "model.groups": {"choices": [[1], [1, 1], [2, 2], [3, 3]]},
-            "model.channels": {"low": 8, "high": 40, "step": 4},
-            "routing.gamma": {"choices": list(GAMMAS)},
-        },
-        "objectives": ["psnr_db", "macs"],
-        "sampler": {"name": "tpe", "startup_networks": 3},
-        "baselines": [],
-    }
-    return read_space(write_space(tmp_path / "space.yaml", settings))
+    return read_space(write_space(tmp_path / "space.yaml", SETTINGS))
 
 
 def rows(noise: float) -> list[dict[str, str]]:
@@ -247,3 +249,5 @@ def test_rungs_that_a_table_does_not_have(space: SearchSpace) -> None:
     ways = [("random", StoppingConfig(grace_steps=7, factor=3))]
     with pytest.raises(UserError, match=r"rungs at 7, 21, 63 steps: the table was scored at 10, 30, 90"):
         compare_searches(space, table, ways, source="x", seeds=2, max_steps=200)
+    with pytest.raises(UserError, match=r"from step 90 on: .* trained for 90 steps, so that none would be stopped"):
+        table.require(StoppingConfig(grace_steps=90, factor=3))

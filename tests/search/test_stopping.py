@@ -72,7 +72,7 @@ def test_the_best_half_goes_on_at_each_rung(make_study: MakeStudy) -> None:
             assert [rung.step for rung in record.rungs] == [2, 4, 8]
 
 
-def test_the_study_is_told_of_stopped_networks(make_study: MakeStudy) -> None:
+def test_the_study_is_told_of_stopped_networks_and_trains_none_again(make_study: MakeStudy) -> None:
     study = make_study(**STOPPING, budget={"networks": 2})
     study.run()
     pruned = {trial.user_attrs["record_id"]: trial for trial in study.trials("PRUNED")}
@@ -84,6 +84,12 @@ def test_the_study_is_told_of_stopped_networks(make_study: MakeStudy) -> None:
         for index, rung in enumerate(record.rungs):
             told = json.loads(trial.user_attrs[f"rung {rung.step}/{rung.images}"])
             assert told == objectives(record, index)
+    stopped = next(record for record in study.records if record.state == "stopped")
+    again = {"enqueue": [{**stopped.suggestion}], "budget.networks": 3, "sampler": {"name": "random"}}
+    study.run(again)
+    answered = [record for record in study.records if record.answered_by == stopped.record_id]
+    assert answered
+    assert all(record.suggestion["model.channels"] == stopped.suggestion["model.channels"] for record in answered)
 
 
 def test_scoring_at_rungs_changes_no_training(make_study: MakeStudy) -> None:
@@ -96,17 +102,6 @@ def test_scoring_at_rungs_changes_no_training(make_study: MakeStudy) -> None:
     weights, others = (load_file(study.folder.weights_file(record.network_id)) for study in (one, other))
     assert all((weights[name] == others[name]).all() for name in weights)
     assert [point.evaluation.psnr_db for point in record.points] == [point.evaluation.psnr_db for point in same.points]
-
-
-def test_a_stopped_network_is_answered_and_not_trained_again(make_study: MakeStudy) -> None:
-    study = make_study(**STOPPING, budget={"networks": 2})
-    study.run()
-    stopped = next(record for record in study.records if record.state == "stopped")
-    again = {"enqueue": [{**stopped.suggestion}], "budget.networks": 3, "sampler": {"name": "random"}}
-    study.run(again)
-    answered = [record for record in study.records if record.answered_by == stopped.record_id]
-    assert answered
-    assert all(record.suggestion["model.channels"] == stopped.suggestion["model.channels"] for record in answered)
 
 
 def ends(study: Study) -> list[tuple[object, ...]]:
@@ -130,7 +125,7 @@ def ends(study: Study) -> list[tuple[object, ...]]:
 def test_killed_between_rungs_a_study_ends_as_if_nothing_had_happened(
     make_study: MakeStudy, training: int, step: int
 ) -> None:
-    settings = {**STOPPING, "sampler": {"name": "tpe", "startup_networks": 1}, "budget": {"networks": 3}}
+    settings = {**STOPPING, "sampler": {"name": "tpe", "startup_networks": 1}, "budget": {"networks": 2}}
     whole = make_study("whole", **settings)
     whole.run()
     killed = make_study("killed", **settings)
@@ -148,7 +143,7 @@ def test_a_budget_of_steps_counts_those_of_stopped_networks(make_study: MakeStud
     assert 30 <= sum(steps) < 30 + 9
 
 
-@pytest.mark.parametrize("fidelity", ["images", "both"])
+@pytest.mark.parametrize("fidelity", ["images", pytest.param("both", marks=pytest.mark.slow)])
 def test_rungs_of_few_images(make_study: MakeStudy, fidelity: str) -> None:
     stopping = {"factor": 2, "fidelity": fidelity}
     study = make_study(**{**STOPPING, "stopping": stopping}, budget={"networks": 2})

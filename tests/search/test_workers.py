@@ -19,8 +19,9 @@ from harness.core.errors import UserError
 from harness.core.records import StudyRecord
 from harness.core.study_folder import StudyFolder
 from harness.search import join_search, read_space, read_study_space, worker
+from harness.search.ledger import Ledger
+from harness.search.mark import Mark
 from harness.search.storage import Storage, connect
-from harness.search.worker import Mark
 from tests.photographs import Photographs
 from tests.search.conftest import MakeStudy, Study, wait_for
 from tests.search.heartbeats import (
@@ -48,7 +49,7 @@ def assert_is_whole(study: Study, networks: int) -> None:
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("sampler", ["random", "ehvi"])
+@pytest.mark.parametrize("sampler", ["ehvi", pytest.param("random", marks=pytest.mark.slow)])
 def test_workers_share_a_budget(make_study: MakeStudy, sampler: str) -> None:
     """By `ehvi` no two propose the same network: whoever proposes knows what others are at."""
     study = make_study(budget={"networks": 4}, sampler={"name": sampler, "startup_networks": 2})
@@ -338,8 +339,8 @@ def test_steps_of_a_network_that_two_have_trained_count_once(make_study: MakeStu
     space = read_space(study.space_file)
     (record,) = study.trained
     study.folder.write_trial(record.model_copy(update={"record_id": "trial-00009", "number": 9}))
-    with Mark() as mark:
-        view = worker.Worker(space, study.setup(space), study.database(), mark)
+    view = Ledger(study.folder, on_record=lambda record: None)
+    view.read()
     assert len(view.records) == len(study.records) == 2 + len(space.baselines)
     assert record.training is not None
     assert view.steps == record.training.steps

@@ -31,8 +31,9 @@ def set5(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> PairedDat
 @pytest.mark.parametrize(
     "routing",
     [
-        *(RoutingConfig(gamma=gamma) for gamma in (1.0, 0.5, 0.25, 0.0)),
-        RoutingConfig(policy="probability", gamma=0.5),
+        *(RoutingConfig(gamma=gamma) for gamma in (1.0, 0.5)),
+        *(pytest.param(RoutingConfig(gamma=gamma), marks=pytest.mark.slow) for gamma in (0.25, 0.0)),
+        pytest.param(RoutingConfig(policy="probability", gamma=0.5), marks=pytest.mark.slow),
         RoutingConfig(policy="threshold"),
     ],
     ids=RoutingConfig.label,

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from harness.core.configs import BicubicConfig, CalibrationConfig, RoutingConfig, SwinIRConfig
+from harness.core.device_lock import computing, measuring
 from harness.core.errors import UserError
-from harness.core.records import TrialRecord
+from harness.core.records import WAITING, TrialRecord
 from harness.data import ImagePair, PairedDataset
 from harness.profiling import canonical_macs
 from harness.training import TrainingInterruptedError, TrainingProgress
@@ -80,7 +82,14 @@ def test_a_complete_record_holds_the_whole_line(finished: Finished) -> None:
         "evaluating",
         "measuring latency",
     ]
-    assert set(record.seconds) == {"counting", "untrained evaluation", "training", "evaluation", "latency", "memory"}
+    assert set(record.seconds) - {WAITING} == {
+        "counting",
+        "untrained evaluation",
+        "training",
+        "evaluation",
+        "latency",
+        "memory",
+    }
     assert record.started_at <= record.finished_at
 
 
@@ -410,6 +419,27 @@ def test_what_does_not_route_is_not_calibrated(tmp_path: Path) -> None:
 def test_a_record_without_calibration_says_nothing_of_it(finished: Finished) -> None:
     """Records from before there was calibration keep their hash, by which tracking knows them."""
     assert "calibration" not in json.loads(finished[2].model_dump_json())
+
+
+def test_waiting_for_others_is_a_phase_of_its_own(tmp_path: Path) -> None:
+    observed, is_measuring = _Observed(started_at=""), threading.Event()
+
+    def measure() -> None:
+        with measuring(folder=tmp_path):
+            is_measuring.set()
+            time.sleep(0.2)
+
+    other = threading.Thread(target=measure)
+    began = time.perf_counter()
+    with observed.timed("outer"), observed.timed("inner"):
+        other.start()
+        is_measuring.wait()
+        with computing(folder=tmp_path) as waited:
+            other.join()
+    took = time.perf_counter() - began
+    assert observed.seconds[WAITING] == pytest.approx(waited, abs=0.05)
+    assert sum(observed.seconds.values()) == pytest.approx(took, abs=0.05)
+    assert observed.seconds["outer"] + observed.seconds["inner"] == pytest.approx(took - waited, abs=0.05)
 
 
 def test_phases_inside_of_a_phase_are_counted_once() -> None:
