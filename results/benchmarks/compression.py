@@ -21,8 +21,18 @@ from harness.core.records import TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.data import PairedDataset, open_dataset
 from harness.metrics import get_protocol
-from harness.models import describe_kernels, preset_config
-from harness.trial import Parent, Proposal, TrialSetup, build_seeded, evaluate, load_trained, run_trial
+from harness.models import SRNetwork, describe_kernels, preset_config
+from harness.profiling import measure_latencies
+from harness.trial import (
+    Parent,
+    Proposal,
+    TrialSetup,
+    build_seeded,
+    evaluate,
+    load_trained,
+    representative_input,
+    run_trial,
+)
 
 TRAINED, TUNED = 2430, 810
 GAMMA = RoutingConfig(gamma=0.5)
@@ -45,8 +55,8 @@ PLANS = {
 }
 
 
-def main(images: Path, folder: Path, seeds: list[int]) -> None:
-    """Run what is missing, for one seed after the other, and write what there is."""
+def main(images: Path, folder: Path, seeds: list[int], parts: tuple[str, ...] = ("scratch", "pruned")) -> None:
+    """Run what is missing, for one seed after the other; then measure all networks together, and write what there is."""
     cache = folder / "cache"
 
     def open_images(name: str, split: Any) -> PairedDataset:
@@ -74,6 +84,7 @@ def main(images: Path, folder: Path, seeds: list[int]) -> None:
         latency_repeats=20,
     )
     rows: list[dict[str, Any]] = []
+    networks: dict[str, SRNetwork] = {}
 
     def run(kind: str, proposal: Proposal) -> TrialRecord:
         known = {one.record_id: one for one in setup.folder.read_trials()}
@@ -81,27 +92,22 @@ def main(images: Path, folder: Path, seeds: list[int]) -> None:
         if record is None or record.state != "complete":
             record = run_trial(setup, proposal)
         assert record.state == "complete", record.reason
+        networks[record.record_id] = load_trained(setup.folder, record, GAMMA)
         rows.append(describe(kind, record))
-        (folder / "compression.json").write_text(json.dumps({"rows": rows, **CONDITIONS}, indent=1) + "\n")
         print(rows[-1], flush=True)
         return record
 
     def describe(kind: str, record: TrialRecord) -> dict[str, Any]:
-        point = record.points[0]
-        latency = point.latency[0]
-        network = load_trained(setup.folder, record, GAMMA)
-        chain = record.compression
+        point, chain = record.points[0], record.compression
         return {
             "kind": kind,
+            "name": record.record_id,
             "seed": record.training.seed if record.training else None,
             "network": record.label,
             "macs": point.macs,
             "params": point.params,
             "set5_psnr_db": point.evaluation.psnr_db,
-            "bsds80_psnr_db": evaluate(network, bsds, setup.protocol).psnr_db,
-            "latency_ms": latency.median,
-            "latency_ratio": latency.ratio,
-            "latency_interval_ms": latency.interval,
+            "bsds80_psnr_db": evaluate(networks[record.record_id], bsds, setup.protocol).psnr_db,
             "pruned_psnr_db": chain.stages[1].psnr_db if chain else None,
             "widths": chain.stages[-1].widths if chain else None,
         }
@@ -112,13 +118,26 @@ def main(images: Path, folder: Path, seeds: list[int]) -> None:
 
     for seed in seeds:
         large = run("large, unpruned", propose("large", LARGE, TRAINED, seed))
-        for channels in (LARGE.channels, *SCRATCH):
+        for channels in (LARGE.channels, *SCRATCH) if "scratch" in parts else ():
             model = LARGE.model_copy(update={"channels": channels})
             run("from scratch", propose(f"scratch C{channels}", model, TRAINED + TUNED, seed))
         parent = Parent(large.network_id, setup.folder.weights_file(large.network_id))
-        for name, settings in PLANS.items():
+        for name, settings in PLANS.items() if "pruned" in parts else ():
             plan = CompressionConfig.model_validate({"tune_steps": TUNED, **settings})
             run(name, propose(name, LARGE, TRAINED, seed, compression=plan, parent=parent))
+    found = measure_latencies(
+        networks,
+        representative_input(set5, (64, 64)),
+        device="cpu:1",
+        reference=setup.reference,
+        reference_name=setup.reference_name,
+        min_repeats=40,
+        max_seconds=30,
+    )
+    for row in rows:
+        latency = found[row["name"]]
+        row |= {"latency_ms": latency.median, "interval_ms": latency.interval, "latency_ratio": latency.ratio}
+    (folder / "compression.json").write_text(json.dumps({"rows": rows, **CONDITIONS}, indent=1) + "\n")
     draw(rows, folder / "compression.png")
 
 
