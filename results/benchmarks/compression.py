@@ -56,7 +56,7 @@ PLANS = {
 
 
 def main(images: Path, folder: Path, seeds: list[int], parts: tuple[str, ...] = ("scratch", "pruned")) -> None:
-    """Run what is missing, for one seed after the other; then measure all networks together, and write what there is."""
+    """Run what is missing, one seed after the other; then measure all networks together, and write what there is."""
     cache = folder / "cache"
 
     def open_images(name: str, split: Any) -> PairedDataset:
