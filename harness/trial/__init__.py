@@ -19,6 +19,7 @@ from harness.trial.run import (
     representative_input,
     run_trial,
 )
+from harness.trial.teacher import find_teachers, load_teacher, with_teacher
 
 __all__ = [
     "Judge",
@@ -35,6 +36,8 @@ __all__ = [
     "clear_up",
     "crop_centre",
     "evaluate",
+    "find_teachers",
+    "load_teacher",
     "load_trained",
     "refuse_replay",
     "replay",
@@ -42,4 +45,5 @@ __all__ = [
     "routed",
     "run_trial",
     "to_image",
+    "with_teacher",
 ]

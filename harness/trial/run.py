@@ -84,6 +84,7 @@ from harness.training import (
 )
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
 from harness.trial.evaluation import evaluate, routed
+from harness.trial.teacher import load_teacher
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 _RUNGS = TypeAdapter(tuple[RungRecord, ...])
@@ -135,7 +136,8 @@ class TrialSetup:
     and `macs_input_size` are low-resolution (height, width). `train_device` and `threads` serve training and
     evaluation.
     `calibration`: the routing of each trained network is calibrated on images of `train`, for points beside those that
-    are proposed. `stopping`: trials are stopped early, by a `Judge`.
+    are proposed. `stopping`: trials are stopped early, by a `Judge`. `teachers`: the identities of the bundles that
+    networks learn from, by where they lie (`find_teachers`).
     """
 
     study: str
@@ -159,6 +161,7 @@ class TrialSetup:
     measure_latency: bool = True
     calibration: CalibrationConfig | None = None
     stopping: StoppingConfig | None = None
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
     def rungs(self, training: TrainingConfig) -> tuple[Rung, ...]:
         """Return the rungs of a training, the earliest first."""
@@ -253,9 +256,9 @@ def run_trial(
     trial; the others take part in its training (`assist_training`), after which it leaves them.
 
     Whatever goes wrong inside ends as a record of state `failed` with its reason (and the traceback beside the
-    network); only `TrainingInterruptedError` (asked to stop), `OutageError` (a full disk, images that are gone) and
-    what is no `Exception` get out, and then the next run of the same proposal goes on from the checkpoint. Where
-    checkpoint or rungs are damaged they are thrown away, which the record notes, and training begins again.
+    network); only `TrainingInterruptedError` (asked to stop), `OutageError` (a full disk, images or a teacher that are
+    gone) and what is no `Exception` get out, and then the next run of the same proposal goes on from the checkpoint.
+    Where checkpoint or rungs are damaged they are thrown away, which the record notes, and training begins again.
     """
     progress = progress or Silent()
     observed = _Observed(started_at=now())
@@ -407,6 +410,7 @@ def _train_and_measure(
     training = proposal.training
     network = build_seeded(model, training.seed if training else 0)
     assert observed.params == sum(parameter.numel() for parameter in network.parameters())
+    teacher = load_teacher(training)
     identity = proposal.network_id(setup.data)
     sample_BCHW = representative_input(setup.validation, setup.latency_input_size)
 
@@ -445,6 +449,7 @@ def _train_and_measure(
                 training,
                 device=setup.train_device,
                 threads=setup.threads,
+                teacher=teacher,
                 group=group,
                 checkpoint=setup.folder.checkpoint(identity),
                 identity=identity,
@@ -543,6 +548,7 @@ def assist_training(
     """
     training = proposal.training
     assert training is not None
+    teacher = load_teacher(training)
 
     def run() -> None:
         train(
@@ -551,6 +557,7 @@ def assist_training(
             training,
             device=device,
             threads=threads,
+            teacher=teacher,
             group=group,
             should_stop=should_stop,
             turn=_turn(device, group),
