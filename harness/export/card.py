@@ -10,7 +10,7 @@ def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
     """Return the card as Markdown: what it is, trained on what, how it compares, how to use it, its limits."""
     calibration = metrics.calibration
     point = metrics.point if calibration is None else calibration.point_before
-    scale = config.model.scale
+    scale = point.evaluation.scale if point is not None else config.model.scale
     origin = f"Picked as `{config.picked_as}` from study `{config.study}`, {config.record_id}"
     training = "It has no weights."
     if config.picked_as == IMPORTED:
