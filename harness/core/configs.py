@@ -208,15 +208,16 @@ class DistillationConfig(FrozenConfig):
     The L1 to the image counts 1 − `weight`, the L1 to what the teacher makes of the same input `weight`. `features`:
     what else of the teacher is followed, at the ends of its groups, `feature_weight` times (see
     `training/distillation.py`): `attention`, where its features have energy, or `affinity`, which places look alike to
-    it. `teacher` is the folder of a bundle, `teacher_id` the identity of its config and weights, which is found when
-    the teacher is read; where it is given, no other teacher will do.
+    it. The defaults are what `results/benchmarks/distillation.md` speaks for. `teacher` is the folder of a bundle,
+    `teacher_id` the identity of its config and weights, which is found when the teacher is read; where it is given, no
+    other teacher will do.
     """
 
     teacher: Annotated[str, Field(min_length=1)]
     teacher_id: str | None = None
     weight: UnitInterval = 0.5
-    features: Features = "none"
-    feature_weight: Weight = 0.1
+    features: Features = "attention"
+    feature_weight: Weight = 0.02
 
     @field_validator("teacher")
     @classmethod
@@ -224,17 +225,15 @@ class DistillationConfig(FrozenConfig):
         return without_credentials(teacher)
 
     @model_serializer(mode="wrap")
-    def _leave_out_what_is_not_asked_for(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write the weight of features only where they are followed, and an identity only where it is known."""
+    def _leave_out_an_unknown_identity(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the teacher's identity only where it is known."""
         values: dict[str, Any] = handler(self)
-        if self.features == "none":
-            values.pop("feature_weight", None)
         if self.teacher_id is None:
             values.pop("teacher_id", None)
         return values
 
     def label(self) -> str:
-        """Return in short what is followed of the teacher, such as 'output 0.5, attention 0.1'."""
+        """Return in short what is followed of the teacher, such as 'output 0.5, attention 0.02'."""
         features = f", {self.features} {self.feature_weight:g}" if self.follows_features else ""
         return f"output {self.weight:g}{features}"
 

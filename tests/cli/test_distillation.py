@@ -43,13 +43,13 @@ class TestTrain:
     def test_a_network_learns_from_a_bundle_and_its_own_bundle_says_so(
         self, train: Call, teacher: Path, tmp_path: Path
     ) -> None:
-        options = ["--teacher", "teacher", "--set", "distillation.features=attention"]
+        options = ["--teacher", "teacher", "--set", "distillation.feature_weight=0.125"]
         done = train(*options, "--set", "distillation.weight=0.25")
         assert done.code == 0, done.err
         metrics = read_bundle_metrics(tmp_path / "run" / "bundle")
         assert metrics.training is not None
         assert metrics.training.distillation is not None
-        assert metrics.training.distillation.label() == "output 0.25, attention 0.1"
+        assert metrics.training.distillation.label() == "output 0.25, attention 0.125"
         assert metrics.training_result is not None
         assert metrics.training_result.teacher == bundle_identity(teacher)
         card = (tmp_path / "run" / "bundle" / "README.md").read_text(encoding="utf-8")
