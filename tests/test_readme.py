@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from harness.cli.app import app
-from harness.core.configs import StoppingConfig
+from harness.core.configs import StoppingConfig, TrainingConfig
 from harness.search.space import load_space
 from harness.search.yaml_lines import parse_yaml
 
@@ -17,13 +17,15 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_space_is_valid() -> None:
-    text, stopping, compression = blocks("yaml")
+    text, stopping, taught, compression = blocks("yaml")
     space = load_space(parse_yaml(text, "README.md"))
     assert len(space.routings()) == 5 + 5 + 1
     assert StoppingConfig.model_validate(parse_yaml(stopping, "README.md").values["stopping"]).factor == 3
-    compressed = parse_yaml(
-        f"scale: 4\ntraining: {{steps: 2}}\nobjectives: [psnr_db, macs]\n{compression}", "README.md"
-    )
+    training = TrainingConfig.model_validate(parse_yaml(taught, "README.md").values["training"])
+    assert training.distillation is not None
+    assert training.distillation.follows_features
+    beside = "scale: 4\ntraining: {steps: 2}\nobjectives: [psnr_db, macs]\n"
+    compressed = parse_yaml(f"{beside}{compression}", "README.md")
     assert load_space(compressed).compresses
 
 

@@ -90,6 +90,9 @@ def compress(
     rounds: Annotated[int, typer.Option(min=1, help="Steps of pruning, each followed by its share of tuning.")] = 1,
     tune_steps: Annotated[int, typer.Option(min=0, help="Training steps after pruning, of all rounds.")] = 1000,
     tune_rate: Annotated[float, typer.Option(help="Their learning rate, times that of the training.")] = 0.5,
+    distil: Annotated[
+        bool, typer.Option("--distil", help="Learn from the network as it was before, too, while training on.")
+    ] = False,
     settings: options.Settings = None,
     protocol: Annotated[str | None, typer.Option(help=f"How to score: {options.PROTOCOL_NAMES}.")] = None,
     latency_device: Annotated[str, typer.Option(help="Where to measure latency: cpu:THREADS or cuda:INDEX.")] = "cpu:1",
@@ -167,6 +170,7 @@ def compress(
         "rounds": rounds,
         "tune_steps": tune_steps,
         "tune_rate": tune_rate,
+        "distil": distil,
     }
     compression = _plan(target, plan, importance, scope, network, training, setup)
     routing = getattr(config, "routing", None)

@@ -8,20 +8,68 @@ import typer
 
 from harness.cli import options
 from harness.cli.output import command, console, describe_point
+from harness.core.errors import UserError
 
 
 def export(
-    study: options.StudyName,
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="A study's name (a folder under --results), or the path of its folder; with --weights a preset or a "
+            "config file."
+        ),
+    ],
     pick: Annotated[
         str, typer.Option(help="knee, best-psnr, fastest, smallest, trial:N, or point:ID (point_id of front.csv).")
     ] = "knee",
     out: Annotated[Path | None, typer.Option(help="The bundle's folder.  [default: bundles/PICK in the study]")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights that were trained elsewhere, .safetensors or a released .pth, rather than a study's."
+        ),
+    ] = None,
+    scale: options.ScaleOption = None,
+    gamma: options.Gamma = None,
+    routing: options.Routing = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     results: options.Results = Path("results"),
 ) -> None:
-    """Export a trained network with config, weights, metrics and a model card."""
-    bundle = export_point(options.study_path(study, results), pick, out, overwrite=overwrite)
+    """Export a trained network with config, weights, metrics and a model card.
+
+    --scale, --gamma and --routing are for --weights; a study's networks have theirs.
+    """
+    if weights is not None:
+        bundle = _export_weights(study, scale, gamma, routing, weights, out, overwrite=overwrite)
+    elif scale is not None or gamma is not None or routing is not None:
+        raise UserError("--scale, --gamma and --routing: a study's points have theirs; give --weights, or none of them")
+    else:
+        bundle = export_point(options.study_path(study, results), pick, out, overwrite=overwrite)
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
+
+
+def _export_weights(
+    model: str,
+    scale: int | None,
+    gamma: float | None,
+    routing: str | None,
+    weights: Path,
+    out: Path | None,
+    *,
+    overwrite: bool,
+) -> Path:
+    """Write the bundle of a model with weights that were trained elsewhere; return its folder."""
+    from harness.cli.target import resolve_config
+    from harness.export import write_imported_bundle
+    from harness.models import build_model, load_weights
+
+    if out is None:
+        raise UserError("--weights: a bundle of no study has no folder of its own; give --out")
+    if Path(model).is_dir():
+        raise UserError(f"--weights {weights}: {model} is a folder; expected a preset or a config file")
+    network = build_model(resolve_config(model, scale, gamma, routing))
+    entry = load_weights(network, weights)
+    return write_imported_bundle(out, network.eval(), weights, entry, overwrite=overwrite)
 
 
 def export_point(folder: Path, pick: str, out: Path | None, *, overwrite: bool) -> Path:

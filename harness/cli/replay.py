@@ -103,6 +103,7 @@ def _make_setup(
     """Open the images where they are `here`, as the search did; `UserError` where they are not the same any more."""
     from harness.cli.search import make_setup
     from harness.search import study_identity
+    from harness.trial import with_teacher
 
     trained = record.training_result or next((one.training_result for one in records if one.training_result), None)
     device = trained.device if trained else "cpu"
@@ -111,6 +112,8 @@ def _make_setup(
     if not latency:  # whose runtimes and devices need not be here
         measured = here.model_copy(update={"profile": space.profile.model_copy(update={"devices": ("cpu:1",)})})
     setup = make_setup(study.name, measured, folder.parent, device, threads, download=False)
+    if record.training is not None:
+        with_teacher(record.training, setup.teachers)  # of which the identity of the study would not say so
     evaluations = [point.evaluation for one in (record, *records) for point in one.points]
     evaluations += [one.untrained for one in (record, *records) if one.untrained is not None]
     scored = next((one for one in evaluations), None)
@@ -122,8 +125,9 @@ def _make_setup(
         )
     if study_identity(space, setup) != study.space_hash:
         raise UserError(
-            f"training images {record.data.train!r} (or the space in study.json) have changed: the study's hash is "
-            f"{study.space_hash}, but they make {study_identity(space, setup)}; put back the images that the study used"
+            f"training images {record.data.train!r} (or the space in study.json, or another teacher) have changed: the "
+            f"study's hash is {study.space_hash}, but they make {study_identity(space, setup)}; put back the images "
+            "that the study used"
         )
     return dataclasses.replace(setup, devices=study.devices, measure_latency=latency)
 

@@ -228,9 +228,11 @@ def make_setup(
     from harness.metrics import get_protocol
     from harness.profiling import check_runtime, parse_device
     from harness.search import baseline_config
-    from harness.trial import TrialSetup, build_seeded
+    from harness.trial import TrialSetup, build_seeded, find_teachers, with_teacher
     from harness.trial.calibration import check_calibration
 
+    teachers = find_teachers(space.teachers(), space.scale)
+    with_teacher(space.training_config(), teachers)  # which it may name
     place = options.check_train_device(device)
     for measured in map(parse_conditions, space.profile.devices):
         check_runtime(measured.runtime, parse_device(measured.device), measured.precision)
@@ -280,6 +282,7 @@ def make_setup(
         measure_memory="peak_memory_bytes" in wanted,
         calibration=space.calibrate,
         stopping=space.stopping,
+        teachers=teachers,
     )
 
 

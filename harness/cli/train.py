@@ -52,6 +52,10 @@ def train(
     routing: options.Routing = None,
     recipe: Annotated[str | None, typer.Option(help="`paper` for the released set-up.")] = None,
     settings: options.Settings = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="A bundle to learn from, beside the images; --set distillation.weight=… says how much."),
+    ] = None,
     task: Annotated[
         options.TaskName, typer.Option(help="odi for whole panoramas: loss and score weighted by latitude.")
     ] = options.TaskName.CLASSIC,
@@ -84,7 +88,15 @@ def train(
     from harness.models import preset_config
     from harness.profiling import parse_device
     from harness.training import TrainingInterruptedError
-    from harness.trial import Proposal, TrialSetup, build_seeded, load_trained, run_trial
+    from harness.trial import (
+        Proposal,
+        TrialSetup,
+        build_seeded,
+        find_teachers,
+        load_trained,
+        run_trial,
+        with_teacher,
+    )
 
     group = _find_group()
     place = _place(device, group)
@@ -93,11 +105,14 @@ def train(
     config = resolve_config(model, scale, gamma, routing)
     if config.family == "bicubic":
         raise UserError("bicubic has no weights to train; expected another model")
-    training = _training_config(recipe, {"task": task.value, **options.parse_settings(settings)})
+    given = {} if teacher is None else {"distillation.teacher": str(teacher)}
+    training = _training_config(recipe, {"task": task.value, **options.parse_settings(settings), **given})
     if training.task == "odi" and protocol not in (None, "odi"):
         raise UserError(f"--protocol {protocol}: panoramas are scored by latitude; expected odi, or no protocol at all")
     rules = get_protocol(protocol or protocol_for(training.task))
 
+    taught_by = training.distillation
+    training = with_teacher(training, find_teachers([taught_by.teacher] if taught_by else [], config.scale))
     each_threads = options.resolve_threads(threads, group.local_size)
     measured_on = parse_device(latency_device).text
     data = DataConfig(train=train_images, validation=validation, data_dir=str(data_dir) if data_dir else None)
@@ -152,7 +167,7 @@ def train(
         threads=each_threads,
     )
     group.join(place)
-    _tell_images(group, trained_on.content_hash if known is None else None)
+    _tell_sources(group, _name_sources(trained_on, training) if known is None else None)
     if known is not None:
         record = known
         messages.print(f"note: {out} was trained before with these settings; --overwrite trains it anew")
@@ -236,9 +251,14 @@ def _place(device: str, group: "Group") -> str:
     return options.check_train_device(f"cuda:{group.local_rank}")
 
 
-def _tell_images(group: "Group", content_hash: str | None = None) -> str | None:
-    """Return what the first process tells: which images it trains on, or None where the run is finished."""
-    return group.tell(lambda: content_hash)
+def _name_sources(images: "PairedDataset", training: "TrainingConfig") -> tuple[str, str | None]:
+    """Return the identities of the images and of the teacher that are trained with."""
+    return images.content_hash, training.distillation.teacher_id if training.distillation else None
+
+
+def _tell_sources(group: "Group", sources: tuple[str, str | None] | None = None) -> tuple[str, str | None] | None:
+    """Return what the first process tells: what it trains with, or None where the run is finished."""
+    return group.tell(lambda: sources)
 
 
 def _assist(
@@ -249,14 +269,18 @@ def _assist(
     from harness.trial import assist_training
 
     try:
-        content_hash = _tell_images(group)
-        if content_hash is None:
+        sources = _tell_sources(group)
+        if sources is None:
             return
         images = open_images()
-        if images.content_hash != content_hash:
+        assert proposal.training is not None
+        here = _name_sources(images, proposal.training)
+        if here != sources:
+            what = f"--train {images.name}" if here[0] != sources[0] else "--teacher"
+            other = "other images" if here[0] != sources[0] else "another teacher"
             raise UserError(
-                f"--train {images.name}: process {group.rank} finds other images than the first process; expected the "
-                "same on all machines; copy them there"
+                f"{what}: process {group.rank} finds {other} than the first process; expected the same on all "
+                "machines; copy them there"
             )
         with stop_on_signals(announced=False) as should_stop:
             assist_training(images, proposal, group, device=device, threads=threads, should_stop=should_stop)
@@ -287,7 +311,7 @@ def _settings(
     """Return, under the names that users know, what makes two runs the same."""
     parts = {
         "model": model.model_dump(mode="json"),
-        "training": training.model_dump(mode="json", exclude={"checkpoint_interval"}),
+        "training": training.identity_values(),
         "data": data.model_dump(mode="json"),
     }
     named = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
@@ -320,11 +344,11 @@ def _find_same_run(folder: "StudyFolder", network: str, here: dict[str, Any]) ->
 
 
 def _training_config(recipe: str | None, settings: dict[str, Any]) -> "TrainingConfig":
-    from harness.core.configs import PAPER_RECIPE, TrainingConfig, parse_config
+    from harness.core.configs import PAPER_RECIPE, TrainingConfig, nest, parse_config
 
     if recipe not in (None, "paper"):
         raise UserError(f"--recipe {recipe!r}: expected paper, or no recipe at all")
     base = PAPER_RECIPE.model_dump() if recipe else {}
     if recipe is None and "steps" not in settings:
         raise UserError("say how long to train: --set steps=N, or --recipe paper")
-    return parse_config(TrainingConfig, {**base, **settings}, "--set")
+    return parse_config(TrainingConfig, nest(settings, base), "--set")

@@ -5,6 +5,7 @@ Every config round-trips through JSON, refuses unknown keys and has a canonical 
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
@@ -27,6 +28,7 @@ Policy = Literal["fixed", "probability", "threshold", "schedule", "detail"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Task = Literal["classic", "odi"]
 Importance = Literal["magnitude", "group-norm", "taylor", "random"]
+Features = Literal["none", "attention", "affinity"]
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]  # AdamW divides by 1 − β^step
@@ -284,8 +286,54 @@ class ScheduleConfig(FrozenConfig):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
 
+class DistillationConfig(FrozenConfig):
+    """How a network learns from a trained one, its teacher, beside the images.
+
+    The L1 to the image counts 1 − `weight`, the L1 to what the teacher makes of the same input `weight`. `features`:
+    what else of the teacher is followed, at the ends of its groups, `feature_weight` times (see
+    `training/distillation.py`): `attention`, where its features have energy, or `affinity`, which places look alike to
+    it. The defaults are what `results/benchmarks/distillation.md` speaks for. `teacher` is the folder of a bundle,
+    `teacher_id` the identity of its config and weights, which is found when the teacher is read; where it is given, no
+    other teacher will do.
+    """
+
+    teacher: Annotated[str, Field(min_length=1)]
+    teacher_id: str | None = None
+    weight: UnitInterval = 0.5
+    features: Features = "attention"
+    feature_weight: Weight = 0.02
+
+    @field_validator("teacher")
+    @classmethod
+    def _leave_out_credentials(cls, teacher: str) -> str:
+        return without_credentials(teacher)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_an_unknown_identity(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the teacher's identity only where it is known."""
+        values: dict[str, Any] = handler(self)
+        if self.teacher_id is None:
+            values.pop("teacher_id", None)
+        return values
+
+    def label(self) -> str:
+        """Return in short what is followed of the teacher, such as 'output 0.5, attention 0.02'."""
+        features = f", {self.features} {self.feature_weight:g}" if self.follows_features else ""
+        return f"output {self.weight:g}{features}"
+
+    @property
+    def follows_output(self) -> bool:
+        """Whether what the teacher makes of images counts."""
+        return self.weight > 0
+
+    @property
+    def follows_features(self) -> bool:
+        """Whether the teacher's features count."""
+        return self.features != "none" and self.feature_weight > 0
+
+
 class TrainingConfig(FrozenConfig):
-    """How a network is trained: L1 + ratio loss, AdamW, EMA.
+    """How a network is trained: L1 + ratio loss, AdamW, EMA; `distillation`: it learns from a teacher, too.
 
     `hr_patch_size` is the side of the high-resolution crop in pixels. `ratio_gamma` is γ in the paper's ratio loss
     2γ·(mean mask − 0.5)². `ema_decay` is reached after a warm-up min(decay, (1 + step)/(10 + step)), so that short runs
@@ -310,13 +358,23 @@ class TrainingConfig(FrozenConfig):
     checkpoint_interval: Annotated[int, Field(ge=1)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     task: Task = "classic"
+    distillation: DistillationConfig | None = None
 
     @model_serializer(mode="wrap")
-    def _leave_out_classic_task(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write `task` only where it is not `classic`, so that every classic training keeps its identity."""
+    def _leave_out_what_is_not_asked_for(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `task` only where it is not `classic`, and a teacher only where there is one: identities are kept."""
         values: dict[str, Any] = handler(self)
         if self.task == "classic":
             values.pop("task", None)
+        if self.distillation is None:
+            values.pop("distillation", None)
+        return values
+
+    def identity_values(self) -> dict[str, Any]:
+        """Return what makes two trainings the same: neither how often they are saved nor where the teacher lies."""
+        values = self.model_dump(mode="json", exclude={"checkpoint_interval"})
+        if self.distillation is not None and self.distillation.teacher_id is not None:
+            del values["distillation"]["teacher"]
         return values
 
     @property
@@ -391,8 +449,8 @@ class CompressionConfig(FrozenConfig):
     everywhere, `measured` where a dB lost, as measured on crops, saves most. `kinds` are the channels that may go (all
     that the network has; see `harness.compression.KINDS`), widths become multiples of `round_to`. Pruning takes
     `rounds` steps of equal ratio, each followed by `tune_steps` of training in all of them together / `rounds`, at
-    `tune_rate` times the training's learning rate. `crops` batches of training crops are what importance and dB are
-    measured on.
+    `tune_rate` times the training's learning rate; with `distil` the network learns from what it was before all of it,
+    too (`DistillationConfig`'s defaults). `crops` batches of training crops are what importance and dB are measured on.
     """
 
     left: Annotated[float, Field(gt=0, le=1)]
@@ -404,6 +462,7 @@ class CompressionConfig(FrozenConfig):
     rounds: Annotated[int, Field(ge=1)] = 1
     tune_steps: Annotated[int, Field(ge=0)] = 1000
     tune_rate: Annotated[float, Field(gt=0)] = 0.5
+    distil: bool = False
     crops: Annotated[int, Field(ge=1)] = 8
 
 
@@ -457,6 +516,23 @@ class StoppingConfig(FrozenConfig):
             found.append(Rung(step, share))
             step *= self.factor
         return tuple(found)
+
+
+def nest(settings: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Put settings over others; a dotted name (`distillation.weight`) is a setting of a section."""
+    values = dict(base or {})
+    for name, value in settings.items():
+        section, dot, rest = name.partition(".")
+        inner = values.get(section)
+        values[section] = nest({rest: value}, inner if isinstance(inner, Mapping) else None) if dot else value
+    return values
+
+
+def look_up(settings: Any, name: str) -> Any:
+    """Return a setting by its dotted name; None where the section that it is of does not stand."""
+    for part in name.split("."):
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return settings
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)

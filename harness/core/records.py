@@ -369,7 +369,8 @@ class TrainingRecord(FrozenConfig):
     """What training did: steps, time, rates and the curves.
 
     `curves` maps `loss`, `l1_loss` (`ws_l1_loss` where it is weighted by latitude), `ratio_loss`, `attention_share` and
-    `learning_rate` to values at `curve_steps`.
+    `learning_rate` to values at `curve_steps`; with a teacher also `distillation_loss` and `feature_loss`, what is
+    followed of it before any weight. `teacher` is the identity of its config and weights.
     `loader_images_per_second` is the loader alone, to be read beside `images_per_second` of whole steps.
     `resumed_from` is the step of the checkpoint that the run went on from. `processes` shared each batch, each with so
     many `threads`; `device` is the first one's.
@@ -385,6 +386,15 @@ class TrainingRecord(FrozenConfig):
     curve_steps: tuple[int, ...]
     curves: dict[str, tuple[float, ...]]
     resumed_from: tuple[int, ...] = ()
+    teacher: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_an_absent_teacher(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `teacher` only where there was one: other records keep their hashes."""
+        values: dict[str, Any] = handler(self)
+        if self.teacher is None:
+            values.pop("teacher", None)
+        return values
 
 
 def find_latency(records: Sequence[LatencyRecord], conditions: str | None) -> LatencyRecord | None:
@@ -678,7 +688,7 @@ def network_id(
     """
     content: dict[str, object] = {
         "model": model.model_dump(mode="json", exclude={"routing"}),
-        "training": training.model_dump(mode="json", exclude={"checkpoint_interval"}) if training else None,
+        "training": training.identity_values() if training else None,
         "data": data.model_dump(mode="json"),
     }
     if compression is not None:

@@ -1,6 +1,7 @@
 """Bundles: a trained network with its config, weights, metrics and model card; and using one on images."""
 
 from harness.export.bundle import (
+    bundle_identity,
     check_target,
     is_bundle,
     load_bundle,
@@ -9,10 +10,12 @@ from harness.export.bundle import (
     read_bundle_metrics,
     write_bundle,
     write_calibrated_bundle,
+    write_imported_bundle,
 )
 from harness.export.upscale import list_jobs, read_importance, upscale_image
 
 __all__ = [
+    "bundle_identity",
     "check_target",
     "is_bundle",
     "list_jobs",
@@ -24,4 +27,5 @@ __all__ = [
     "upscale_image",
     "write_bundle",
     "write_calibrated_bundle",
+    "write_imported_bundle",
 ]

@@ -1,5 +1,6 @@
 """A deployable folder: config.json, model.safetensors, metrics.json and README.md (the model card)."""
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.core.errors import UserError, describe_validation_error
 from harness.core.files import require_folder_place
 from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecord, TrialRecord
 from harness.export.card import write_card
-from harness.export.documents import BundleCalibration, BundleConfig, BundleMetrics
+from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, BundleMetrics
 from harness.metrics import get_protocol
 from harness.models import PanoramaNetwork, SRNetwork, build_model, describe_kernels
 
@@ -62,6 +63,36 @@ def write_bundle(
     return _write(path, config, metrics, save(network.state_dict()))
 
 
+def write_imported_bundle(
+    path: Path, network: SRNetwork, weights: Path, entry: str, *, overwrite: bool = False
+) -> Path:
+    """Write a bundle of weights that were trained elsewhere, and measured nowhere, in one step; return its path.
+
+    `network` carries what was read as `entry` of the file `weights`. `UserError` as of `write_bundle`.
+    """
+    check_target(path, overwrite=overwrite)
+    environment, content = observe_environment(describe_kernels()), save(network.state_dict())
+    config = BundleConfig(
+        model=network.config,
+        study=weights.name,
+        record_id=entry,
+        network_id=hashlib.sha256(content).hexdigest()[:12],
+        picked_as=IMPORTED,
+        exported_at=now(),
+        environment=environment,
+    )
+    metrics = BundleMetrics(
+        point=None,
+        training=None,
+        training_result=None,
+        converged=False,
+        data=None,
+        measured_in=environment,
+        baselines={},
+    )
+    return _write(path, config, metrics, content)
+
+
 def write_calibrated_bundle(
     path: Path,
     source: Path,
@@ -79,7 +110,6 @@ def write_calibrated_bundle(
     config, metrics = read_bundle_config(source), read_bundle_metrics(source)
     assert isinstance(config.model, CAMixerSRConfig), "only networks that route are calibrated"
     point = metrics.point if metrics.calibration is None else metrics.calibration.point_before
-    assert point is not None
     changes = {
         "model": config.model.with_routing(calibration.routing),
         "exported_at": now(),
@@ -137,6 +167,20 @@ def read_bundle_config(path: Path) -> BundleConfig:
         return BundleConfig.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{file}: {describe_validation_error(error)}") from None
+
+
+def bundle_identity(path: Path) -> str:
+    """Return what tells a bundle's network from others: 12 hex digits over its config, routing too, and its weights.
+
+    The same wherever the bundle lies and whatever was measured of it. `UserError` where it cannot be read.
+    """
+    model = read_bundle_config(path).model
+    try:
+        weights = (path / _WEIGHTS).read_bytes()
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+        raise UserError(f"{path / _WEIGHTS} {reason}; `harness export` makes the bundle again") from None
+    return hashlib.sha256(model.canonical_json().encode() + b"\n" + weights).hexdigest()[:12]
 
 
 def read_bundle_metrics(path: Path) -> BundleMetrics:

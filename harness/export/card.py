@@ -2,7 +2,7 @@
 
 from harness.core.records import CompressionRecord, EvaluationRecord, PointRecord
 from harness.core.units import format_count, format_seconds
-from harness.export.documents import BundleCalibration, BundleConfig, BundleMetrics
+from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, BundleMetrics
 from harness.metrics import metric_label
 
 
@@ -10,16 +10,13 @@ def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
     """Return the card as Markdown: what it is, trained on what, how it compares, how to use it, its limits."""
     calibration = metrics.calibration
     point = metrics.point if calibration is None else calibration.point_before
-    assert point is not None
-    evaluation, scale = point.evaluation, point.evaluation.scale
-    psnr, ssim = (metric_label(name, evaluation.protocol) for name in ("psnr_db", "ssim"))
-    quality = metric_label("psnr_db", evaluation.protocol, unit=False)
-    routing = point.routing.label() if point.routing else "no routing"
-    name = "**this network**" if calibration is None else "this network before its routing was calibrated"
-    rows = [_row(f"{name} ({routing})", point)]
-    rows += [_row(name, baseline) for name, baseline in metrics.baselines.items()]
+    scale = point.evaluation.scale if point is not None else config.model.scale
+    origin = f"Picked as `{config.picked_as}` from study `{config.study}`, {config.record_id}"
     training = "It has no weights."
-    if metrics.training is not None and metrics.training_result is not None:
+    if config.picked_as == IMPORTED:
+        origin = f"Entry `{config.record_id}` of the file `{config.study}`"
+        training = "It was trained elsewhere."
+    if metrics.training is not None and metrics.training_result is not None and metrics.data is not None:
         result = metrics.training_result
         processes = f"{result.processes} processes of " if result.processes > 1 else ""
         training = (
@@ -27,6 +24,9 @@ def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
             f"high-resolution pixels from `{metrics.data.train}`, {format_seconds(result.seconds)} on {result.device} "
             f"({processes}{result.threads} threads), seed {metrics.training.seed}."
         )
+        if metrics.training.distillation is not None:
+            taught = metrics.training.distillation
+            training += f" It learnt from a teacher, too: `{taught.teacher}` ({taught.teacher_id}), {taught.label()}."
         if not metrics.converged:
             training += (
                 " **Not converged**: far fewer steps than the published recipe, so differences in dB say little."
@@ -34,25 +34,14 @@ def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
     if metrics.compression is not None:
         known = [training] if metrics.training_result is not None else []
         training = "\n\n".join([*known, _describe_chain(metrics.compression)])
-    latency = "; ".join(
-        f"{entry.device} ({entry.device_name}), {entry.precision}, input {entry.input_size[0]}×{entry.input_size[1]}, "
-        f"{len(entry.samples)} repeats" + (f", interleaved with {entry.reference}" if entry.reference else "")
-        for entry in point.latency
-    )
-    seam = f"\nPanoramas: {evaluation.seam_note}." if evaluation.seam_note else ""
     whole = "; whole panoramas, h×2h, without a seam" if config.task == "odi" else ""
     return f"""# {config.model.label()} ×{scale}
 
-Picked as `{config.picked_as}` from study `{config.study}`, {config.record_id}, network {config.network_id}.
+{origin}, network {config.network_id}.
 {"" if calibration is None else _describe(calibration)}
 ## Measured
 
-| network | {psnr} | {ssim} | MACs | parameters | latency (ms) | / SwinIR-light | attention share |
-|---|---|---|---|---|---|---|---|
-{chr(10).join(rows)}
-
-{quality} and {ssim}: {_rules(evaluation)}.
-Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{seam}
+{_describe_measured(point, metrics)}
 
 ## Training
 
@@ -73,6 +62,31 @@ network = harness.load_bundle("path/to/this/folder")  # B×3×h×w in [0, 1] →
 It undoes bicubic shrinking by {scale}; noise, blur and compression were not trained for. Scores hold for
 the images and the protocol named above.
 """
+
+
+def _describe_measured(point: PointRecord | None, metrics: BundleMetrics) -> str:
+    """Return the table of what was measured, and how."""
+    if point is None:
+        return "Nothing was: `harness evaluate` and `harness profile` do so."
+    evaluation = point.evaluation
+    psnr, ssim = (metric_label(name, evaluation.protocol) for name in ("psnr_db", "ssim"))
+    quality = metric_label("psnr_db", evaluation.protocol, unit=False)
+    routing = point.routing.label() if point.routing else "no routing"
+    name = "**this network**" if metrics.calibration is None else "this network before its routing was calibrated"
+    rows = [_row(f"{name} ({routing})", point)]
+    rows += [_row(name, baseline) for name, baseline in metrics.baselines.items()]
+    latency = "; ".join(
+        f"{entry.device} ({entry.device_name}), {entry.precision}, input {entry.input_size[0]}×{entry.input_size[1]}, "
+        f"{len(entry.samples)} repeats" + (f", interleaved with {entry.reference}" if entry.reference else "")
+        for entry in point.latency
+    )
+    seam = f"\nPanoramas: {evaluation.seam_note}." if evaluation.seam_note else ""
+    return f"""| network | {psnr} | {ssim} | MACs | parameters | latency (ms) | / SwinIR-light | attention share |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+{quality} and {ssim}: {_rules(evaluation)}.
+Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{seam}"""
 
 
 def _row(name: str, point: PointRecord) -> str:
@@ -135,6 +149,6 @@ def _describe(calibration: BundleCalibration) -> str:
 `{record.routing.label()}` at a share of {record.share:g}, calibrated after the network was picked, on
 {len(record.images)} crops of {record.crop}×{record.crop} low-resolution pixels of `{record.dataset}`: {on_crops}.
 {scored}
-The table below was measured under the routing before and does not hold for this one: `harness evaluate` and
+What stands below was measured under the routing before and does not hold for this one: `harness evaluate` and
 `harness profile` measure it.
 """

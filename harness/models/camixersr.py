@@ -625,6 +625,8 @@ class CAMixerSR(SRNetwork):
                 x_BHWC, hard_share_B = block(x_BHWC, condition_BHWX, plan, mode)
                 shares.append(hard_share_B)
             x_BHWC = apply(group.tail, x_BHWC, mode) + start_BHWC  # type: ignore[arg-type]
+            if self.features is not None:
+                self.features.append(x_BHWC)
         return x_BHWC, shares
 
     @part_of("predictor")

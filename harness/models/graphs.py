@@ -76,6 +76,7 @@ def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
         and type(input_BCHW) is Tensor
         and not network.training
         and not network.is_literal
+        and network.features is None
         and network.is_static
         and not torch.is_grad_enabled()
         and 0 < input_BCHW[:, 0].numel() <= _MOST_PIXELS

@@ -1,7 +1,8 @@
 """The contract that every super-resolution network here keeps."""
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,11 +47,13 @@ class SRNetwork(nn.Module, ABC):
     """A super-resolution network: B×3×h×w in [0, 1], any h, w ≥ 1, becomes B×3×(scale·h)×(scale·w).
 
     `is_literal`: inference runs every operator as the paper writes it, for counters and exports; otherwise whichever
-    way is fastest on the device, with the same result.
+    way is fastest on the device, with the same result. `features`: where it is a list, each pass adds the features at
+    the end of each of its groups (B×H×W×C, the input's size padded at right and bottom); see `keep_features`.
     """
 
     config: CAMixerSRConfig | SwinIRConfig | BicubicConfig
     is_literal: bool = False
+    features: list[Tensor] | None = None
 
     @property
     def scale(self) -> int:
@@ -69,3 +72,18 @@ class SRNetwork(nn.Module, ABC):
     def forward(self, input_BCHW: Tensor) -> Tensor:
         """Return the restored images alone."""
         return self.restore(input_BCHW).image_BCHW
+
+
+@contextlib.contextmanager
+def keep_features(network: SRNetwork, *, wanted: bool = True) -> Iterator[list[Tensor]]:
+    """Yield a list to which each pass of a network inside the block adds its features, one map for each group.
+
+    Inference in bfloat16 on a CPU and on CUDA then runs operator by operator. A network without groups adds nothing;
+    unless `wanted`, nothing happens.
+    """
+    kept: list[Tensor] = []
+    network.features = kept if wanted else None
+    try:
+        yield kept
+    finally:
+        network.features = None

@@ -264,6 +264,8 @@ class SwinIR(SRNetwork):
         plain, shifted = lay_out(x_BHWC, self.config.window)
         for group in self.groups:
             x_BHWC = group(x_BHWC, plain, shifted)
+            if self.features is not None:
+                self.features.append(x_BHWC)
         with component("norms"):
             normal_BHWC = self.norm(x_BHWC)
         with component("convolution"):

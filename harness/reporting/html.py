@@ -292,6 +292,7 @@ def _protocol(study: Study) -> str:
             "recipe",
             f"{training.steps:,} steps, batch {training.batch_size}, {training.hr_patch_size} px HR patches, "
             f"learning rate {training.learning_rate:g}, {training.precision}, seed {training.seed}"
+            + (f", teacher {taught.teacher}: {taught.label()}" if (taught := training.distillation) else "")
             + (f" ({study.convergence_note})" if study.convergence_note else ""),
         ),
         ("constraints", "; ".join(record.constraints) or "none"),

@@ -28,7 +28,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.core.configs import CAMixerSRConfig, CompressionConfig
+from harness.core.configs import CAMixerSRConfig, CompressionConfig, look_up
 from harness.core.constraints import KNOWN_BEFORE_TRAINING, Constraint
 from harness.core.errors import UserError
 from harness.profiling import canonical_macs, count_params
@@ -142,9 +142,7 @@ class _Network:
             number
             for name in space.dimensions
             if name not in ROUTING_DIMENSIONS
-            for number in _as_numbers(
-                space, name, settings[name.partition(".")[0]][name.partition(".")[2]], params.get(name)
-            )
+            for number in _as_numbers(space, name, look_up(settings, name), params.get(name))
         ]
         self.features += [float(np.log(1 + cost)) for cost in (params_left, self.macs[0], self.macs[-1])]
 

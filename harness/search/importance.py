@@ -20,7 +20,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import create_trial
 
-from harness.core.configs import CompressionConfig
+from harness.core.configs import CompressionConfig, look_up
 from harness.core.errors import UserError
 from harness.core.importance import INTERACTIONS, Importance
 from harness.core.records import PointRecord, StudyRecord, TrialRecord, point_id
@@ -88,7 +88,8 @@ def _settings(space: SearchSpace, point: _Point) -> dict[str, Scalar]:
     for name in space.dimensions:
         section, _, setting = name.partition(".")
         part = parts[section]
-        found[name] = None if part is None else encode(part.model_dump(mode="json", include={setting})[setting])
+        values = None if part is None else part.model_dump(mode="json", include={setting.partition(".")[0]})
+        found[name] = encode(look_up(values, setting))
     return found
 
 

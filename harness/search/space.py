@@ -34,6 +34,7 @@ from harness.core.configs import (
     CAMixerSRConfig,
     CompressionConfig,
     DataConfig,
+    DistillationConfig,
     FrozenConfig,
     RoutingConfig,
     Scale,
@@ -42,6 +43,7 @@ from harness.core.configs import (
     Task,
     TrainingConfig,
     UnitInterval,
+    nest,
     parse_config,
     parse_model_config,
 )
@@ -60,6 +62,8 @@ _SIZE = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
 
 # What the baselines must share with the networks that they are compared with.
 _SAME_FOR_ALL = frozenset({"steps", "batch_size", "hr_patch_size", "augment", "seed", "recipe", "task"})
+
+_DISTILLED = ("teacher", "weight", "features", "feature_weight")  # settings of a section that may be dimensions
 
 
 class Dimension(FrozenConfig):
@@ -315,12 +319,21 @@ class SearchSpace(FrozenConfig):
             raise UserError(f"training.recipe: unknown recipe {recipe!r}; expected 'paper', or no recipe at all")
         base = {**(PAPER_RECIPE.model_dump() if recipe == "paper" else {}), "seed": self.seed}
         varied = {**_part(values, "training."), "task": self.task}
-        return parse_config(TrainingConfig, {**base, **settings, **varied}, "training")
+        return parse_config(TrainingConfig, nest(varied, {**base, **settings}), "training")
 
     def baseline_training_config(self) -> TrainingConfig:
         """Return the training of the baselines: the fixed settings, `baseline_training` winning over them."""
         changed = self.training_config().model_dump() | self.baseline_training
         return parse_config(TrainingConfig, changed, "baseline_training")
+
+    def teachers(self) -> tuple[str, ...]:
+        """Return the bundles that networks of the space may learn from, each once."""
+        fixed = (self.training_config().distillation, self.baseline_training_config().distillation)
+        found = [distillation.teacher for distillation in fixed if distillation is not None]
+        for name in ("training.distillation", "training.distillation.teacher"):
+            choices = self.dimensions[name].choices if name in self.dimensions else None
+            found += [one["teacher"] if isinstance(one, dict) else one for one in choices or () if one is not None]
+        return tuple(dict.fromkeys(found))
 
     def model_config_for(
         self, values: Mapping[str, Any] | None = None
@@ -495,6 +508,8 @@ def _blame(located: LocatedYaml, section: str, message: str) -> tuple[KeyPath, s
 def _with_allowed(message: str, section: str, located: LocatedYaml) -> str:
     if "unknown key" not in message:
         return message
+    if message.startswith("distillation."):
+        return f"{message.removeprefix('distillation.')}; allowed: {_list(DistillationConfig.model_fields)}"
     fields = _fields(section, str(located.values.get("model", {}).get("family", "camixersr")))
     return f"unknown key; allowed: {_list(fields)}"
 
@@ -535,6 +550,7 @@ def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimens
         allowed = ["gamma", "policy"] if family == "camixersr" else []
     elif section in ("model", "training", "compression"):
         allowed = [known for known in _fields(section, family) if known not in ("family", "recipe")]
+        allowed += [f"distillation.{known}" for known in _DISTILLED] if section == "training" else []
     else:
         raise located.error(path, "expected a name that begins with model., training., compression. or routing.")
     if setting not in allowed:

@@ -32,7 +32,7 @@ from harness.search.space import SearchSpace
 from harness.search.storage import LOST_ERRORS, connect, describe, load_study, lost, open_study, patiently
 from harness.search.worker import RunTrial, SearchOutcome, Worker
 from harness.training import TrainingInterruptedError
-from harness.trial import Proposal, TrialProgress, TrialSetup
+from harness.trial import Proposal, TrialProgress, TrialSetup, with_teacher
 
 _FOLDER_ATTRIBUTE = "folder"  # of the study: what the file of that name in its folder says
 
@@ -222,8 +222,9 @@ def baseline_config(space: SearchSpace, name: str) -> CAMixerSRConfig | SwinIRCo
 
 
 def study_identity(space: SearchSpace, setup: TrialSetup) -> str:
-    """Hash the space and the images: results of different ones must not be mixed."""
-    content = "/".join((space.identity(), setup.train.content_hash, setup.validation.content_hash))
+    """Hash the space, the images and the teachers: results of different ones must not be mixed."""
+    teachers = [setup.teachers[place] for place in space.teachers()]
+    content = "/".join((space.identity(), setup.train.content_hash, setup.validation.content_hash, *teachers))
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -239,7 +240,9 @@ def _run_baseline(
     if record_id in worker.ledger.records and worker.ledger.records[record_id].state == "complete":
         return
     model = baseline_config(space, name)
-    training: TrainingConfig | None = None if name == "bicubic" else space.baseline_training_config()
+    training: TrainingConfig | None = None
+    if name != "bicubic":
+        training = with_teacher(space.baseline_training_config(), setup.teachers)
     proposal = Proposal(record_id, "baseline", None, model, training, (None,), None)
     record = worker.run_trial(setup, proposal, progress=progress, should_stop=should_stop)
     worker.ledger.finish(record)
@@ -263,6 +266,6 @@ def _exclusive(folder: StudyFolder) -> Iterator[None]:
 def _refuse_other_space(known: StudyRecord, record: StudyRecord) -> None:
     if known.space_hash != record.space_hash:
         raise UserError(
-            f"study {record.name!r} was made with another search space or other images (only budget, sampler, "
-            "stopping, queue and description may change); give this one another name with --study"
+            f"study {record.name!r} was made with another search space, other images or another teacher (only budget, "
+            "sampler, stopping, queue and description may change); give this one another name with --study"
         )

@@ -22,7 +22,7 @@ from harness.core.records import PointRecord, TrialRecord
 from harness.core.seeding import derive_seed
 from harness.search.proposals import Params, decode_params, grid
 from harness.search.space import ROUTING_DIMENSIONS, SearchSpace, Values
-from harness.trial import Proposal, TrialSetup, Verdict, run_trial
+from harness.trial import Proposal, TrialSetup, Verdict, run_trial, with_teacher
 
 COLUMNS = ("network", "seed", "params", "step", "gamma", "psnr_db", "ssim", "macs", "latency_ms", "latency_ratio")
 
@@ -104,7 +104,7 @@ def _run(task: Task) -> TrialRecord:
         kind="trial",
         number=task.number,
         model=space.model_config_for(values),
-        training=space.training_config(values),
+        training=with_teacher(space.training_config(values), setup.teachers),
         routings=space.routings(),
         suggested=space.routings()[0],
         suggestion=values,

@@ -31,7 +31,17 @@ from harness.search.proposals import Params, count_networks, decode_params, enco
 from harness.search.space import SearchSpace, Values
 from harness.search.storage import BEAT_SECONDS, LOST_ERRORS, is_running, lost, patience_of, patiently
 from harness.training import TrainingInterruptedError
-from harness.trial import Proposal, TrialProgress, TrialSetup, Verdict, abandon, answer_from, clear_up, run_trial
+from harness.trial import (
+    Proposal,
+    TrialProgress,
+    TrialSetup,
+    Verdict,
+    abandon,
+    answer_from,
+    clear_up,
+    run_trial,
+    with_teacher,
+)
 
 _MAX_DEATHS = 3  # of processes in one proposal, with no checkpoint written in between
 _MAX_FAILURES_IN_A_ROW = 5
@@ -454,7 +464,7 @@ class Worker:
             kind="trial",
             number=number,
             model=model,
-            training=self.space.training_config(values),
+            training=with_teacher(self.space.training_config(values), self.setup.teachers),
             routings=(None,) if suggested is None else self.routings,
             suggested=suggested,
             suggestion=values,

@@ -1,6 +1,7 @@
 """One training run, which can be killed at any moment and goes on from its last checkpoint with the same numbers."""
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -19,6 +20,7 @@ from harness.core.seeding import derive_seed
 from harness.data import CropBatch
 from harness.models.network import SRNetwork
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
+from harness.training.distillation import Teacher, keep_own
 from harness.training.ema import MovingAverage
 from harness.training.losses import crop_weights, l1_loss, ratio_loss, weighted_l1_loss
 from harness.training.parallel import ALONE, Group
@@ -73,6 +75,7 @@ def train(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    teacher: SRNetwork | None = None,
     group: Group = ALONE,
     checkpoint: Checkpoint | None = None,
     identity: str = "",
@@ -95,6 +98,10 @@ def train(
     weights, which it must not change; what it raises ends the run. A run that goes on from a checkpoint of such a step
     calls it again, having been killed in it or after it.
 
+    `teacher` is what `config.distillation` learns from, and given where that is. It is put into eval mode, takes no
+    gradients and is asked inside each step; `identity` has to tell one teacher from another. `UserError` where it is of
+    another scale.
+
     Of a `group` every process that has joined it calls this with the same network, stream of batches and config, on a
     device of its own, and takes its part of each batch: `UserError` where that does not come out even. The leader's
     initial weights and checkpoint are those of all, and another number of processes may go on from a checkpoint.
@@ -105,11 +112,13 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        run = _Run(network, batches, config, torch.device(device), group, checkpoint, identity)
+        run = _Run(network, batches, config, torch.device(device), teacher, group, checkpoint, identity)
         return run.finish(progress, should_stop, turn, rungs, at_rung)
     finally:
         network.eval()
         network.to("cpu")
+        if teacher is not None:
+            teacher.to("cpu")
         torch.set_num_threads(previous_threads)
 
 
@@ -122,13 +131,18 @@ class _Run:
         batches: BatchSource,
         config: TrainingConfig,
         device: torch.device,
+        teacher: SRNetwork | None,
         group: Group,
         checkpoint: Checkpoint | None,
         identity: str,
     ):
+        assert (teacher is None) == (config.distillation is None), "a teacher goes with `distillation`"
         if device.type == "cpu" and config.precision == "fp16":
             raise UserError("training.precision is fp16 on a CPU, which has no fast fp16; expected fp32 or bf16")
         group.check_batch_size(config.batch_size)
+        self.teacher: Teacher | None = None
+        if teacher is not None and config.distillation is not None:
+            self.teacher = Teacher(teacher, config.distillation, network, device)
         self.network = network.to(device).train()
         self.batches = batches
         self.config = config
@@ -198,6 +212,7 @@ class _Run:
             curve_steps=tuple(self.curve_steps),
             curves={name: tuple(values) for name, values in self.curves.items()},
             resumed_from=tuple(self.resumed_from),
+            teacher=None if self.config.distillation is None else self.config.distillation.teacher_id,
         )
 
     def _advance(self) -> float:
@@ -212,19 +227,26 @@ class _Run:
         low_BCHW, high_BCHW = batch.low_BCHW.to(self.device), batch.high_BCHW.to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         dtype = _DTYPES.get(config.precision)
+        distance, pixel_loss_name = self._distance(batch)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            restored = self.network.restore(low_BCHW, generator=self.group.own_noise(self.generator))
-        if config.task == "odi":
-            weights_BH = crop_weights(batch.first_row_B, batch.image_rows_B, high_BCHW.shape[-2]).to(self.device)
-            own_loss, pixel_loss_name = weighted_l1_loss(restored.image_BCHW, high_BCHW, weights_BH), "ws_l1_loss"
-        else:
-            own_loss, pixel_loss_name = l1_loss(restored.image_BCHW, high_BCHW), "l1_loss"
-        loss = pixel_loss = self.group.mean(own_loss)
+            lesson = None if self.teacher is None else self.teacher.teach(low_BCHW)
+            with keep_own(self.network, config.distillation) as features:
+                restored = self.network.restore(low_BCHW, generator=self.group.own_noise(self.generator))
+        loss = pixel_loss = self.group.mean(distance(restored.image_BCHW, high_BCHW))
         observed = {"learning_rate": rate}
+        if lesson is not None and lesson.image_BCHW is not None:
+            taught_loss = self.group.mean(distance(restored.image_BCHW, lesson.image_BCHW))
+            weight = lesson.config.weight
+            loss = (1 - weight) * pixel_loss + weight * taught_loss
+            observed["distillation_loss"] = taught_loss.item()
+        if lesson is not None and lesson.features:
+            feature_loss = self.group.mean(lesson.compare(features))
+            loss = loss + lesson.config.feature_weight * feature_loss
+            observed["feature_loss"] = feature_loss.item()
         if len(restored.hard_share_SB):
             hard_share_SB = self.group.mean(restored.hard_share_SB.float())
             share_loss = ratio_loss(hard_share_SB, config.ratio_gamma)
-            loss = pixel_loss + share_loss
+            loss = loss + share_loss
             observed["ratio_loss"] = share_loss.item()
             observed["attention_share"] = hard_share_SB.detach().mean().item()
         observed[pixel_loss_name] = pixel_loss.item()
@@ -242,6 +264,13 @@ class _Run:
         self.average.update(self.network, self.step)
         self._observe(observed)
         return observed["loss"]
+
+    def _distance(self, batch: CropBatch) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
+        """Return the L1 of the task between outputs and targets of a batch, and its name."""
+        if self.config.task == "classic":
+            return l1_loss, "l1_loss"
+        weights_BH = crop_weights(batch.first_row_B, batch.image_rows_B, batch.high_BCHW.shape[-2]).to(self.device)
+        return functools.partial(weighted_l1_loss, weights_BH=weights_BH), "ws_l1_loss"
 
     def _observe(self, observed: dict[str, float]) -> None:
         """Add to the curves: means over equal stretches, at most `_CURVE_POINTS` of them."""

@@ -23,6 +23,7 @@ from harness.trial.run import (
     representative_input,
     run_trial,
 )
+from harness.trial.teacher import find_teachers, load_teacher, with_teacher
 
 __all__ = [
     "Judge",
@@ -41,7 +42,9 @@ __all__ = [
     "clear_up",
     "crop_centre",
     "evaluate",
+    "find_teachers",
     "least_cost",
+    "load_teacher",
     "load_trained",
     "measure_whole",
     "refuse_replay",
@@ -50,4 +53,5 @@ __all__ = [
     "routed",
     "run_trial",
     "to_image",
+    "with_teacher",
 ]

@@ -34,6 +34,7 @@ from harness.core.configs import (
     CAMixerSRConfig,
     CompressionConfig,
     DataConfig,
+    DistillationConfig,
     RoutingConfig,
     Rung,
     StoppingConfig,
@@ -90,6 +91,7 @@ from harness.training import (
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
 from harness.trial.compression import Workshop, compare_plans, compress
 from harness.trial.evaluation import evaluate, routed
+from harness.trial.teacher import load_teacher
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 _RUNGS = TypeAdapter(tuple[RungRecord, ...])
@@ -141,7 +143,8 @@ class TrialSetup:
     and `macs_input_size` are low-resolution (height, width). `train_device` and `threads` serve training and
     evaluation.
     `calibration`: the routing of each trained network is calibrated on images of `train`, for points beside those that
-    are proposed. `stopping`: trials are stopped early, by a `Judge`.
+    are proposed. `stopping`: trials are stopped early, by a `Judge`. `teachers`: the identities of the bundles that
+    networks learn from, by where they lie (`find_teachers`).
     """
 
     study: str
@@ -165,6 +168,7 @@ class TrialSetup:
     measure_latency: bool = True
     calibration: CalibrationConfig | None = None
     stopping: StoppingConfig | None = None
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
     def rungs(self, training: TrainingConfig) -> tuple[Rung, ...]:
         """Return the rungs of a training, the earliest first."""
@@ -283,9 +287,9 @@ def run_trial(
     trial; the others take part in its training (`assist_training`), after which it leaves them.
 
     Whatever goes wrong inside ends as a record of state `failed` with its reason (and the traceback beside the
-    network); only `TrainingInterruptedError` (asked to stop), `OutageError` (a full disk, images that are gone) and
-    what is no `Exception` get out, and then the next run of the same proposal goes on from the checkpoint. Where
-    checkpoint or rungs are damaged they are thrown away, which the record notes, and training begins again.
+    network); only `TrainingInterruptedError` (asked to stop), `OutageError` (a full disk, images or a teacher that are
+    gone) and what is no `Exception` get out, and then the next run of the same proposal goes on from the checkpoint.
+    Where checkpoint or rungs are damaged they are thrown away, which the record notes, and training begins again.
     """
     progress = progress or Silent()
     observed = _Observed(started_at=now())
@@ -449,6 +453,7 @@ def _train_and_measure(
     training = proposal.training
     network = build_seeded(model, training.seed if training else 0)
     assert observed.params == sum(parameter.numel() for parameter in network.parameters())
+    teacher = load_teacher(training)
     identity = proposal.network_id(setup.data)
     sample_BCHW = representative_input(setup.validation, setup.latency_input_size)
 
@@ -492,6 +497,7 @@ def _train_and_measure(
                 training,
                 device=setup.train_device,
                 threads=setup.threads,
+                teacher=teacher,
                 group=group,
                 checkpoint=setup.folder.checkpoint(identity),
                 identity=identity,
@@ -623,12 +629,19 @@ def _compress(
     should_stop: Callable[[], bool],
 ) -> tuple[SRNetwork, CompressionRecord]:
     """Compress a trained network; at the first routing, its stages are scored and measured as points are."""
-    assert proposal.compression is not None
+    plan, whole, trained = proposal.compression, network, proposal.trained_id(setup.data)
+    assert plan is not None
     identity = proposal.network_id(setup.data)
 
     def tune(network: SRNetwork, config: TrainingConfig, name: str) -> TrainingRecord:
         tuned = f"{identity}-{name}"
         config = config.model_copy(update={"seed": derive_seed(config.seed, name) % 2**31})
+        teacher: SRNetwork | None = whole
+        if plan.distil:
+            taught = DistillationConfig(teacher="the network before", teacher_id=trained)
+            config = config.model_copy(update={"distillation": taught})
+        else:
+            teacher = load_teacher(config)
 
         def run() -> TrainingRecord:
             return train(
@@ -637,6 +650,7 @@ def _compress(
                 config,
                 device=setup.train_device,
                 threads=setup.threads,
+                teacher=teacher,
                 checkpoint=setup.folder.checkpoint(tuned),
                 identity=tuned,
                 progress=progress.training,
@@ -652,9 +666,9 @@ def _compress(
 
     return compress(
         network,
-        proposal.compression,
+        plan,
         _open_workshop(setup, training),
-        parent=proposal.trained_id(setup.data),
+        parent=trained,
         tune=tune,
         file=setup.folder.stage_file(identity),
         tell=tell,
@@ -706,6 +720,7 @@ def assist_training(
     """
     training = proposal.training
     assert training is not None
+    teacher = load_teacher(training)
 
     def run() -> None:
         train(
@@ -714,6 +729,7 @@ def assist_training(
             training,
             device=device,
             threads=threads,
+            teacher=teacher,
             group=group,
             should_stop=should_stop,
             turn=_turn(device, group),

@@ -14,12 +14,15 @@ from harness.core.configs import (
     BlockWidths,
     CAMixerSRConfig,
     DataConfig,
+    DistillationConfig,
     FrozenConfig,
     LayerWidths,
     RoutingConfig,
     ScheduleConfig,
     SwinIRConfig,
     TrainingConfig,
+    look_up,
+    nest,
     parse_config,
     parse_model_config,
 )
@@ -52,6 +55,15 @@ TRAININGS = st.builds(
         ScheduleConfig, milestones=st.lists(UNIT, max_size=5).map(tuple), warmup_steps=st.integers(0, 99)
     ),
     seed=st.integers(0, 2**40),
+    distillation=st.none()
+    | st.builds(
+        DistillationConfig,
+        teacher=st.just("teacher"),
+        teacher_id=st.none() | st.just("0123456789ab"),
+        weight=UNIT,
+        features=st.sampled_from(["none", "attention", "affinity"]),
+        feature_weight=UNIT,
+    ),
 )
 CONFIGS = [
     CAMixerSRConfig(),
@@ -90,6 +102,39 @@ def test_only_another_task_than_classic_is_written() -> None:
     odi = TrainingConfig(task="odi")
     assert odi.model_dump()["task"] == "odi"
     assert TrainingConfig.model_validate_json(odi.model_dump_json()) == odi
+
+
+def test_a_teacher_is_written_only_where_there_is_one_and_known_by_its_identity() -> None:
+    assert "distillation" not in TrainingConfig().canonical_json()
+    near = DistillationConfig(teacher="here", teacher_id="0123456789ab", weight=0.25)
+    assert near.model_dump()["teacher_id"] == "0123456789ab"
+    assert "teacher_id" not in DistillationConfig(teacher="here").model_dump()
+    far, unknown, other = (
+        near.model_copy(update=changes)
+        for changes in ({"teacher": "there"}, {"teacher_id": None}, {"teacher_id": "ba9876543210"})
+    )
+
+    def identity(distillation: DistillationConfig | None) -> str:
+        return network_id(CAMixerSRConfig(), TrainingConfig(distillation=distillation), DataConfig())
+
+    assert identity(near) == identity(far)
+    assert len({identity(one) for one in (None, near, unknown, other)}) == 4
+    for weight in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValidationError, match="weight"):
+            DistillationConfig(teacher="here", weight=weight)
+
+
+def test_dotted_names_are_settings_of_a_section() -> None:
+    base = {"steps": 5, "schedule": {"name": "cosine"}, "distillation": None}
+    settings = {"steps": 7, "schedule.factor": 0.5, "distillation.teacher": "here"}
+    expected = {"steps": 7, "schedule": {"name": "cosine", "factor": 0.5}, "distillation": {"teacher": "here"}}
+    assert nest(settings, base) == expected
+    assert base["schedule"] == {"name": "cosine"}
+    assert nest({"distillation": None, "distillation.weight": 0.5}) == {"distillation": {"weight": 0.5}}
+    assert look_up(expected, "schedule.factor") == 0.5
+    assert look_up(expected, "steps") == 7
+    assert look_up({"training": {}}, "training.distillation.weight") is None
+    assert look_up(None, "weight") is None
 
 
 def test_canonical_json_is_sorted_and_without_spaces() -> None:
@@ -218,6 +263,7 @@ def other_value(value: Any, name: str, part: FrozenConfig) -> Any:
         "grad_clip_norm": None,
         "ema_decay": 0.5,
         "task": "odi",
+        "distillation": {"teacher": "teacher"},
         "train": "set5",
         "validation": "set5",
         "widths": (BLOCK,) * 20 if isinstance(part, CAMixerSRConfig) else (LAYER,) * 24,

@@ -615,7 +615,7 @@ class TestRefusals:
         study = make_study(budget={"networks": 1})
         study.run()
         before = mtimes(study)
-        with pytest.raises(UserError, match="'tiny' was made with another search space or other images"):
+        with pytest.raises(UserError, match="another search space, other images or another teacher"):
             study.run({"training.steps": 3})
         assert mtimes(study) == before
         study.run({"description": "in other words", "sampler.name": "tpe", "budget.networks": 2})

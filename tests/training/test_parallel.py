@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.cli.train import _find_group
-from harness.core.configs import CAMixerSRConfig, SwinIRConfig, TrainingConfig
+from harness.core.configs import CAMixerSRConfig, DistillationConfig, SwinIRConfig, TrainingConfig
 from harness.core.device_lock import measuring
 from harness.core.errors import OutageError, TrialFailedError, UserError
 from harness.core.records import TrainingRecord
@@ -27,12 +27,14 @@ from harness.core.study_folder import StudyFolder
 from harness.data import CropBatch
 from harness.models import PartGenerator
 from harness.models.camixersr import draw_gumbel
-from harness.training import DamagedCheckpointError, Group, TrainingInterruptedError, TrainingProgress, train
+from harness.training import ALONE, DamagedCheckpointError, Group, TrainingInterruptedError, TrainingProgress, train
 from tests.photographs import Photographs
 from tests.search.postgres import free_port
 from tests.training.runs import SHORT, SMALL, SMALL_SWINIR, Batches, build, run, same_weights, stop_after
 
+TEACHER = SMALL.model_copy(update={"channels": 12, "groups": (1, 1)})
 CONFIG = SHORT.model_copy(update={"batch_size": 4, "ratio_gamma": 1.0})
+TAUGHT = CONFIG.model_copy(update={"distillation": DistillationConfig(teacher="teacher", features="attention")})
 Weights = dict[str, Tensor]
 Scenario = Callable[[Group, Path], Any]
 
@@ -43,12 +45,17 @@ Scenario = Callable[[Group, Path], Any]
 def trained(
     group: Group, model: CAMixerSRConfig | SwinIRConfig = SMALL, config: TrainingConfig = CONFIG
 ) -> tuple[Weights, str]:
-    network, record, _ = run(config, model=model, group=group)
+    teacher = build(TEACHER, seed=5) if config.distillation else None
+    network, record, _ = run(config, model=model, teacher=teacher, group=group)
     return network.state_dict(), record.model_dump_json()
 
 
 def train_as_one(group: Group, folder: Path) -> tuple[Weights, str]:
     return trained(group)
+
+
+def train_with_a_teacher(group: Group, folder: Path) -> tuple[Weights, str]:
+    return trained(group, config=TAUGHT)
 
 
 def train_from_weights_of_its_own(group: Group, folder: Path) -> Weights:
@@ -124,6 +131,7 @@ def lose_the_second(group: Group, folder: Path) -> str:
 
 TOGETHER: tuple[Scenario, ...] = (
     train_as_one,
+    train_with_a_teacher,
     train_from_weights_of_its_own,
     stop_where_the_second_is_asked_to,
     go_on_from_the_leaders_checkpoint,
@@ -222,6 +230,12 @@ def test_two_processes_train_the_network_of_one(results: Path) -> None:
     assert_is_that_of_one_process(first, (network.state_dict(), record.model_dump_json()), 2)
     assert len(set(record.curves["attention_share"])) > 3  # there is a decision to get wrong
     assert TrainingRecord.model_validate_json(second[1]).curves == TrainingRecord.model_validate_json(first[1]).curves
+
+
+def test_two_processes_learn_from_a_teacher_as_one_does(results: Path) -> None:
+    first, second = (result(results, train_with_a_teacher, rank) for rank in (0, 1))
+    assert_same_bits(first[0], second[0])
+    assert_is_that_of_one_process(first, trained(ALONE, config=TAUGHT), 2)
 
 
 def test_the_first_processs_weights_are_those_of_all(results: Path) -> None:

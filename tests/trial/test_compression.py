@@ -185,6 +185,20 @@ def test_a_swinir_from_weights_elsewhere_is_compressed(tmp_path: Path) -> None:
     assert all(width % 2 == 0 for layer in record.model.widths or () for width in (layer.query, layer.value, layer.mlp))
 
 
+def test_what_is_left_may_learn_from_what_it_was(finished: Finished) -> None:
+    setup, _, plain = finished
+    taught = propose(MODEL, record_id="trial-00005", compression=HALF.model_copy(update={"distil": True}))
+    record = run_trial(setup, taught)
+    assert record.state == "complete", record.reason
+    assert record.compression is not None
+    assert plain.compression is not None
+    assert [one.teacher for one in record.compression.tuning] == [taught.trained_id(setup.data)] * 2
+    assert "feature_loss" in record.compression.tuning[0].curves
+    first, other = record.compression.stages[2], plain.compression.stages[2]
+    assert record.compression.stages[1].psnr_db == plain.compression.stages[1].psnr_db
+    assert first.psnr_db != other.psnr_db
+
+
 def test_targets_out_of_reach_end_with_what_is_reachable(tmp_path: Path) -> None:
     setup = setup_study(tmp_path)
     plan = HALF.model_copy(update={"left": 0.02, "rounds": 1})

@@ -194,6 +194,8 @@ class _Runner:
             self._point()
             self.finish_group(self.reference, weight.data_ptr(), bias.data_ptr(), maps.start.pointer)
             self._swap()
+            if self.network.features is not None:
+                self.network.features.append(maps.x.nhwc())
         return shares
 
     def _run(self, block: "Block") -> Tensor:

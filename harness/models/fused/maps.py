@@ -35,6 +35,7 @@ def suits(network: SRNetwork, input_BCHW: Tensor) -> bool:
         and input_BCHW.shape[1:2] == (3,)
         and not network.training
         and not network.is_literal
+        and (network.features is None or working_dtype(input_BCHW) == torch.float32)
         and not torch.is_grad_enabled()
         and input_BCHW.dtype in _DTYPES
         and working_dtype(input_BCHW) in _DTYPES
@@ -150,6 +151,10 @@ class Map:
         B, H, C, W = self.shape
         lines_BHCS = self.data[:-_SLACK].view(B, H, C, self.pitch)
         return lines_BHCS[:, :, channels, _MARGIN : _MARGIN + W].permute(0, 2, 1, 3)
+
+    def nhwc(self) -> Tensor:
+        """Copy what lies between the margins as B×H×W×C; of float32 only."""
+        return self.nchw().permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
 
 
 class Maps:

@@ -76,6 +76,8 @@ def restore_swinir(
                 _transform(block, network, maps, masks_KLL[index % 2], is_half)
             convolve(group.conv, maps.x, maps.next, maps, is_half=is_half, residual=maps.start)
             maps.x, maps.next = maps.next, maps.x
+            if network.features is not None:
+                network.features.append(maps.x.nhwc())
         _normalise(network.norm, maps.x, maps.next, maps)
         convolve(network.body_tail, maps.next, maps.x, maps, is_half=is_half, residual=maps.shallow)
         image_BCHW = torch.empty(B, 3, h * scale, w * scale)
