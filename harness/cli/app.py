@@ -12,6 +12,7 @@ from harness.cli import (
     evaluate,
     export,
     profile,
+    quantise,
     replay,
     report,
     search,
@@ -43,6 +44,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate.evaluate,
     "calibrate": calibrate.calibrate,
     "profile": profile.profile,
+    "quantise": quantise.quantise,
 }
 for name, command in _COMMANDS.items():
     app.command(name, cls=profile.ProfileCommand if name == "profile" else None)(command)
