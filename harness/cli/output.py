@@ -187,7 +187,11 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
 def counting_up() -> Iterator[Callable[[str, int], None]]:
     """Yield `progress(what, times)` for work whose end is not known: a line on a terminal and nothing elsewhere."""
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), console=messages, transient=True, disable=not messages.is_terminal
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        console=messages,
+        transient=True,
+        disable=not messages.is_terminal,
     ) as line:
         task = line.add_task("", total=None)
         yield lambda what, times: line.update(task, description=what if times == 1 else f"{what}: {times}")

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli import options
-from harness.cli.output import command, console, counting_up, format_interval, format_number, messages, print_json
-from harness.cli.output import print_table
+from harness.cli.output import (
+    command,
+    console,
+    counting_up,
+    format_interval,
+    format_number,
+    messages,
+    print_json,
+    print_table,
+)
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,7 +129,9 @@ def quantise(
     check_folder(folder, overwrite=overwrite)
     network, origin = resolve_network(model, scale, gamma, routing, weights)
     if origin == "untrained":
-        raise UserError(f"{model} is untrained, and quantisation is judged by what training has made of it; give --weights")
+        raise UserError(
+            f"{model} is untrained, and quantisation is judged by what training has made of it; give --weights"
+        )
 
     def open_source(source: str, split: str) -> PairedDataset:
         return open_dataset(

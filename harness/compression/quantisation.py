@@ -4,7 +4,7 @@ A layer is a convolution or matrix product with constant weights (`Conv`, `MatMu
 quantised by onnxruntime.quantization: weights to int8, symmetric, one scale for each output channel; activations to
 uint8, one scale for each tensor. Static methods find the ranges of activations on calibration images and write
 QuantizeLinear/DequantizeLinear pairs (QDQ), which onnxruntime and OpenVINO run as integer kernels; `dynamic` has the
-runtime find them in each pass, for matrix products alone (there is no kernel for convolutions with weights per channel).
+runtime find them in each pass, for matrix products alone (convolutions have no such kernel for weights per channel).
 Results of matrix products are not rounded again: a bias or a residual is added to them in float. Depthwise
 convolutions, which hold next to no weights and have slower kernels in integers, products of two activations
 (attention), norms and all else stay in float.
@@ -44,7 +44,19 @@ _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _WEIGHT = 1  # which input of a layer is its weight
 # Operators that decide rather than compute: nothing but which, how many and where is left of their inputs.
 _DECISIONS = frozenset(
-    {"TopK", "ArgMax", "ArgMin", "NonZero", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Shape", "Size"}
+    {
+        "TopK",
+        "ArgMax",
+        "ArgMin",
+        "NonZero",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Equal",
+        "Shape",
+        "Size",
+    }
 )
 _MOST_PARTS = 64  # that are measured one by one: minutes, not hours
 _PERCENTILE_BINS = 2048
@@ -78,7 +90,9 @@ def import_quantiser() -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
-def make_session(model: Any, threads: int, *, level: str | None = None, save_to: Path | None = None, without: Sequence[str] = ()) -> Any:
+def make_session(
+    model: Any, threads: int, *, level: str | None = None, save_to: Path | None = None, without: Sequence[str] = ()
+) -> Any:
     """Return a session of onnxruntime on the CPU for a file or a model in memory; `threads` are those in operators.
 
     `level`: `all` (by default), `basic` or `none` of its graph optimisations; `save_to` keeps the optimised graph.
@@ -95,7 +109,9 @@ def make_session(model: Any, threads: int, *, level: str | None = None, save_to:
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without))
+    return onnxruntime.InferenceSession(
+        source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+    )
 
 
 def prepare_graph(source: Path, *, threads: int = 1) -> QuantisedGraph:
@@ -133,7 +149,7 @@ def prepare_graph(source: Path, *, threads: int = 1) -> QuantisedGraph:
 
 
 def _split_constants(graph: Any) -> None:
-    """Put the parts of weights that are split into sequences in the place of the sequences, which nothing else folds."""
+    """Make constants of the parts of weights that are split into sequences, which nothing else folds."""
     from onnx import numpy_helper
 
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -146,10 +162,15 @@ def _split_constants(graph: Any) -> None:
     splits = {
         node.output[0]: node
         for node in graph.node
-        if node.op_type == "SplitToSequence" and node.input[0] in weights and node.input[1:2] and node.input[1] in constants
+        if node.op_type == "SplitToSequence"
+        and node.input[0] in weights
+        and node.input[1:2]
+        and node.input[1] in constants
     }
     folded = [
-        node for node in graph.node if node.op_type == "SequenceAt" and node.input[0] in splits and node.input[1] in constants
+        node
+        for node in graph.node
+        if node.op_type == "SequenceAt" and node.input[0] in splits and node.input[1] in constants
     ]
     for node in folded:
         split = splits[node.input[0]]
@@ -297,7 +318,7 @@ def calibrate_ranges(
 
 
 def round_graph(graph: QuantisedGraph, ranges: Any) -> Any:
-    """Return the graph with all of its layers quantised statically by `ranges`: what `quantise_graph` takes layers of."""
+    """Return the graph with all of its layers quantised by `ranges`: what `quantise_graph` takes layers from."""
     onnx, _ = import_quantiser()
     from onnxruntime.quantization import QDQQuantizer, QuantType
 
@@ -501,7 +522,9 @@ class _Search:
 
         Keeping all parts in float is known to meet the bound, keeping none is known not to.
         """
-        measured = [SensitivityRecord(name=name, layers=names, drop_db=self.drop(frozenset(names))) for name, names in parts]
+        measured = [
+            SensitivityRecord(name=name, layers=names, drop_db=self.drop(frozenset(names))) for name, names in parts
+        ]
         self._sensitivities += measured
         worst = sorted(measured, key=lambda entry: -entry.drop_db)
         failing, meeting = 0, len(worst)

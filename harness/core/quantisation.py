@@ -131,5 +131,7 @@ class QuantisationRecord(FrozenConfig):
                 "chosen by other images: ask for less by --max-drop"
             )
         if self.latency is not None and (self.latency.ratio or 0.0) > 1:
-            found.append(f"slower than the float file in {self.config.runtime}: {self.latency.ratio:.2f} of its latency")
+            found.append(
+                f"slower than the float file in {self.config.runtime}: {self.latency.ratio:.2f} of its latency"
+            )
         return tuple(found)

@@ -35,7 +35,8 @@ class OnnxCount:
     """What a graph costs: MACs, or None and the `reason`; the rest where there are MACs.
 
     `params`: elements of all floating-point constants stored in the file, because a file does not say which of them
-    were parameters, and of integers that stand for them (QDQ), without the scales of these. `activations`: output elements of two-dimensional convolutions.
+    were parameters, and of integers that stand for them (QDQ), without the scales of these. `activations`: output
+    elements of two-dimensional convolutions.
     """
 
     macs: int | None

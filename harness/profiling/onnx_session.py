@@ -47,7 +47,6 @@ class OnnxNetwork:
         outputs = self.session.run(None, {self.input_name: input_BCHW.detach().cpu().numpy().astype(self.dtype)})
         return torch.from_numpy(outputs[0]).float()
 
-
     @functools.cached_property
     def is_float32(self) -> bool:
         """Whether all runtimes are to give the same images: nothing in the file is rounded further than to float32."""

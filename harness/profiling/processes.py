@@ -133,9 +133,10 @@ def measure_in_processes(
     """Measure networks in one fresh process, interleaved with `reference` in another.
 
     Several `networks` are meant to be one network under several routings. The reference runs under the same conditions,
-    but for its precision where `reference_precision` is given (`reference_name` is then to say so). `inputs_NBCHW` are N batches of B×C×h×w in
-    [0, 1], which all restore in turn; `images` are their names where they are no random numbers. `with_memory`: also
-    the memory of one pass, in the same process, before anything is timed; of several networks the first one's alone.
+    but for its precision where `reference_precision` is given (`reference_name` is then to say so). `inputs_NBCHW` are
+    N batches of B×C×h×w in [0, 1], which all restore in turn; `images` are their names where they are no random
+    numbers. `with_memory`: also the memory of one pass, in the same process, before anything is timed; of several
+    networks the first one's alone.
     Raises `UserError` for a device, a runtime or a network that cannot be measured so.
     """
     effort.check()
@@ -244,7 +245,7 @@ def _label(network: SRNetwork | Target) -> str:
 
 
 def _is_exact(network: SRNetwork | Target) -> bool:
-    """Whether runtimes may differ by the order of sums alone; those that round to 8 or 16 bits round each its own way."""
+    """Whether runtimes may differ by the order of sums alone: 8 and 16 bits are rounded by each in its own way."""
     return not (isinstance(network, Target) and isinstance(network.network, OnnxNetwork)) or network.network.is_float32
 
 

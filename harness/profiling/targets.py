@@ -195,9 +195,11 @@ class TargetNetwork(SRNetwork):
         height, width = input_BCHW.shape[-2:]
         needed = self.target.contract.nearest((height, width))
         if needed[0] < height or needed[1] < width:
-            raise UserError(f"{self.target.name} needs {self.target.contract.needs()}; got {height}×{width}; give tiles")
+            raise UserError(
+                f"{self.target.name} needs {self.target.contract.needs()}; got {height}×{width}; give tiles"
+            )
         padded_BCHW = pad_to_size(input_BCHW, needed)
-        restored_BCHW = torch.cat([self.target.network(image_BCHW) for image_BCHW in padded_BCHW.split(1)])
+        restored_BCHW = torch.cat([self.target.network(image_BCHW) for image_BCHW in torch.split(padded_BCHW, 1)])
         image_BCHW = restored_BCHW[..., : height * self.scale, : width * self.scale]
         return Restoration(image_BCHW, input_BCHW.new_zeros(0, len(input_BCHW)))
 

@@ -1,4 +1,4 @@
-"""A trained network to a quantised ONNX file: exported, quantised, judged and timed in the runtime that is to run it."""
+"""A trained network to a quantised ONNX file, judged and timed in the runtime that is to run it."""
 
 import hashlib
 import shutil

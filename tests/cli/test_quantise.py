@@ -44,7 +44,17 @@ def test_a_file_that_evaluate_and_profile_take(call: Call, model: tuple[str, ...
     assert "exactly 16×16 pixels" in again.err
 
     profiled = call(
-        *("profile", "int8/network.onnx", "--repeats", "3", "--seconds", "0", "--no-reference", "--no-tracking", "--json")
+        *(
+            "profile",
+            "int8/network.onnx",
+            "--repeats",
+            "3",
+            "--seconds",
+            "0",
+            "--no-reference",
+            "--no-tracking",
+            "--json",
+        )
     ).document
     assert profiled["input_size"] == [16, 16]
     assert profiled["latency_record"]["runtime"] == "onnxruntime"
@@ -55,6 +65,7 @@ def test_a_file_that_evaluate_and_profile_take(call: Call, model: tuple[str, ...
     assert "--overwrite" in refused.mistake
 
 
+@pytest.mark.slow
 def test_people_are_told_what_was_not_reached(call: Call, model: tuple[str, ...], photographs: Photographs) -> None:
     outcome = call(
         *("quantise", *model, "--calibration", photographs.train, "--evaluate", photographs.validation, *SMALL),
@@ -146,7 +157,12 @@ def test_evaluate_takes_networks_of_anybodys(call: Call, photographs: Photograph
 
 @pytest.mark.parametrize(("package", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
 def test_extras_that_are_missing_are_named(
-    call: Call, model: tuple[str, ...], photographs: Photographs, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
+    call: Call,
+    model: tuple[str, ...],
+    photographs: Photographs,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     options = ("--runtime", "openvino") if package == "openvino" else ()

@@ -18,7 +18,14 @@ pytest.importorskip("onnxruntime")
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from harness.compression import calibrate_ranges, choose_layers, prepare_graph, quantisable_layers, quantise_graph, round_graph
+from harness.compression import (
+    calibrate_ranges,
+    choose_layers,
+    prepare_graph,
+    quantisable_layers,
+    quantise_graph,
+    round_graph,
+)
 from harness.compression.quantisation import group_layers
 from harness.core.errors import UserError
 from harness.core.quantisation import STATIC, QuantisationMethod
@@ -103,7 +110,9 @@ def test_layers_that_are_kept_stay_in_float_to_the_bit(exported: Exported, round
     quantise_graph(exported.graph, tmp_path / "mixed.onnx", "minmax", layers=rest, rounded=rounded)
     model, original = onnx.load(tmp_path / "mixed.onnx"), exported.graph.model
     nodes, before = layer_nodes(model), layer_nodes(original)
-    assert {name for name in exported.graph.layers if weight_of(model, nodes[name]).data_type == TensorProto.INT8} == rest
+    assert {
+        name for name in exported.graph.layers if weight_of(model, nodes[name]).data_type == TensorProto.INT8
+    } == rest
     for name in kept:
         weight = numpy_helper.to_array(weight_of(model, nodes[name]))
         assert np.array_equal(weight, numpy_helper.to_array(weight_of(original, before[name])))
@@ -138,21 +147,24 @@ def test_ranges_are_those_of_the_given_images_alone(exported: Exported) -> None:
 
 @pytest.mark.slow
 def test_more_images_take_no_more_memory(exported: Exported) -> None:
-    """Histograms hold no activations: of twelve times as many images neither."""
+    """Histograms hold no activations: of 150 times as many images neither."""
     script = (
-        "import resource, sys\nfrom pathlib import Path\nfrom harness.compression import calibrate_ranges, prepare_graph\n"
-        "from tests.compression.networks import crops\ngraph = prepare_graph(Path(sys.argv[1]))\n"
+        "import resource, sys\nfrom pathlib import Path\n"
+        "from harness.compression import calibrate_ranges, prepare_graph\n"
+        "from tests.compression.networks import crops\n"
+        "graph = prepare_graph(Path(sys.argv[1]))\n"
         "calibrate_ranges(graph, crops() * int(sys.argv[2]), 'percentile')\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     few, many = (
-        int(subprocess.check_output([sys.executable, "-c", script, str(exported.file), times])) for times in ("1", "150")
+        int(subprocess.check_output([sys.executable, "-c", script, str(exported.file), times]))
+        for times in ("1", "150")
     )
     assert many < 1.1 * few
 
 
 def make_graph(tmp_path: Path) -> Path:
-    """y = relu(x·W)·V, by the rows that x·R ranks first: R and S decide, W and V compute; U is dead."""
+    """Y = relu(x·W)·V, by the rows that x·R ranks first: R and S decide, W and V compute; U is dead."""
     nodes = [
         helper.make_node("MatMul", ["x", "r.weight"], ["ranked"]),
         helper.make_node("MatMul", ["ranked", "s.weight"], ["again"]),
@@ -246,7 +258,8 @@ class TestChoice:
         assert record.kept == ("blocks.3.c",)
         assert [entry.name for entry in record.sensitivities[:5]] == [f"blocks.{block}" for block in range(5)]
         assert record.sensitivities[3].drop_db == pytest.approx(0.504)
-        assert (record.routing, record.drop_db) == (("r",), pytest.approx(0.019))
+        assert record.routing == ("r",)
+        assert record.drop_db == pytest.approx(0.019)
 
     def test_without_a_bound_all_layers_are_quantised(self) -> None:
         record = choose_layers(("a", "b"), lambda _quantised: 20.0, 30.0, None)

@@ -95,8 +95,8 @@ def test_what_is_there_is_replaced_in_one_step_or_not_at_all(
     with pytest.raises(UserError, match="exists"):
         write_quantised(folder, small_network(), images(), CONFIG, effort=None)
     before = (folder / "network.onnx").read_bytes()
+    too_many = CONFIG.model_copy(update={"images": 9})
     with pytest.raises(UserError, match="has 4 images"):
-        too_many = CONFIG.model_copy(update={"images": 9})
         write_quantised(folder, small_network(), images(), too_many, effort=None, overwrite=True)
     assert (folder / "network.onnx").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
