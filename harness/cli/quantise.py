@@ -109,6 +109,7 @@ def quantise(
     from harness.metrics import get_protocol
     from harness.profiling import chosen_threads, parse_device
     from harness.trial.quantisation import check_quantisation, divide_images, write_quantised
+    from harness.trial.quantisation import quantise as run_quantisation
 
     settings = {
         "method": method.value,
@@ -153,16 +154,19 @@ def quantise(
         with chosen_threads(place.threads), counting_up() as progress:
             record = write_quantised(
                 folder,
-                network,
-                tuning,
-                config,
-                weights=origin,
-                evaluation=scored,
-                protocol=rules,
-                device=place.text,
-                effort=read_effort(quick, None, None) if latency else None,
+                lambda made: run_quantisation(
+                    network,
+                    tuning,
+                    config,
+                    made,
+                    weights=origin,
+                    evaluation=scored,
+                    protocol=rules,
+                    device=place.text,
+                    effort=read_effort(quick, None, None) if latency else None,
+                    progress=progress,
+                ),
                 overwrite=overwrite,
-                progress=progress,
             )
     except TrialFailedError as error:
         raise UserError(f"{model} with weights {origin}: {error}") from None

@@ -184,6 +184,7 @@ class TargetNetwork(SRNetwork):
         self.module = target.network if isinstance(target.network, nn.Module) else None  # moves with this one
         sides = [side for side in (contract.fixed_height, contract.fixed_width) if side is not None]
         self.tile = min(sides, default=None)
+        self.eval()
 
     @property
     def scale(self) -> int:

@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -218,26 +217,30 @@ def is_quantised(folder: Path) -> bool:
     return (folder / NETWORK_FILE).is_file() and (folder / RECORD_FILE).is_file()
 
 
-def write_quantised(folder: Path, *arguments: Any, overwrite: bool = False, **options: Any) -> QuantisationRecord:
-    """Do as `quantise`, with a folder that is written in one step: whatever goes wrong, what was there before stays."""
+def write_quantised(
+    folder: Path, make: Callable[[Path], QuantisationRecord], *, overwrite: bool = False
+) -> QuantisationRecord:
+    """Have `make` write a result into a folder of its own and put that in `folder`'s place in one step.
+
+    Whatever goes wrong, what was there before stays. `UserError` where a result is there that is not to be replaced.
+    """
     if is_quantised(folder) and not overwrite:
-        raise UserError(f"{folder} exists; expected overwrite, or another folder")
-    network, calibration, config = arguments
+        raise UserError(f"{folder} exists; give --overwrite to replace it, or another --out")
     with tempfile.TemporaryDirectory() as name:
-        made = Path(name)
-        record = quantise(network, calibration, config, made, **options)
+        record = make(Path(name))
         folder.parent.mkdir(parents=True, exist_ok=True)
         workplace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        new, old = workplace / "new", workplace / "old"
         try:
-            shutil.copytree(made, workplace / "new")
+            new.mkdir()
+            for file in (NETWORK_FILE, RECORD_FILE):
+                shutil.copy(Path(name) / file, new / file)
             if folder.exists():
-                folder.rename(workplace / "old")
-            (workplace / "new").rename(folder)
-        except BaseException:
-            if (workplace / "old").exists() and not folder.exists():
-                (workplace / "old").rename(folder)
-            raise
+                folder.rename(old)
+            new.rename(folder)
         finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
             shutil.rmtree(workplace, ignore_errors=True)
     return record
 

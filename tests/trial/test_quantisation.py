@@ -90,14 +90,14 @@ def test_what_is_there_is_replaced_in_one_step_or_not_at_all(
     tmp_path: Path, quantised: tuple[Path, QuantisationRecord]
 ) -> None:
     folder = tmp_path / "result"
-    write_quantised(folder, small_network(), images(), CONFIG, effort=None)
+    write_quantised(folder, lambda made: quantise(small_network(), images(), CONFIG, made, effort=None))
     assert is_quantised(folder)
     with pytest.raises(UserError, match="exists"):
-        write_quantised(folder, small_network(), images(), CONFIG, effort=None)
+        write_quantised(folder, lambda made: quantise(small_network(), images(), CONFIG, made, effort=None))
     before = (folder / "network.onnx").read_bytes()
     too_many = CONFIG.model_copy(update={"images": 9})
     with pytest.raises(UserError, match="has 4 images"):
-        write_quantised(folder, small_network(), images(), too_many, effort=None, overwrite=True)
+        write_quantised(folder, lambda made: quantise(small_network(), images(), too_many, made), overwrite=True)
     assert (folder / "network.onnx").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
@@ -105,13 +105,16 @@ def test_what_is_there_is_replaced_in_one_step_or_not_at_all(
 KILLED = """
 import sys
 from pathlib import Path
-from harness.trial.quantisation import write_quantised
+from harness.trial.quantisation import quantise, write_quantised
 from tests.trial.test_quantisation import CONFIG, images
 from tests.compression.networks import small_network
 
 write_quantised(
-    Path(sys.argv[1]), small_network(), images(), CONFIG, effort=None,
-    progress=lambda what, times: print(what, times, flush=True),
+    Path(sys.argv[1]),
+    lambda made: quantise(
+        small_network(), images(), CONFIG, made, effort=None,
+        progress=lambda what, times: print(what, times, flush=True),
+    ),
 )
 """
 
@@ -129,8 +132,7 @@ def test_killed_in_the_middle_it_leaves_no_half_file(when: str, tmp_path: Path) 
         time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert not folder.exists()
-    assert not list(tmp_path.glob("results/*.onnx"))
+    assert not folder.parent.exists()
 
 
 @pytest.mark.slow
