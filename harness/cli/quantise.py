@@ -80,7 +80,7 @@ def quantise(
     held_out: Annotated[int, typer.Option(min=1, help="How many others of --calibration to judge layers by.")] = 8,
     percentile: Annotated[
         float, typer.Option(help="Of --method percentile: how much of an activation its range holds, in percent.")
-    ] = 99.99,
+    ] = 99.999,
     protocol: Annotated[str, typer.Option(help=f"How --evaluate scores: {options.PROTOCOL_NAMES}.")] = "light",
     device: Annotated[str, typer.Option(help="cpu or cpu:THREADS.")] = "cpu",
     latency: Annotated[bool, typer.Option(help="Measure latency beside the float file too.")] = True,

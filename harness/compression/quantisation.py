@@ -269,7 +269,7 @@ def calibrate_ranges(
     images: Sequence[FloatArray],
     method: QuantisationMethod,
     *,
-    percentile: float = 99.99,
+    percentile: float = 99.999,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
@@ -283,9 +283,9 @@ def calibrate_ranges(
     onnx, _ = import_quantiser()
     from onnxruntime.quantization.calibrate import EntropyCalibrater, MinMaxCalibrater, PercentileCalibrater
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         source, augmented = Path(folder) / "graph.onnx", Path(folder) / "augmented.onnx"
-        with computing():
+        with computing(), _quiet():
             onnx.save(graph.model, source)
             if method == "minmax":
                 calibrator = MinMaxCalibrater(source, _LAYER_TYPES, str(augmented))
@@ -309,11 +309,11 @@ def calibrate_ranges(
             calibrator.infer_session = make_session(augmented, threads, level="none")
         name = graph.model.graph.input[0].name
         for done, image_BCHW in enumerate(images, start=1):
-            with computing():
+            with computing(), _quiet():
                 calibrator.collect_data(_OneImage(name, image_BCHW))
             if progress is not None:
                 progress(done, len(images))
-        with computing():
+        with computing(), _quiet():
             return calibrator.compute_data()
 
 

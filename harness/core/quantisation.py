@@ -33,7 +33,7 @@ class QuantisationConfig(FrozenConfig):
     images: Annotated[int, Field(ge=1)] = 16
     held_out: Annotated[int, Field(ge=1)] = 8
     max_drop_db: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.999
 
     @model_validator(mode="after")
     def _bfloat16_is_openvinos(self) -> Self:

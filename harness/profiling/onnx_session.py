@@ -37,7 +37,6 @@ class OnnxNetwork:
                 f"{source}: expected one input, a batch of images B×C×h×w in float32 or float16; got {found}"
             )
         self.path = path
-        self.threads = threads
         self.input_name: str = inputs[0].name
         self.dtype: Any = _TYPES[inputs[0].type]
         self.declared_input = tuple(side if isinstance(side, int) else None for side in inputs[0].shape)

@@ -152,7 +152,7 @@ def measure_in_processes(
         with computing(device.lock):  # building, exporting and compiling would disturb others' measurements
             processes = [stack.enter_context(NetworkProcess(device, _foreign_label(group[0]))) for group in groups]
             of_each = [conditions, conditions._replace(precision=reference_precision or conditions.precision)]
-            fingerprints = _load(processes, groups, folder, inputs, of_each, device)
+            fingerprints = _load(processes, groups, folder, inputs, of_each[: len(groups)], device)
             memory = processes[0].ask(do="memory", network=0)["bytes"] if with_memory else None
         timers = [processes[0].timer(index) for index in range(len(networks))]
         timers += [process.timer(0) for process in processes[1:]]
@@ -164,8 +164,7 @@ def measure_in_processes(
     records = {}
     for index, (name, network) in enumerate(networks.items()):
         shares = [share for share in (core_shares[index], of_reference) if share is not None]
-        if _is_exact(network):
-            _refuse_other_output(_label(network), conditions, inspected[index]["output_error"])
+        _refuse_other_output(network, conditions, inspected[index]["output_error"])
         facts = {
             "runtime": conditions.runtime,
             "precision": conditions.precision,
@@ -211,7 +210,7 @@ def _load(
 ) -> list[DeviceFingerprint]:
     """Have each process load its networks, one after the other: two at once would need twice the memory and cores."""
     found = []
-    for number, (process, group, conditions_here) in enumerate(zip(processes, groups, conditions, strict=False)):
+    for number, (process, group, conditions_here) in enumerate(zip(processes, groups, conditions, strict=True)):
         described = [describe_network(network, folder / f"{number}.{index}") for index, network in enumerate(group)]
         answer = process.ask(
             do="load",
@@ -254,9 +253,10 @@ def _foreign_label(network: SRNetwork | Target) -> str | None:
     return None if isinstance(network, SRNetwork) or isinstance(network.network, SRNetwork) else network.name
 
 
-def _refuse_other_output(name: str, conditions: Conditions, error: float | None) -> None:
-    if conditions.precision == "fp32" and error is not None and not error <= MAX_OUTPUT_ERROR:
+def _refuse_other_output(network: SRNetwork | Target, conditions: Conditions, error: float | None) -> None:
+    is_other = conditions.precision == "fp32" and error is not None and not error <= MAX_OUTPUT_ERROR
+    if is_other and _is_exact(network):
         raise UserError(
-            f"runtime {conditions.runtime} restores other images than {name} does: the largest "
+            f"runtime {conditions.runtime} restores other images than {_label(network)} does: the largest "
             f"difference is {error:.2g}, expected at most {MAX_OUTPUT_ERROR:g}; its latency would be another network's"
         )

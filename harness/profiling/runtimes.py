@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,9 +99,11 @@ def prepare_file(network: OnnxNetwork, runtime: Runtime, precision: Precision, d
     if runtime == "onnxruntime":
         return network
     try:
-        return _load_openvino(Path(network.path), precision, device)
+        run = _load_openvino(Path(network.path), precision, device)
     except Exception as error:  # OpenVINO's have no common base
         raise UserError(f"runtime {runtime} cannot run {network.path}: {_first_line(error)}") from error
+    dtype = torch.from_numpy(np.empty(0, network.dtype)).dtype
+    return lambda input_BCHW: run(input_BCHW.to(dtype))
 
 
 def run_in(target: Target, runtime: Runtime, precision: Precision, device: Device) -> Target:

@@ -2,9 +2,9 @@
 
     HARNESS_REFERENCE=... OMP_NUM_THREADS=1 python results/benchmarks/quantisation.py FOLDER NAME=MODEL[:WEIGHTS] ...
 
-Needs `images/BSDS80` and `images/Set5` of HARNESS_REFERENCE. MODEL is a preset, a config file or a bundle. Exports and
-images are cached in FOLDER; rows are added to quantisation.json beside this file one by one, and those that are there
-are not measured again.
+Needs `images/BSDS80` and `images/Set5` of HARNESS_REFERENCE. MODEL is a preset, a config file or a bundle; without
+weights only latency and size are kept. Exports and images are cached in FOLDER; rows are added to quantisation.json
+beside this file one by one, and those that are there are not measured again. ONLY=LABEL;… measures some methods.
 """
 
 import json
@@ -29,7 +29,8 @@ COMMON: dict[str, Any] = {"tile": TILE, "images": 12, "held_out": 6, "max_drop_d
 CONFIGS = {
     "dynamic int8": QuantisationConfig(method="dynamic", **COMMON),
     "static int8, min-max": QuantisationConfig(method="minmax", **COMMON),
-    "static int8, percentile 99.99": QuantisationConfig(method="percentile", **COMMON),
+    "static int8, percentile 99.999": QuantisationConfig(method="percentile", **COMMON),
+    "static int8, percentile 99.99": QuantisationConfig(method="percentile", percentile=99.99, **COMMON),
     "fp16": QuantisationConfig(method="fp16", **COMMON),
     "bf16": QuantisationConfig(method="bf16", runtime="openvino", **COMMON),
     "static int8, min-max, OpenVINO": QuantisationConfig(method="minmax", runtime="openvino", **COMMON),
@@ -48,7 +49,6 @@ def main() -> None:
     cache, networks = Path(sys.argv[1]), dict(entry.split("=", 1) for entry in sys.argv[2:])
     only = os.environ.get("ONLY", "").split(";") if os.environ.get("ONLY") else list(CONFIGS)
     path = FOLDER / "quantisation.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     for name, text in networks.items():
         model, _, weights = text.partition(":")
         network, origin = resolve_network(model, None, None, None, Path(weights) if weights else None)
@@ -63,7 +63,7 @@ def main() -> None:
         if not exported.exists():
             export_onnx(network, torch.zeros(1, 3, TILE, TILE), exported)
         for label in only:
-            if any((row["network"], row["method"]) == (name, label) for row in rows):
+            if any((row["network"], row["method"]) == (name, label) for row in read_rows(path)):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 record = quantise(
@@ -72,32 +72,36 @@ def main() -> None:
                     CONFIGS[label],
                     Path(folder),
                     weights=Path(origin.split(" ")[0]).name,
-                    evaluation=images[1],
+                    evaluation=None if origin == "untrained" else images[1],
                     protocol=get_protocol("light"),
                     device=DEVICE,
                     effort=EFFORT,
                     exported=exported,
                     progress=lambda what, times: print(f"  {what} {times}", flush=True) if times % 10 == 1 else None,
                 )
-            rows.append(row_of(name, label, record))
+            rows = [*read_rows(path), row_of(name, label, record)]
             path.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
             print(json.dumps({key: value for key, value in rows[-1].items() if key != "record"}), flush=True)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that are measured already."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return rows
+
+
 def row_of(network: str, method: str, record: QuantisationRecord) -> dict[str, Any]:
-    """Return what the table shows of a record, and the record without samples and single images."""
+    """Return what the table shows of a record, and the record without samples, single images and names of layers."""
     assert record.latency is not None
-    assert record.before is not None
-    assert record.after is not None
     latency = record.latency
     return {
         "network": network,
         "method": method,
         "runtime": record.config.runtime,
-        "psnr_db_float": record.before.psnr_db,
-        "psnr_db": record.after.psnr_db,
+        "psnr_db_float": record.before.psnr_db if record.before else None,
+        "psnr_db": record.after.psnr_db if record.after else None,
         "drop_db": record.drop_db,
-        "drop_db_held_out": record.choice.drop_db,
+        "drop_db_held_out": record.choice.drop_db if record.before else None,
         "layers_quantised": len(record.choice.quantised),
         "layers_kept": len(record.choice.kept),
         "layers_of_routing": len(record.choice.routing),
@@ -116,6 +120,7 @@ def row_of(network: str, method: str, record: QuantisationRecord) -> dict[str, A
                 "latency": {"samples", "reference_samples"},
                 "before": {"images"},
                 "after": {"images"},
+                "choice": {"quantised": True, "routing": True, "sensitivities": {"__all__": {"layers"}}},
             },
         ),
     }
