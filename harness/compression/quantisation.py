@@ -6,7 +6,7 @@ uint8, one scale for each tensor. Static methods find the ranges of activations 
 QuantizeLinear/DequantizeLinear pairs (QDQ), which onnxruntime and OpenVINO run as integer kernels; `dynamic` has the
 runtime find them in each pass, for matrix products alone (convolutions have no such kernel for weights per channel).
 Results of matrix products are not rounded again: a bias or a residual is added to them in float. Depthwise
-convolutions, which hold next to no weights and have slower kernels in integers, products of two activations
+convolutions, which hold few weights and have slower kernels in integers, products of two activations
 (attention), norms and all else stay in float.
 
 Routing stays in float: a layer from which the output is reached through decisions alone (top-K, comparisons, indices)
@@ -525,7 +525,7 @@ class _Search:
         measured = [
             SensitivityRecord(name=name, layers=names, drop_db=self.drop(frozenset(names))) for name, names in parts
         ]
-        self._sensitivities += measured
+        self._sensitivities += [entry for entry in measured if entry not in self._sensitivities]
         worst = sorted(measured, key=lambda entry: -entry.drop_db)
         failing, meeting = 0, len(worst)
         while meeting - failing > 1:
