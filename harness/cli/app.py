@@ -13,6 +13,7 @@ from harness.cli import (
     evaluate,
     export,
     profile,
+    quantise,
     replay,
     report,
     search,
@@ -45,6 +46,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate.calibrate,
     "compress": compress.compress,
     "profile": profile.profile,
+    "quantise": quantise.quantise,
 }
 for name, command in _COMMANDS.items():
     app.command(name, cls=profile.ProfileCommand if name == "profile" else None)(command)

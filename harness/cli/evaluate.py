@@ -10,7 +10,7 @@ from harness.cli.output import console, counting, format_number, messages, print
 
 
 def evaluate(
-    model: options.Model,
+    model: options.AnyTarget,
     data: Annotated[str, typer.Option(help="A folder of images, or a dataset's name.")],
     weights: options.Weights = None,
     scale: options.ScaleOption = None,
@@ -31,19 +31,23 @@ def evaluate(
         typer.Option(min=0, help="Columns by which panoramas go on around their seam.  [default: the protocol's]"),
     ] = None,
     device: options.TrainDevice = "cpu",
+    runtime: Annotated[
+        str | None, typer.Option(help="Of an ONNX file: onnxruntime or openvino.  [default: onnxruntime]")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of an ONNX file in OpenVINO: fp32 or bf16.")] = "fp32",
     threads: options.Threads = None,
     data_dir: options.DataDir = None,
     results: options.Results = Path("results"),
     json: options.Json = False,
 ) -> None:
     """Score a network on images under a named protocol, with the attention it really spent."""
-    from harness.cli.target import default_protocol, resolve_network
+    from harness.cli.target import default_protocol, resolve_restorer
     from harness.core.environment import observe_environment
     from harness.core.errors import TrialFailedError, UserError
     from harness.data import open_dataset
     from harness.metrics import get_protocol, metric_label
     from harness.models import describe_kernels
-    from harness.profiling import chosen_threads
+    from harness.profiling import TargetNetwork, chosen_threads
     from harness.trial import evaluate as run_evaluation
 
     rules = get_protocol(protocol or default_protocol(model))
@@ -53,8 +57,17 @@ def evaluate(
         raise UserError(
             f"--wrap {wrap}: protocol {rules.name} is for plain images; expected --protocol odi, or no --wrap"
         )
-    network, origin = resolve_network(model, scale, gamma, routing, weights)
+    workers = options.resolve_threads(threads)
+    network, origin, label = resolve_restorer(
+        model, scale, gamma, routing, weights, threads=workers, runtime=runtime, precision=precision
+    )
     place = options.check_train_device(device)
+    if isinstance(network, TargetNetwork):
+        if place != "cpu" and network.target.module is None:
+            raise UserError(f"--device {device}: ONNX files are run on the CPU")
+        if network.tile is not None and tile is None:
+            tile = network.tile
+            messages.print(f"note: {label} needs {network.target.contract.needs()}: images are restored in such tiles")
     dataset = open_dataset(
         data,
         scale=network.scale,
@@ -69,7 +82,7 @@ def evaluate(
     if origin == "untrained":
         messages.print("note: no --weights given: the network is untrained")
     try:
-        with chosen_threads(options.resolve_threads(threads)), counting("evaluating") as progress:
+        with chosen_threads(workers), counting("evaluating") as progress:
             record = run_evaluation(
                 network,
                 dataset,
@@ -86,8 +99,8 @@ def evaluate(
     if json:
         print_json(
             {
-                "model": network.config.label(),
-                "config": network.config.model_dump(mode="json"),
+                "model": label,
+                "config": None if network.config is None else network.config.model_dump(mode="json"),
                 "weights": origin,
                 "gamma": settings.gamma if settings else None,
                 "routing": settings.policy if settings else None,
@@ -96,7 +109,7 @@ def evaluate(
             }
         )
         return
-    label = f"{network.config.label()} ×{network.scale}" + (f", {settings.label()}" if settings else "")
+    label = f"{label} ×{network.scale}" + (f", {settings.label()}" if settings else "")
     rows = [
         [
             image.name,

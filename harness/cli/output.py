@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from harness.core.records import PointRecord, TrialRecord
@@ -188,6 +188,20 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def counting_up() -> Iterator[Callable[[str, int], None]]:
+    """Yield `progress(what, times)` for work whose end is not known: a line on a terminal and nothing elsewhere."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        console=messages,
+        transient=True,
+        disable=not messages.is_terminal,
+    ) as line:
+        task = line.add_task("", total=None)
+        yield lambda what, times: line.update(task, description=what if times == 1 else f"{what}: {times}")
 
 
 @contextmanager

@@ -243,8 +243,8 @@ def _check_measurable(target: "Target", conditions: "Conditions") -> None:
         return
     if not conditions.device.startswith("cpu"):
         raise UserError(f"--device {conditions.device}: ONNX files are run on the CPU")
-    if conditions.runtime != "onnxruntime":
-        raise UserError(f"--runtime {conditions.runtime}: ONNX files are run by onnxruntime")
+    if conditions.runtime not in ("onnxruntime", "openvino"):
+        raise UserError(f"--runtime {conditions.runtime}: ONNX files are run by onnxruntime or openvino")
 
 
 def _check_sweep(sweep: str, gamma: float | None, rows: "list[Row]", *, breakdown: bool, counts: bool) -> None:

@@ -30,7 +30,7 @@ def resolve_config(model: str, scale: int | None, gamma: float | None, policy: s
         known = ", ".join(PRESETS)
         raise UserError(
             f"unknown model {model!r}: expected a preset ({known}), a config file or a bundle folder; "
-            "`profile` also takes MODULE:FACTORY, FILE.py:FACTORY, and a .pt, .ts, .pt2 or .onnx file"
+            "`profile` and `evaluate` also take MODULE:FACTORY, FILE.py:FACTORY, and a .pt, .ts, .pt2 or .onnx file"
         )
     if scale is not None and config.scale != scale:
         raise UserError(f"--scale {scale}: {model} is of scale {config.scale}")
@@ -68,6 +68,41 @@ def resolve_network(
         return network.eval(), "untrained" if any(True for _ in network.parameters()) else "none needed"
     entry = load_weights(network, weights)
     return network.eval(), f"{weights} ({entry})"
+
+
+def resolve_restorer(
+    target: str,
+    scale: int | None,
+    gamma: float | None,
+    policy: str | None,
+    weights: Path | None,
+    *,
+    threads: int,
+    runtime: str | None = None,
+    precision: str = "fp32",
+) -> "tuple[SRNetwork, str, str]":
+    """Return a network of ours or of anybody's for `evaluate`, where its weights are from, and its name.
+
+    `runtime` and `precision`: what runs an ONNX file, and in what.
+    """
+    from harness.cli.latency import read_conditions
+    from harness.profiling import TargetNetwork, load_target, parse_device, run_in
+
+    spec = resolve_target(target, scale, gamma, policy, weights)
+    if spec.kind != "onnx" and (runtime is not None or precision != "fp32"):
+        raise UserError(f"--runtime and --precision are for ONNX files; {target} is none, and runs in PyTorch in fp32")
+    if spec.kind == "model":
+        network, origin = resolve_network(target, scale, gamma, policy, weights)
+        return network, origin, network.config.label()
+    loaded = load_target(spec, threads=threads)
+    if scale is not None and scale != loaded.scale:
+        raise UserError(f"--scale {scale}: {target} is of scale {loaded.scale}")
+    if spec.kind == "onnx":
+        conditions = read_conditions("cpu", threads, runtime or "onnxruntime", precision)
+        if conditions.runtime not in ("onnxruntime", "openvino"):
+            raise UserError(f"--runtime {runtime}: ONNX files are run by onnxruntime or openvino")
+        loaded = run_in(loaded, conditions.runtime, conditions.precision, parse_device(conditions.device))
+    return TargetNetwork(loaded), loaded.weights, loaded.name
 
 
 def resolve_target(

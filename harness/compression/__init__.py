@@ -1,4 +1,4 @@
-"""Smaller networks out of trained ones: channels that go, by torch-pruning's criteria, and what is left."""
+"""Smaller and cheaper networks out of trained ones: channels that go, and numbers of fewer bits."""
 
 from harness.compression.channels import (
     KINDS,
@@ -13,6 +13,16 @@ from harness.compression.channels import (
     silence_channels,
 )
 from harness.compression.importance import accumulate_gradients, score_units
+from harness.compression.quantisation import (
+    QuantisedGraph,
+    calibrate_ranges,
+    choose_layers,
+    import_quantiser,
+    prepare_graph,
+    quantisable_layers,
+    quantise_graph,
+    round_graph,
+)
 from harness.compression.selection import (
     TARGET_TOLERANCE,
     Cost,
@@ -38,15 +48,23 @@ __all__ = [
     "Member",
     "Narrowing",
     "PrunableConfig",
+    "QuantisedGraph",
     "Removed",
     "accumulate_gradients",
+    "calibrate_ranges",
+    "choose_layers",
     "choose_least_loss",
     "choose_uniformly",
     "find_groups",
+    "import_quantiser",
     "least_important",
     "narrow",
     "nearest_width",
+    "prepare_graph",
+    "quantisable_layers",
+    "quantise_graph",
     "remove_channels",
+    "round_graph",
     "score_units",
     "silence_channels",
     "sum_up_scores",

@@ -6,12 +6,17 @@ from torch.nn import functional as F
 
 
 def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> Tensor:
-    """Pad right and bottom by reflection to multiples of `multiple`.
+    """Pad right and bottom by reflection to multiples of `multiple`; see `pad_to_size`."""
+    height, width = (-(-side // multiple) * multiple for side in x_BCHW.shape[-2:])
+    return pad_to_size(x_BCHW, (height, width))
+
+
+def pad_to_size(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pad right and bottom by reflection to a (height, width) that is no smaller.
 
     Reflection needs a pad smaller than the side; a smaller image is reflected in steps, and a side of 1 is repeated.
     """
-    for axis in (-2, -1):
-        target = -(-x_BCHW.shape[axis] // multiple) * multiple
+    for axis, target in zip((-2, -1), size, strict=True):
         while x_BCHW.shape[axis] < target:
             side = x_BCHW.shape[axis]
             pad = min(target - side, max(side - 1, 1))

@@ -16,9 +16,9 @@ from harness.profiling.latency import DEFAULT, QUICK, Effort, measure_latencies,
 from harness.profiling.memory import measure_peak_memory
 from harness.profiling.onnx_graph import OnnxCount, count_onnx
 from harness.profiling.processes import break_down_in_process, measure_in_processes
-from harness.profiling.runtimes import check_runtime
+from harness.profiling.runtimes import check_runtime, export_onnx, run_in
 from harness.profiling.score import ntire_score
-from harness.profiling.targets import InputContract, Target, TargetSpec, load_target, parse_target
+from harness.profiling.targets import InputContract, Target, TargetNetwork, TargetSpec, load_target, parse_target
 
 __all__ = [
     "AGREEMENT",
@@ -29,6 +29,7 @@ __all__ = [
     "InputContract",
     "OnnxCount",
     "Target",
+    "TargetNetwork",
     "TargetSpec",
     "break_down_in_process",
     "canonical_activations",
@@ -40,6 +41,7 @@ __all__ = [
     "count_operations",
     "count_params",
     "describe_device",
+    "export_onnx",
     "load_target",
     "macs_by_part",
     "measure_breakdown",
@@ -53,4 +55,5 @@ __all__ = [
     "parse_device",
     "parse_target",
     "ratio_interval",
+    "run_in",
 ]

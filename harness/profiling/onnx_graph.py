@@ -35,7 +35,8 @@ class OnnxCount:
     """What a graph costs: MACs, or None and the `reason`; the rest where there are MACs.
 
     `params`: elements of all floating-point constants stored in the file, because a file does not say which of them
-    were parameters. `activations`: output elements of two-dimensional convolutions.
+    were parameters, and of integers that stand for them (QDQ), without the scales of these. `activations`: output
+    elements of two-dimensional convolutions.
     """
 
     macs: int | None
@@ -62,11 +63,23 @@ def count_onnx(path: str, source: str, input_shape: Shape) -> OnnxCount:
         initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         _fix_input(model.graph, initializers, input_shape)
         graph = shape_inference.infer_shapes(model, data_prop=True).graph
+        quantised, scales = _quantised_constants(graph)
     except Exception as error:
         raise UserError(f"{source}: onnx cannot read it ({describe_error(error)})") from None
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
-    params = sum(math.prod(tensor.dims) for tensor in initializers.values() if tensor.data_type in floats)
+    params = sum(
+        math.prod(tensor.dims)
+        for name, tensor in initializers.items()
+        if name in quantised or (tensor.data_type in floats and name not in scales)
+    )
     return _count_nodes(graph.node, _known_shapes(graph), params)
+
+
+def _quantised_constants(graph: Any) -> tuple[set[str], set[str]]:
+    """Return the names of tensors that integers are turned into floats from, and of the scales of those."""
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    integers = {node.input[0] for node in pairs if node.op_type == "DequantizeLinear"}
+    return integers, {node.input[1] for node in pairs}
 
 
 def _fix_input(graph: Any, initializers: Mapping[str, Any], input_shape: Shape) -> None:

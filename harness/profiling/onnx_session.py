@@ -1,5 +1,6 @@
 """Networks of ONNX files, run by onnxruntime on the CPU (the optional extra `onnx`)."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ class OnnxNetwork:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4  # errors come as exceptions
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin in others' turns
         try:
             self.session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's errors have no common base
@@ -43,6 +45,17 @@ class OnnxNetwork:
         """Run the network on one batch of images."""
         outputs = self.session.run(None, {self.input_name: input_BCHW.detach().cpu().numpy().astype(self.dtype)})
         return torch.from_numpy(outputs[0]).float()
+
+    @functools.cached_property
+    def is_float32(self) -> bool:
+        """Whether all runtimes are to give the same images: nothing in the file is rounded further than to float32."""
+        import onnx
+
+        model = onnx.load(self.path)
+        rounded = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+        operators = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+        stored = any(tensor.data_type in rounded for tensor in model.graph.initializer)
+        return not stored and not any(node.op_type in operators for node in model.graph.node)
 
 
 def import_onnxruntime() -> Any:

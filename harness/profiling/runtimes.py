@@ -14,9 +14,11 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ from harness.core.configs import Precision
 from harness.core.errors import UserError, unknown_name
 from harness.models import SRNetwork
 from harness.profiling.device import Device
+from harness.profiling.onnx_session import OnnxNetwork
+from harness.profiling.targets import Target
 
 _OPSET = 18
 _OPENVINO_PRECISION = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -79,18 +83,43 @@ def prepare(network: nn.Module, runtime: Runtime, precision: Precision, device: 
     """
     if runtime == "eager":
         return network
-    written_out = copy.copy(network)
-    if isinstance(written_out, SRNetwork):
-        written_out.is_literal = True
     if runtime == "compile":
-        return _compile(written_out, example_BCHW)
+        return _compile(_write_out(network), example_BCHW)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        _export_onnx(written_out, example_BCHW, path)
+        export_onnx(network, example_BCHW, path)
         try:
             return (_load_onnxruntime if runtime == "onnxruntime" else _load_openvino)(path, precision, device)
         except Exception as error:  # each runtime has errors of its own kind
             raise UserError(f"runtime {runtime} cannot run {_name(network)}: {_first_line(error)}") from error
+
+
+def prepare_file(network: OnnxNetwork, runtime: Runtime, precision: Precision, device: Device) -> Pass:
+    """Return what runs an ONNX file in a runtime for such files; `UserError` where that cannot run it."""
+    if runtime == "onnxruntime":
+        return network
+    try:
+        run = _load_openvino(Path(network.path), precision, device)
+    except Exception as error:  # OpenVINO's have no common base
+        raise UserError(f"runtime {runtime} cannot run {network.path}: {_first_line(error)}") from error
+    dtype = torch.from_numpy(np.empty(0, network.dtype)).dtype
+    return lambda input_BCHW: run(input_BCHW.to(dtype))
+
+
+def run_in(target: Target, runtime: Runtime, precision: Precision, device: Device) -> Target:
+    """Return a target of an ONNX file as the runtime runs it, for whoever calls it; its images are float32 tensors."""
+    network = target.network
+    assert isinstance(network, OnnxNetwork)
+    run = prepare_file(network, runtime, precision, device)
+    return replace(target, network=lambda input_BCHW: torch.as_tensor(run(input_BCHW)).float())
+
+
+def _write_out(network: nn.Module) -> nn.Module:
+    """Return the network as tracers see through it: operator by operator."""
+    written_out = copy.copy(network)
+    if isinstance(written_out, SRNetwork):
+        written_out.is_literal = True
+    return written_out
 
 
 def _compile(network: nn.Module, example_BCHW: Tensor) -> Pass:
@@ -102,11 +131,13 @@ def _compile(network: nn.Module, example_BCHW: Tensor) -> Pass:
     return compiled
 
 
-def _export_onnx(network: nn.Module, example_BCHW: Tensor, path: Path) -> None:
-    """Write the network's ONNX graph for one shape of input.
+def export_onnx(network: nn.Module, example_BCHW: Tensor, path: Path) -> None:
+    """Write the ONNX graph of a network in eval mode for one shape of input, with `input` and `output`.
 
-    Not optimised by the exporter: that takes minutes for hundreds of operators, and runtimes do it again.
+    Not optimised by the exporter: that takes minutes for hundreds of operators, and runtimes do it again. `UserError`
+    where the network cannot be exported.
     """
+    network = _write_out(network)
     try:
         with _quiet(), torch.inference_mode(False), torch.no_grad():
             example_BCHW = example_BCHW.clone().cpu()  # a tensor of inference mode cannot be traced

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from harness.core.configs import FrozenConfig, ModelConfig
 from harness.core.errors import UserError, describe_error
 from harness.core.seeding import derive_seed
-from harness.models import SRNetwork, build_seeded, load_plain_weights, load_weights
+from harness.models import AnyGenerator, Restoration, SRNetwork, build_seeded, load_plain_weights, load_weights
+from harness.models.padding import pad_to_size
 
 TargetKind = Literal["model", "factory", "torchscript", "exported", "onnx"]
 Network = Callable[[Tensor], Tensor]
@@ -160,6 +161,48 @@ class Target:
         """
         if self.spec.kind != "model":
             _check_size(self, size)
+
+
+class TargetNetwork(SRNetwork):
+    """A target as a network that restores images of any size up to `tile`, for `evaluate`.
+
+    Images are continued by reflection to what the contract needs and cut off again, and restored one after the other
+    where the network takes one at a time. `tile`: the side of the largest images that it takes, None where that has no
+    end. `UserError` where the network does not restore RGB.
+    """
+
+    config = None  # type: ignore[assignment]  # of anybody's: it has none
+
+    def __init__(self, target: Target):
+        super().__init__()
+        contract = target.contract
+        if (contract.in_channels, contract.out_channels) != (3, 3):
+            raise UserError(
+                f"{target.name} makes {contract.out_channels} channels of {contract.in_channels}; expected RGB of RGB"
+            )
+        self.target = target
+        self.module = target.network if isinstance(target.network, nn.Module) else None  # moves with this one
+        sides = [side for side in (contract.fixed_height, contract.fixed_width) if side is not None]
+        self.tile = min(sides, default=None)
+        self.eval()
+
+    @property
+    def scale(self) -> int:
+        """The upscaling factor."""
+        return self.target.scale
+
+    def restore(self, input_BCHW: Tensor, *, generator: AnyGenerator | None = None) -> Restoration:
+        """Restore a batch; nothing is random, and nothing routes that could be told."""
+        height, width = input_BCHW.shape[-2:]
+        needed = self.target.contract.nearest((height, width))
+        if needed[0] < height or needed[1] < width:
+            raise UserError(
+                f"{self.target.name} needs {self.target.contract.needs()}; got {height}×{width}; give tiles"
+            )
+        padded_BCHW = pad_to_size(input_BCHW, needed)
+        restored_BCHW = torch.cat([self.target.network(image_BCHW) for image_BCHW in torch.split(padded_BCHW, 1)])
+        image_BCHW = restored_BCHW[..., : height * self.scale, : width * self.scale]
+        return Restoration(image_BCHW, input_BCHW.new_zeros(0, len(input_BCHW)))
 
 
 def parse_target(text: str, *, weights: Path | None = None) -> TargetSpec | None:

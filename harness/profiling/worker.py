@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors.torch import load_file
@@ -25,7 +25,8 @@ from harness.profiling.device import Device, parse_device
 from harness.profiling.fingerprint import observe_device
 from harness.profiling.latency import Timer, inference, local_timer
 from harness.profiling.memory import measure_pass_memory
-from harness.profiling.runtimes import Pass, check_runtime, prepare, runtime_version
+from harness.profiling.onnx_session import OnnxNetwork
+from harness.profiling.runtimes import Pass, check_runtime, prepare, prepare_file, runtime_version
 from harness.profiling.targets import Network, TargetSpec, load_target
 
 _TINY = 16  # pixels a side
@@ -93,7 +94,9 @@ def _load(request: dict[str, Any], contexts: contextlib.ExitStack) -> tuple[Load
     contexts.enter_context(inference(device, request["precision"] if casts else "fp32"))
     inputs = tuple(inputs_NBCHW)
     passes = tuple(
-        prepare(each, runtime, request["precision"], device, inputs[0]) if isinstance(each, nn.Module) else each
+        prepare_file(each, runtime, request["precision"], device)
+        if isinstance(each, OnnxNetwork)
+        else prepare(cast(nn.Module, each), runtime, request["precision"], device, inputs[0])
         for each in networks
     )
     timers = tuple(local_timer(each, inputs, device) for each in passes)

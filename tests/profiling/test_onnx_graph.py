@@ -115,3 +115,22 @@ def test_without_onnx_it_says_what_to_install(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with warnings.catch_warnings(), pytest.raises(UserError, match=r'pip install "harness\[onnx\]"$'):
         count_onnx(str(tmp_path / "g.onnx"), "g.onnx", (1, 3, 8, 8))
+
+
+def test_integers_that_stand_for_floats_are_parameters_and_their_scales_are_none(tmp_path: Path) -> None:
+    weight = helper.make_tensor("w", TensorProto.INT8, [3, 5], [1] * 15)
+    scale = helper.make_tensor("s", TensorProto.FLOAT, [5], [0.5] * 5)
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s"], ["weight"], axis=1),
+            helper.make_node("Transpose", ["x"], ["last"], perm=[0, 2, 3, 1]),
+            helper.make_node("MatMul", ["last", "weight"], ["y"]),
+        ],
+        "rounded",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [weight, scale],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "g.onnx")
+    counted = count_onnx(str(tmp_path / "g.onnx"), "g", (1, 3, 4, 6))
+    assert (counted.macs, counted.params) == (4 * 6 * 3 * 5, 15)

@@ -19,7 +19,7 @@ from torch.export import Dim
 from harness.core.configs import CAMixerSRConfig
 from harness.core.errors import UserError
 from harness.models import build_seeded
-from harness.profiling import InputContract, TargetSpec, load_target, parse_target
+from harness.profiling import InputContract, TargetNetwork, TargetSpec, load_target, parse_target
 from harness.profiling.targets import find_contract
 from tests.profiling import networks
 
@@ -255,3 +255,29 @@ def test_what_names_no_network_of_anybodys() -> None:
     assert parse_target("model.yaml") is None
     factory: Callable[[], nn.Module] = networks.any_size
     assert parse_target(f"{HERE}:{factory.__name__}") is not None
+
+
+class TestTargetNetwork:
+    """Networks of anybody's as `evaluate` takes them."""
+
+    def test_any_size_is_padded_to_what_the_network_needs_and_cut_again(self) -> None:
+        target = load(f"{HERE}:needs_16")
+        network = TargetNetwork(target)
+        images_BCHW = torch.rand(2, 3, 20, 32)
+        padded_BCHW = torch.cat((images_BCHW, images_BCHW[:, :, 7:19].flip(2)), dim=2)  # 20 + 12 rows, mirrored
+        with torch.no_grad():
+            restored = network.restore(images_BCHW)
+            assert torch.allclose(restored.image_BCHW, target.network(padded_BCHW)[:, :, :40], atol=1e-5)
+        assert restored.hard_share_SB.shape == (0, 2)
+        assert (network.scale, network.tile) == (2, None)
+
+    def test_a_file_of_one_size_says_so(self, tmp_path: Path) -> None:
+        network = TargetNetwork(load(str(write(networks.any_size(), tmp_path / "network.onnx", side=48))))
+        assert network.tile == 48
+        assert network.restore(torch.rand(1, 3, 30, 48)).image_BCHW.shape == (1, 3, 60, 96)
+        with pytest.raises(UserError, match=r"needs exactly 48×48 pixels; got 48×49; give tiles"):
+            network.restore(torch.rand(1, 3, 48, 49))
+
+    def test_only_rgb(self) -> None:
+        with pytest.raises(UserError, match="1 channels of 1; expected RGB"):
+            TargetNetwork(load(f"{HERE}:grey"))
