@@ -93,6 +93,10 @@ def compress(
     distil: Annotated[
         bool, typer.Option("--distil", help="Learn from the network as it was before, too, while training on.")
     ] = False,
+    quantise: Annotated[
+        str | None,
+        typer.Option(help="Quantise what comes out, into OUT: minmax, percentile, entropy, dynamic or fp16."),
+    ] = None,
     settings: options.Settings = None,
     protocol: Annotated[str | None, typer.Option(help=f"How to score: {options.PROTOCOL_NAMES}.")] = None,
     latency_device: Annotated[str, typer.Option(help="Where to measure latency: cpu:THREADS or cuda:INDEX.")] = "cpu:1",
@@ -171,6 +175,7 @@ def compress(
         "tune_steps": tune_steps,
         "tune_rate": tune_rate,
         "distil": distil,
+        "quantise": None if quantise is None else {"method": quantise},
     }
     compression = _plan(target, plan, importance, scope, network, training, setup)
     routing = getattr(config, "routing", None)
@@ -198,6 +203,8 @@ def compress(
         print_json({"bundle": str(bundle), **record.model_dump(mode="json")})
         return
     _show(record, record.compression)
+    if (file := record.compression.stages[-1].file) is not None:
+        console.print(f"quantised {folder.network_dir(record.network_id) / file}")
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
 
 
@@ -280,12 +287,16 @@ def _plan(
     """Return what is to be done: the target as a share, and what `auto` comes to."""
     from harness.compression import find_groups
     from harness.core.configs import CompressionConfig, parse_config
+    from harness.profiling import parse_device
     from harness.trial import choose_best, least_cost, measure_whole
+    from harness.trial.quantisation import check_quantisation
 
     if not hasattr(network.config, "widths"):
         raise UserError(f"{network.config.label()} has no channels to remove; expected CAMixerSR or SwinIR")
     find_groups(network.config, plan["kinds"])
     base = parse_config(CompressionConfig, {"left": 0.5, **plan, "cost": target.cost}, "compress")
+    if base.quantise is not None:
+        check_quantisation(base.quantise, parse_device("cpu:1"))
     share = target.share
     if target.cost != "latency":
         whole, least = least_cost(network.config, base, setup.macs_input_size)

@@ -101,9 +101,8 @@ def quantise(
     """
     from harness.cli.latency import read_effort
     from harness.cli.target import resolve_network
-    from harness.core.configs import parse_config
+    from harness.core.configs import QuantisationConfig, parse_config
     from harness.core.errors import TrialFailedError
-    from harness.core.quantisation import QuantisationConfig
     from harness.data import PairedDataset, open_dataset, refuse_overlap
     from harness.data.overlap import drop_repeated
     from harness.metrics import get_protocol

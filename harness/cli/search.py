@@ -107,6 +107,7 @@ def search(
     parsed = read_space(path, overrides)
     name = study or path.stem
     _check_study_name(name)
+    _check_quantisation(parsed)
     refuse_unreachable(parsed)
     on_cluster = executor == Executor.RAY and ray_address is not None  # of whose nodes nothing is known here
     each = (threads or 1) if on_cluster else _threads_each(threads, workers)
@@ -193,6 +194,16 @@ def _threads_each(threads: int | None, workers: int) -> int:
     if total < workers:
         raise UserError(f"--workers {workers} on {total} threads: expected at least one for each; give fewer workers")
     return total // workers
+
+
+def _check_quantisation(space: "SearchSpace") -> None:
+    """Refuse to quantise what networks come out without the packages that do."""
+    plan = space.compression_config({"compression.left": 0.5}) if space.compresses else None
+    if plan is not None and plan.quantise is not None:
+        from harness.profiling import parse_device
+        from harness.trial.quantisation import check_quantisation
+
+        check_quantisation(plan.quantise, parse_device("cpu:1"))
 
 
 def _check_study_name(name: str) -> None:

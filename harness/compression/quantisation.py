@@ -30,9 +30,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.core.configs import STATIC, QuantisationMethod
 from harness.core.device_lock import computing
 from harness.core.errors import UserError, describe_error
-from harness.core.quantisation import STATIC, ChoiceRecord, QuantisationMethod, SensitivityRecord
+from harness.core.quantisation import ChoiceRecord, SensitivityRecord
 
 FloatArray = npt.NDArray[np.float32]
 Score = Callable[[frozenset[str]], float]  # PSNR (dB) of the graph with these layers quantised

@@ -6,7 +6,7 @@ Every config round-trips through JSON, refuses unknown keys and has a canonical 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -440,8 +440,47 @@ class CalibrationConfig(FrozenConfig):
         return shares
 
 
+QuantisationMethod = Literal["minmax", "percentile", "entropy", "dynamic", "fp16", "bf16"]
+QuantisationRuntime = Literal["onnxruntime", "openvino"]
+METHODS: tuple[QuantisationMethod, ...] = get_args(QuantisationMethod)
+STATIC: tuple[QuantisationMethod, ...] = ("minmax", "percentile", "entropy")
+INT8: tuple[QuantisationMethod, ...] = (*STATIC, "dynamic")
+
+
+class QuantisationConfig(FrozenConfig):
+    """How a network is quantised, and how its loss is judged.
+
+    `method`: `minmax`, `percentile` and `entropy` store weights (per output channel, symmetric) and activations (per
+    tensor, uint8) as 8-bit integers, and say how the activations' ranges are taken from `images` calibration images;
+    `percentile` leaves out the share of values beyond it. `dynamic` finds the ranges anew in each pass. `fp16` stores
+    16-bit floats; `bf16` leaves the file as it is and has OpenVINO compute in bfloat16.
+
+    The file takes images of `tile`² low-resolution pixels. Layers stay in float until the mean PSNR of `held_out`
+    images falls by no more than `max_drop_db`; None: by whatever it is. Only the methods of `INT8` choose layers.
+    """
+
+    method: QuantisationMethod = "minmax"
+    runtime: QuantisationRuntime = "onnxruntime"
+    tile: Annotated[int, Field(ge=8)] = 64
+    images: Annotated[int, Field(ge=1)] = 16
+    held_out: Annotated[int, Field(ge=1)] = 8
+    max_drop_db: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.999
+
+    @model_validator(mode="after")
+    def _bfloat16_is_openvinos(self) -> Self:
+        if self.method == "bf16" and self.runtime != "openvino":
+            raise ValueError(f"method bf16 is computed by runtime openvino alone: got {self.runtime}")
+        return self
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """What the runtime is to be told to compute in what the file leaves in float."""
+        return "bf16" if self.method == "bf16" else "fp32"
+
+
 class CompressionConfig(FrozenConfig):
-    """How a trained network loses channels and is trained on.
+    """How a trained network loses channels, is trained on, and is quantised.
 
     `left` of its `cost` stay: canonical MACs, parameters, or the latency measured on the first of a study's conditions;
     1 leaves the network as it is. `importance` says which units of a channel group go, and `scope` how many of each
@@ -451,9 +490,10 @@ class CompressionConfig(FrozenConfig):
     `rounds` steps of equal ratio, each followed by `tune_steps` of training in all of them together / `rounds`, at
     `tune_rate` times the training's learning rate; with `distil` the network learns from what it was before all of it,
     too (`DistillationConfig`'s defaults). `crops` batches of training crops are what importance and dB are measured on.
+    `quantise`: what comes out is quantised at last, into a file of its own beside the weights.
     """
 
-    left: Annotated[float, Field(gt=0, le=1)]
+    left: Annotated[float, Field(gt=0, le=1)] = 1.0
     cost: Literal["macs", "params", "latency"] = "macs"
     importance: Importance = "taylor"
     scope: Literal["global", "uniform", "measured"] = "global"
@@ -464,6 +504,16 @@ class CompressionConfig(FrozenConfig):
     tune_rate: Annotated[float, Field(gt=0)] = 0.5
     distil: bool = False
     crops: Annotated[int, Field(ge=1)] = 8
+    quantise: QuantisationConfig | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_quantisation(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), "quantise")
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the network is left as it is."""
+        return self.left == 1 and self.quantise is None
 
 
 class BudgetConfig(FrozenConfig):

@@ -1,50 +1,10 @@
-"""Quantisation for export runtimes: what is asked for, and the record of what was done and measured."""
+"""Quantisation for export runtimes: the record of what was done and measured (`QuantisationConfig`: what was asked)."""
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Literal
 
-from pydantic import Field, model_validator
-
-from harness.core.configs import FrozenConfig, ModelConfig
+from harness.core.configs import INT8, FrozenConfig, ModelConfig, QuantisationConfig
 from harness.core.environment import EnvironmentRecord
 from harness.core.records import EvaluationRecord, LatencyRecord
-
-QuantisationMethod = Literal["minmax", "percentile", "entropy", "dynamic", "fp16", "bf16"]
-QuantisationRuntime = Literal["onnxruntime", "openvino"]
-METHODS: tuple[QuantisationMethod, ...] = get_args(QuantisationMethod)
-STATIC: tuple[QuantisationMethod, ...] = ("minmax", "percentile", "entropy")
-INT8: tuple[QuantisationMethod, ...] = (*STATIC, "dynamic")
-
-
-class QuantisationConfig(FrozenConfig):
-    """How a network is quantised, and how its loss is judged.
-
-    `method`: `minmax`, `percentile` and `entropy` store weights (per output channel, symmetric) and activations (per
-    tensor, uint8) as 8-bit integers, and say how the activations' ranges are taken from `images` calibration images;
-    `percentile` leaves out the share of values beyond it. `dynamic` finds the ranges anew in each pass. `fp16` stores
-    16-bit floats; `bf16` leaves the file as it is and has OpenVINO compute in bfloat16.
-
-    The file takes images of `tile`² low-resolution pixels. Layers stay in float until the mean PSNR of `held_out`
-    images falls by no more than `max_drop_db`; None: by whatever it is. Only the methods of `INT8` choose layers.
-    """
-
-    method: QuantisationMethod = "minmax"
-    runtime: QuantisationRuntime = "onnxruntime"
-    tile: Annotated[int, Field(ge=8)] = 64
-    images: Annotated[int, Field(ge=1)] = 16
-    held_out: Annotated[int, Field(ge=1)] = 8
-    max_drop_db: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.999
-
-    @model_validator(mode="after")
-    def _bfloat16_is_openvinos(self) -> Self:
-        if self.method == "bf16" and self.runtime != "openvino":
-            raise ValueError(f"method bf16 is computed by runtime openvino alone: got {self.runtime}")
-        return self
-
-    @property
-    def precision(self) -> Literal["fp32", "bf16"]:
-        """What the runtime is to be told to compute in what the file leaves in float."""
-        return "bf16" if self.method == "bf16" else "fp32"
 
 
 class SensitivityRecord(FrozenConfig):

@@ -36,6 +36,7 @@ from harness.core.configs import (
     DataConfig,
     DistillationConfig,
     FrozenConfig,
+    QuantisationConfig,
     RoutingConfig,
     Scale,
     StoppingConfig,
@@ -349,13 +350,13 @@ class SearchSpace(FrozenConfig):
 
     def compression_config(self, values: Mapping[str, Any] | None = None) -> CompressionConfig | None:
         """Return what is done to a trained network under dimension `values` (`compression.*`), None for nothing."""
-        settings = {**self.compression, **_part(values, "compression.")}
+        settings = nest(_part(values, "compression."), self.compression)
         if not settings:
             return None
         config = parse_config(CompressionConfig, settings, "compression")
         if config.kinds is not None:
             find_groups(cast("PrunableConfig", self.model_config_for(values)), config.kinds)
-        return None if config.left == 1 else config
+        return None if config.changes_nothing else config
 
     def routing_config(self, values: Mapping[str, Any]) -> RoutingConfig:
         """Return the routing under dimension `values`; `threshold` ignores γ, so it always carries the default."""
@@ -551,6 +552,9 @@ def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimens
     elif section in ("model", "training", "compression"):
         allowed = [known for known in _fields(section, family) if known not in ("family", "recipe")]
         allowed += [f"distillation.{known}" for known in _DISTILLED] if section == "training" else []
+        allowed += (
+            [f"quantise.{known}" for known in QuantisationConfig.model_fields] if section == "compression" else []
+        )
     else:
         raise located.error(path, "expected a name that begins with model., training., compression. or routing.")
     if setting not in allowed:

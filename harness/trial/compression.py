@@ -55,6 +55,7 @@ from harness.core.configs import (
 from harness.core.device_lock import computing
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.files import atomic_path
+from harness.core.quantisation import QuantisationRecord
 from harness.core.records import (
     CompressionRecord,
     EvaluationRecord,
@@ -142,7 +143,7 @@ def compress(
     if not state.stages:
         state = _State(network, (_observe("train", 0, network, workshop, crops),), ())
         _write_state(file, state)
-    for round_ in range(1, config.rounds + 1):
+    for round_ in range(1, config.rounds + 1) if config.left < 1 else ():
         done = {(stage.kind, stage.round) for stage in state.stages}
         if ("prune", round_) not in done:
             tell(f"pruning, round {round_} of {config.rounds}")
@@ -205,6 +206,26 @@ def tuning_config(training: TrainingConfig, config: CompressionConfig) -> Traini
         "checkpoint_interval": min(training.checkpoint_interval, steps),
     }
     return training.model_copy(update=changes)
+
+
+def quantise_stage(stages: Sequence[StageRecord], record: QuantisationRecord, file: str) -> StageRecord:
+    """Return the last stage of a chain: what the network is in the runtime once it is quantised."""
+    assert record.after is not None
+    return stages[-1].model_copy(
+        update={
+            "kind": "quantise",
+            "round": 0,
+            "psnr_db": record.after.psnr_db,
+            "ssim": record.after.ssim,
+            "crops_psnr_db": None,
+            "latency": () if record.latency is None else (record.latency,),
+            "file": file,
+            "cost": None,
+            "target": None,
+            "estimate": None,
+            "seconds": record.seconds,
+        }
+    )
 
 
 def draw_crops(workshop: Workshop, batches: int) -> Crops:

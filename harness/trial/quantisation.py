@@ -19,11 +19,11 @@ from harness.compression import (
     round_graph,
 )
 from harness.core.conditions import Conditions
-from harness.core.configs import Precision
+from harness.core.configs import INT8, STATIC, Precision, QuantisationConfig
 from harness.core.device_lock import computing
 from harness.core.environment import now, observe_environment
 from harness.core.errors import TrialFailedError, UserError
-from harness.core.quantisation import INT8, STATIC, ChoiceRecord, QuantisationConfig, QuantisationRecord
+from harness.core.quantisation import ChoiceRecord, QuantisationRecord
 from harness.core.records import EvaluationRecord, LatencyRecord
 from harness.data import ImagePair, PairedDataset, to_tensor
 from harness.metrics import Protocol, get_protocol

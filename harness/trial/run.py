@@ -89,10 +89,12 @@ from harness.training import (
     train,
 )
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
-from harness.trial.compression import Workshop, compare_plans, compress
+from harness.trial.compression import Workshop, compare_plans, compress, quantise_stage
 from harness.trial.evaluation import evaluate, routed
+from harness.trial.quantisation import NETWORK_FILE, quantise, write_quantised
 from harness.trial.teacher import load_teacher
 
+QUANTISED = "quantised"  # the folder, beside a network's weights, of its quantised file
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 _RUNGS = TypeAdapter(tuple[RungRecord, ...])
 
@@ -664,7 +666,7 @@ def _compress(
             setup.folder.checkpoint(tuned).remove()
             return run()
 
-    return compress(
+    network, record = compress(
         network,
         plan,
         _open_workshop(setup, training),
@@ -673,6 +675,28 @@ def _compress(
         file=setup.folder.stage_file(identity),
         tell=tell,
     )
+    config = plan.quantise
+    if config is None:
+        return network, record
+    tell("quantising")
+    place = parse_conditions(setup.devices[0]).device
+    made = write_quantised(
+        setup.folder.network_dir(identity) / QUANTISED,
+        lambda folder: quantise(
+            network,
+            setup.train,
+            config,
+            folder,
+            weights=str(setup.folder.weights_file(identity)),
+            evaluation=setup.validation,
+            protocol=setup.protocol,
+            device=place if place.startswith("cpu") else "cpu:1",
+            effort=Effort(setup.latency_repeats, setup.latency_seconds) if setup.measure_latency else None,
+        ),
+        overwrite=True,
+    )
+    stage = quantise_stage(record.stages, made, f"{QUANTISED}/{NETWORK_FILE}")
+    return network, record.model_copy(update={"stages": (*record.stages, stage)})
 
 
 def _open_workshop(setup: TrialSetup, training: TrainingConfig) -> Workshop:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from harness.cli.target import resolve_network
-from harness.core.quantisation import QuantisationConfig, QuantisationRecord
+from harness.core.configs import QuantisationConfig
+from harness.core.quantisation import QuantisationRecord
 from harness.data import open_dataset, refuse_overlap
 from harness.metrics import get_protocol
 from harness.profiling import Effort, export_onnx

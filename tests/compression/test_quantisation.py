@@ -27,8 +27,8 @@ from harness.compression import (
     round_graph,
 )
 from harness.compression.quantisation import group_layers
+from harness.core.configs import STATIC, QuantisationMethod
 from harness.core.errors import UserError
-from harness.core.quantisation import STATIC, QuantisationMethod
 from tests.compression.networks import Exported, crops, export, likeness_db, run, weight_of
 
 LAYERS = ("Conv", "MatMul", "Gemm", "MatMulInteger")

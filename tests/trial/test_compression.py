@@ -9,8 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from harness.compression import Level, choose_least_loss, find_groups, score_units
-from harness.core.configs import CAMixerSRConfig, CompressionConfig, RoutingConfig, SwinIRConfig, TrainingConfig
+from harness.core.configs import (
+    CAMixerSRConfig,
+    CompressionConfig,
+    QuantisationConfig,
+    RoutingConfig,
+    SwinIRConfig,
+    TrainingConfig,
+)
 from harness.core.errors import TrialFailedError, UserError
+from harness.core.quantisation import QuantisationRecord
 from harness.core.records import TrialRecord
 from harness.models import SRNetwork, build_model
 from harness.profiling import canonical_macs, count_params
@@ -197,6 +205,29 @@ def test_what_is_left_may_learn_from_what_it_was(finished: Finished) -> None:
     first, other = record.compression.stages[2], plain.compression.stages[2]
     assert record.compression.stages[1].psnr_db == plain.compression.stages[1].psnr_db
     assert first.psnr_db != other.psnr_db
+
+
+def test_what_comes_out_is_quantised_at_last(finished: Finished) -> None:
+    """The quantised file runs in its runtime, is scored there, and stands as the last stage; pruning is left out."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    setup, _, _ = finished
+    how = QuantisationConfig(method="minmax", tile=16, images=1, held_out=1, max_drop_db=None)
+    plan = CompressionConfig(left=1.0, quantise=how)
+    record = run_trial(setup, propose(MODEL, record_id="trial-00006", compression=plan))
+    assert record.state == "complete", record.reason
+    assert record.compression is not None
+    before, stage = record.compression.stages
+    assert (before.kind, stage.kind) == ("train", "quantise")
+    assert stage.file is not None
+    folder = setup.folder.network_dir(record.network_id)
+    assert (folder / stage.file).is_file()
+    kept = QuantisationRecord.model_validate_json((folder / "quantised" / "quantisation.json").read_bytes())
+    assert kept.after is not None
+    assert kept.choice.quantised
+    assert stage.psnr_db == kept.after.psnr_db != before.psnr_db
+    assert stage.psnr_db == pytest.approx(before.psnr_db, abs=1)
+    assert stage.latency[0].runtime == "onnxruntime"
+    assert record.model == MODEL
 
 
 def test_targets_out_of_reach_end_with_what_is_reachable(tmp_path: Path) -> None:

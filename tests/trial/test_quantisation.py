@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from harness.core.configs import QuantisationConfig
 from harness.core.errors import UserError
-from harness.core.quantisation import QuantisationConfig, QuantisationRecord
+from harness.core.quantisation import QuantisationRecord
 from harness.data import PairedDataset
 from harness.metrics import get_protocol
 from harness.profiling import TargetNetwork, load_target, parse_target
