@@ -141,7 +141,7 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
     "dimension without section": (
         replaced("model.channels", "channels"),
         6,
-        ["dimensions.channels", "model., training. or routing."],
+        ["dimensions.channels", "model., training., compression. or routing."],
     ),
     "dimension that is no setting": (
         replaced("model.channels", "model.channel"),
