@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from harness.trial import Proposal, TrialSetup
 
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_PLAN = "plan.json"
 _REMEDY = "give another --out, or --overwrite to replace it"
 
 
@@ -95,7 +97,10 @@ def compress(
     ] = False,
     quantise: Annotated[
         str | None,
-        typer.Option(help="Quantise what comes out, into OUT: minmax, percentile, entropy, dynamic or fp16."),
+        typer.Option(
+            help="Quantise what comes out, into OUT: minmax, percentile, entropy, dynamic or fp16; or settings as YAML, "
+            "{method: minmax, images: 8, tile: 48}."
+        ),
     ] = None,
     settings: options.Settings = None,
     protocol: Annotated[str | None, typer.Option(help=f"How to score: {options.PROTOCOL_NAMES}.")] = None,
@@ -112,7 +117,7 @@ def compress(
     The same command again goes on where it was left.
     """
     from harness.core.configs import DataConfig
-    from harness.core.files import require_folder_place
+    from harness.core.files import require_folder_place, write_text
     from harness.core.study_folder import StudyFolder
     from harness.data import open_dataset, refuse_overlap
     from harness.export import check_target, write_bundle
@@ -126,6 +131,8 @@ def compress(
     network, parent = _find_parent(model, weights, scale)
     config = network.config
     training = _find_training(model, options.parse_settings(settings))
+    if distil:  # from what it was, and from nobody else
+        training = training.model_copy(update={"distillation": None})
     place, measured_on = options.check_train_device(device), parse_device(latency_device).text
     require_folder_place("--out", out)
     folder, bundle = StudyFolder(out), out / "bundle"
@@ -175,9 +182,20 @@ def compress(
         "tune_steps": tune_steps,
         "tune_rate": tune_rate,
         "distil": distil,
-        "quantise": None if quantise is None else {"method": quantise},
+        "quantise": _parse_quantisation(quantise),
     }
-    compression = _plan(target, plan, importance, scope, network, training, setup)
+    asked = {
+        "parent": parent.network_id,
+        "target": vars(target),
+        "plan": plan,
+        "importance": importance.value,
+        "scope": scope.value,
+        "training": training.model_dump(mode="json"),
+        "latency_device": measured_on,
+    }
+    compression = _known_plan(out / _PLAN, asked)
+    if compression is None:
+        compression = _plan(target, plan, importance, scope, network, training, setup)
     routing = getattr(config, "routing", None)
     proposal = Proposal(
         "trial-00000", "trial", 0, config, training, (routing,), routing, compression=compression, parent=parent
@@ -186,7 +204,8 @@ def compress(
     if record is not None:
         messages.print(f"note: {out} was compressed before with these settings")
     else:
-        out.mkdir(parents=True, exist_ok=True)
+        text = {"asked": asked, "compression": compression.model_dump(mode="json")}
+        write_text(out / _PLAN, dumps(text, indent=1))
         try:
             with stop_on_signals() as should_stop, TrainingBar() as bar:
                 record = run_trial(setup, proposal, progress=bar, should_stop=should_stop)
@@ -206,6 +225,19 @@ def compress(
     if (file := record.compression.stages[-1].file) is not None:
         console.print(f"quantised {folder.network_dir(record.network_id) / file}")
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
+
+
+def _known_plan(file: Path, asked: dict[str, Any]) -> "CompressionConfig | None":
+    """Return what an earlier run of the same request came to: what was measured or tried is not measured again."""
+    from harness.core.configs import CompressionConfig
+
+    try:
+        known = loads(file.read_text(encoding="utf-8"))
+        if known["asked"] == loads(dumps(asked)):
+            return CompressionConfig.model_validate(known["compression"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that cannot be read
+        pass
+    return None
 
 
 class _Target:
@@ -246,7 +278,7 @@ def _find_parent(model: str, weights: Path | None, scale: int | None) -> Any:
     import hashlib
 
     from harness.cli.target import resolve_network
-    from harness.export import is_bundle, read_bundle_config
+    from harness.export import bundle_identity, is_bundle
     from harness.trial import Parent
 
     network, origin = resolve_network(model, scale, None, None, weights)
@@ -254,7 +286,7 @@ def _find_parent(model: str, weights: Path | None, scale: int | None) -> Any:
         raise UserError(f"{model} is {origin}: there is nothing to compress; expected a bundle, or give --weights")
     path = Path(model)
     if is_bundle(path):
-        return network, Parent(read_bundle_config(path).network_id, path / "model.safetensors")
+        return network, Parent(bundle_identity(path), path / "model.safetensors")
     assert weights is not None
     return network, Parent(hashlib.sha256(weights.read_bytes()).hexdigest()[:12], weights)
 
@@ -289,7 +321,7 @@ def _plan(
     from harness.core.configs import CompressionConfig, parse_config
     from harness.profiling import parse_device
     from harness.trial import choose_best, least_cost, measure_whole
-    from harness.trial.quantisation import check_quantisation
+    from harness.trial.quantisation import check_quantisation, divide_images
 
     if not hasattr(network.config, "widths"):
         raise UserError(f"{network.config.label()} has no channels to remove; expected CAMixerSR or SwinIR")
@@ -297,6 +329,13 @@ def _plan(
     base = parse_config(CompressionConfig, {"left": 0.5, **plan, "cost": target.cost}, "compress")
     if base.quantise is not None:
         check_quantisation(base.quantise, parse_device("cpu:1"))
+        try:
+            divide_images(setup.train, base.quantise)
+        except UserError as error:
+            raise UserError(
+                f"--quantise: {str(error).partition(';')[0]}; give more --train images, or settings: fewer `images` "
+                "and `held_out`, or a smaller `tile`"
+            ) from None
     share = target.share
     if target.cost != "latency":
         whole, least = least_cost(network.config, base, setup.macs_input_size)
@@ -335,16 +374,38 @@ def _plan(
     return chosen
 
 
+def _parse_quantisation(text: str | None) -> Any:
+    """Return the settings of `--quantise`: a method alone, or all of them."""
+    import yaml
+
+    if text is None:
+        return None
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--quantise {text!r}: expected a method, or settings such as {{method: minmax}}") from None
+    return found if isinstance(found, dict) else {"method": found}
+
+
 def _find_same_run(folder: Any, proposal: "Proposal", setup: "TrialSetup", *, overwrite: bool) -> "TrialRecord | None":
     """Return the record of the same run where it was finished; `UserError` where the folder holds another run."""
     if folder.study_file.exists() or folder.database.exists():
         raise UserError(f"--out {folder.path} is the folder of a search, expected one of this run's own")
-    record = next(folder.read_trials(), None)
+    record: TrialRecord | None = next(folder.read_trials(), None)
     if record is None or overwrite:
         return None
     if record.network_id != proposal.network_id(setup.data):
         raise UserError(f"{folder.path} holds a run of other settings; {_REMEDY}")
-    return record if record.state == "complete" else None
+    if record.state != "complete":
+        return None
+    (point,) = record.points
+    there, here = (point.evaluation.protocol, point.latency[0].device), (setup.protocol.name, setup.devices[0])
+    if there != here:
+        raise UserError(
+            f"{folder.path} holds a run with protocol {there[0]} and latency on {there[1]}, here {here[0]} and "
+            f"{here[1]}; {_REMEDY}"
+        )
+    return record
 
 
 def _show(record: "TrialRecord", chain: "CompressionRecord") -> None:

@@ -107,11 +107,11 @@ def search(
     parsed = read_space(path, overrides)
     name = study or path.stem
     _check_study_name(name)
-    _check_quantisation(parsed)
     refuse_unreachable(parsed)
     on_cluster = executor == Executor.RAY and ray_address is not None  # of whose nodes nothing is known here
     each = (threads or 1) if on_cluster else _threads_each(threads, workers)
     setup = make_setup(name, parsed, results, device, each, download)
+    _check_quantisation(parsed, setup)
     space_text = path.read_text(encoding="utf-8").rstrip("\n") + "\n" + write_given(overrides)
     record = study_record(name, parsed, space_text, setup)
     _refuse_run(setup.folder)
@@ -196,14 +196,20 @@ def _threads_each(threads: int | None, workers: int) -> int:
     return total // workers
 
 
-def _check_quantisation(space: "SearchSpace") -> None:
-    """Refuse to quantise what networks come out without the packages that do."""
-    plan = space.compression_config({"compression.left": 0.5}) if space.compresses else None
-    if plan is not None and plan.quantise is not None:
-        from harness.profiling import parse_device
-        from harness.trial.quantisation import check_quantisation
+def _check_quantisation(space: "SearchSpace", setup: "TrialSetup") -> None:
+    """Refuse to quantise what networks come out without the packages that do, or with too few images."""
+    from harness.profiling import parse_device
+    from harness.trial.quantisation import check_quantisation, divide_images
 
-        check_quantisation(plan.quantise, parse_device("cpu:1"))
+    for plan in space.quantisations():
+        check_quantisation(plan, parse_device("cpu:1"))
+        try:
+            divide_images(setup.train, plan)
+        except UserError as error:
+            raise UserError(
+                f"compression.quantise: {str(error).partition(';')[0]}; give more training images, fewer `images` and "
+                "`held_out`, or a smaller `tile`"
+            ) from None
 
 
 def _check_study_name(name: str) -> None:

@@ -583,8 +583,8 @@ class TrialRecord(FrozenConfig):
     those that the network came to, in studies that stop early, `early_latency` what they were compared by; of a network
     that was trained to the end it stands with its points. `error_type` names the exception that a trial failed of.
     `notes` say what was made good on the way, such as a damaged checkpoint. `seconds` are those of each phase; what was
-    waited for other processes in any of them is a phase of its own. Of a network that was compressed after its
-    training, `compression` is the chain, and all else (`model`, points) that of its end.
+    waited for other processes in any of them is a phase of its own. Of a network that is to be compressed after its
+    training, `plan` says how; `compression` is the chain then, and all else (`model`, points) that of its end.
     """
 
     schema_version: Literal[1] = 1
@@ -606,6 +606,7 @@ class TrialRecord(FrozenConfig):
     training_result: TrainingRecord | None = None
     untrained: EvaluationRecord | None = None
     calibration: GainsRecord | None = None
+    plan: CompressionConfig | None = None
     compression: CompressionRecord | None = None
     error_type: str | None = None
     rungs: tuple[RungRecord, ...] = ()
@@ -622,7 +623,7 @@ class TrialRecord(FrozenConfig):
     def _leave_out_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Write what not every trial has only where it is there: other records keep their hashes."""
         values: dict[str, Any] = handler(self)
-        for name in ("calibration", "compression", "error_type", "rungs", "early_latency", "notes"):
+        for name in ("calibration", "plan", "compression", "error_type", "rungs", "early_latency", "notes"):
             if not getattr(self, name):
                 values.pop(name, None)
         return values

@@ -67,6 +67,9 @@ class Ledger:
         if is_twice:
             return
         if record.state == "complete" and record.training is not None:
-            self.steps += record.training.steps
+            if record.compression is None or "training" in record.seconds:  # else it was an earlier trial's
+                self.steps += record.training.steps
+            if record.compression is not None:
+                self.steps += sum(one.steps for one in record.compression.tuning)
         elif record.rungs:
             self.steps += record.rungs[-1].step

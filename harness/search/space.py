@@ -358,6 +358,17 @@ class SearchSpace(FrozenConfig):
             find_groups(cast("PrunableConfig", self.model_config_for(values)), config.kinds)
         return None if config.changes_nothing else config
 
+    def quantisations(self) -> tuple[QuantisationConfig, ...]:
+        """Return how networks of the space may be quantised, as far as choices are listed one by one."""
+        named = [name for name in self.dimensions if name.partition(".quantise")[0] == "compression"]
+        found = []
+        for name in named or [""]:
+            for value in (self.dimensions[name].values() or ()) if name else (None,):
+                plan = self.compression_config({"compression.left": 0.5, **({name: value} if name else {})})
+                if plan is not None and plan.quantise is not None:
+                    found.append(plan.quantise)
+        return tuple(dict.fromkeys(found)) if self.compresses else ()
+
     def routing_config(self, values: Mapping[str, Any]) -> RoutingConfig:
         """Return the routing under dimension `values`; `threshold` ignores γ, so it always carries the default."""
         settings = {**self.routing.model_dump(), **_part(values, "routing.")}

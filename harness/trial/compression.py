@@ -125,13 +125,15 @@ def compress(
     parent: str,
     tune: Callable[[SRNetwork, TrainingConfig, str], TrainingRecord],
     file: Path,
+    forget: Callable[[], None] = lambda: None,
     tell: Callable[[str], None] = lambda phase: None,
 ) -> tuple[SRNetwork, CompressionRecord]:
     """Return the compressed network, in eval mode, and the record of its stages.
 
     `parent` is the identity of `network`, which stays as it is. `tune` trains a network in place, as a run with a name
-    of its own; the last stage is kept in `file`. Raises `UserError` for a network without channels to
-    remove and for targets that cannot be reached, and `TrialFailedError` where pruning does not make it faster.
+    of its own; the last stage is kept in `file`, and `forget` throws away what training and tuning have kept before it.
+    Raises `UserError` for a network without channels to remove and for targets that cannot be reached, and
+    `TrialFailedError` where pruning does not make it faster.
     """
     before = network.config
     if not isinstance(before, PrunableConfig):
@@ -154,6 +156,7 @@ def compress(
             spent = time.perf_counter() - started
             found = {"cost": choice.cost, "target": choice.target, "estimate": choice.estimate, "seconds": spent}
             state = _State(smaller, (*state.stages, stage.model_copy(update=found)), state.tuning)
+            forget()  # before the stage is there: a checkpoint is of the tuning that follows the last stage
             _write_state(file, state)
         if ("tune", round_) not in done and config.tune_steps:
             tell(f"tuning, round {round_} of {config.rounds}")
@@ -357,11 +360,11 @@ def measure_losses(
     return curves
 
 
-def _interpolate(known: Sequence[Level], count: int) -> float:
-    for left, right in itertools.pairwise(known):
-        if count <= right.fewer:
-            return left.loss + (right.loss - left.loss) * (count - left.fewer) / (right.fewer - left.fewer)
-    return known[-1].loss
+def _interpolate(known: Sequence[tuple[float, float]], count: float) -> float:
+    for (left, lower), (right, upper) in itertools.pairwise(known):
+        if count <= right:
+            return lower + (upper - lower) * (count - left) / (right - left)
+    return known[-1][1]
 
 
 class LatencyTable(NamedTuple):
@@ -371,7 +374,7 @@ class LatencyTable(NamedTuple):
     falls, and a width that was not measured to be faster saves no more than a wider one.
     """
 
-    savings: Mapping[str, Sequence[Level]]
+    savings: Mapping[str, Sequence[tuple[float, float]]]
     groups: Mapping[str, int]
 
     def left(self, fewer: Fewer) -> float:
@@ -407,12 +410,12 @@ def measure_savings(
                 variants[name] = remove_channels(network, least_important(scores, fewer), checked=False)
     records = measure(variants)
     whole = records["whole"]
-    savings = {kind: [Level(0, 0.0)] for kind in by_kind}
+    savings = {kind: [(0.0, 0.0)] for kind in by_kind}
     for name, (kind, mean) in counts.items():
         record = records[name]
         is_faster = record.interval is None or whole.interval is None or record.interval[1] < whole.interval[0]
         saved = 1 - record.median / whole.median if is_faster else 0.0
-        savings[kind].append(Level(round(mean), max(savings[kind][-1].loss, saved)))
+        savings[kind].append((mean, max(savings[kind][-1][1], saved)))
     return LatencyTable(savings, {kind: len(alike) for kind, alike in by_kind.items()})
 
 
@@ -431,10 +434,14 @@ def _choose_by_latency(
     if measure is None:
         raise UserError("compression by latency measures it; expected a space or command that measures latency")
     table = measure_savings(network, groups, scores, measure, round_to)
-    measured = measure({"whole": whole, "now": network})
-    now = measured["now"].median / measured["whole"].median
+    now = 1.0
+    if network is not whole:
+        measured = measure({"whole": whole, "now": network})
+        now = measured["now"].median / measured["whole"].median
     target = share / now  # of this network's latency
-    aim, best = target, None
+    if target >= 1:  # reached by rounds before
+        return Choice({}, now, share, now)
+    aim, best = target / (1 + _LATENCY_TOLERANCE / 2), None
     for _ in range(_CORRECTIONS):
         try:
             fewer = choose(table.left, aim)
@@ -442,16 +449,18 @@ def _choose_by_latency(
             if best is None:
                 raise
             break  # no nearer than before
-        candidate = remove_channels(network, least_important(scores, fewer), checked=False)
-        measured = measure({"now": network, "candidate": candidate})
+        removed = least_important(scores, fewer)
+        measured = measure({"now": network, "candidate": remove_channels(network, removed, checked=False)})
         before, after = measured["now"], measured["candidate"]
         ratio = after.median / before.median
-        choice = Choice(least_important(scores, fewer), ratio * now, share, table.left(fewer) * now)
         if before.interval is not None and after.interval is not None and after.interval[1] >= before.interval[0]:
+            if best is not None:
+                break
             raise TrialFailedError(
                 f"without {sum(fewer.values())} channels the network takes {ratio:.3f} of its time on {after.device}, "
                 "which is not faster; nothing is pruned"
             )
+        choice = Choice(removed, ratio * now, share, table.left(fewer) * now)
         # The best that meets the target is the slowest of them; of those that do not, the fastest.
         rank = (ratio > target * (1 + _LATENCY_TOLERANCE), abs(ratio - target))
         if best is None or rank < best[0]:
@@ -460,7 +469,13 @@ def _choose_by_latency(
             break
         aim *= target / ratio
     assert best is not None
-    return best[1]
+    (misses, _), choice = best
+    if misses:
+        raise UserError(
+            f"{share:.1%} of the latency are not reached: {choice.cost:.1%} are left of it, as measured, in the best "
+            f"of {_CORRECTIONS} choices; expected a larger share, more kinds of channels, or more rounds"
+        )
+    return choice
 
 
 def _observe(kind: StageKind, round_: int, network: SRNetwork, workshop: Workshop, crops: Crops) -> StageRecord:

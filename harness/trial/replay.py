@@ -93,7 +93,7 @@ def replay(
         number=record.number,
         model=model_before(record),
         training=record.training,
-        compression=None if record.compression is None else record.compression.config,
+        compression=record.plan,
         routings=_find_routings(record) or routings,
         suggested=suggested,
         suggestion=record.suggestion,
@@ -136,7 +136,7 @@ def replay(
 
 def refuse_replay(record: TrialRecord) -> None:
     """Raise `UserError` for a trial that trained nothing, and for a record whose settings are not its own any more."""
-    compression = None if record.compression is None else record.compression.config
+    compression = record.plan
     identity = network_id(model_before(record), record.training, record.data, compression)
     if record.state == "answered":
         raise UserError(f"{record.record_id} trained nothing: it was answered by {record.answered_by}; replay that one")
@@ -171,6 +171,8 @@ def _find_routings(record: TrialRecord) -> tuple[RoutingConfig | None, ...]:
 def _compare(record: TrialRecord, again: TrialRecord) -> tuple[tuple[str, ...], tuple[Difference, ...]]:
     """Compare what is deterministic, but for the weights; say what there was to compare, and what differs."""
     then, now = dict(_facts(record)), dict(_facts(again))
+    if record.untrained is None or again.untrained is None:  # the training was an earlier trial's
+        then, now = ({what: one for what, one in facts.items() if what[:9] != "untrained"} for facts in (then, now))
     told = {**then, **now} if record.state == again.state else then.keys() & now.keys()  # else one came further
     differences = [_differ(what, then.get(what), now.get(what)) for what in told if then.get(what) != now.get(what)]
     compared = ["ending"]

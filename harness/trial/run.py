@@ -10,7 +10,6 @@ evaluation and the scores of a calibration.
 
 import contextlib
 import functools
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -331,9 +330,6 @@ def clear_up(folder: StudyFolder, network: str) -> None:
     if folder.place is not None:
         with contextlib.suppress(OutageError):
             folder.checkpoint(network).remove()
-    for tuning in folder.network_dir(network).parent.glob(f"{network}-round-*"):
-        folder.checkpoint(tuning.name).remove()
-        shutil.rmtree(tuning, ignore_errors=True)
     for file in (
         folder.checkpoint_file(network),
         folder.rungs_file(network),
@@ -384,6 +380,7 @@ def make_record(
         training_result=observed.training_result,
         untrained=observed.untrained,
         calibration=observed.calibration,
+        plan=proposal.compression,
         compression=observed.compression,
         error_type=observed.error_type,
         rungs=observed.rungs,
@@ -455,7 +452,7 @@ def _train_and_measure(
     training = proposal.training
     network = build_seeded(model, training.seed if training else 0)
     assert observed.params == sum(parameter.numel() for parameter in network.parameters())
-    teacher = load_teacher(training)
+    teacher = load_teacher(training) if proposal.parent is None else None
     identity = proposal.network_id(setup.data)
     sample_BCHW = representative_input(setup.validation, setup.latency_input_size)
 
@@ -475,7 +472,8 @@ def _train_and_measure(
             )
 
     trained = proposal.trained_id(setup.data)
-    if proposal.compression is not None and (known := _read_trained(setup, proposal, network)) is not None:
+    is_shared = proposal.compression is not None or setup.folder.training_file(trained).is_file()
+    if is_shared and (known := _read_trained(setup, proposal, network)) is not None:
         observed.training_result = known.result
         observed.notes += known.notes
         group.leave()
@@ -526,10 +524,10 @@ def _train_and_measure(
             write_text(setup.folder.training_file(trained), observed.training_result.model_dump_json())
     if proposal.compression is not None:
         assert training is not None
-        network, observed.compression = _compress(
-            setup, proposal, network.eval(), training, tell, progress, should_stop
-        )
-        observed.model = network.config
+        whole = routed(network.eval(), proposal.routings[0])  # not the one that happened to be proposed first
+        with observed.timed("compression"):
+            network, observed.compression = _compress(setup, proposal, whole, training, tell, progress, should_stop)
+        observed.model = _with_routing(network.config, getattr(proposal.model, "routing", None))
         observed.params = sum(parameter.numel() for parameter in network.parameters())
         observed.macs_check = _check_macs(network, sample_BCHW)
         _write_weights(setup.folder.weights_file(identity), network)
@@ -608,10 +606,16 @@ def _read_trained(setup: TrialSetup, proposal: Proposal, network: SRNetwork) -> 
         return _Trained(None, ())
     trained = proposal.trained_id(setup.data)
     weights, result = setup.folder.weights_file(trained), setup.folder.training_file(trained)
+    if not weights.is_file():
+        return None
     try:
-        record = TrainingRecord.model_validate_json(result.read_bytes())
+        if result.is_file():
+            record = TrainingRecord.model_validate_json(result.read_bytes())
+        else:  # of a trial that was not compressed
+            others = (one for one in setup.folder.read_trials() if one.network_id == trained)
+            record = next(one.training_result for one in others if one.training_result is not None)
         network.load_state_dict(load_file(weights))
-    except (OSError, ValidationError, SafetensorError, RuntimeError):
+    except (OSError, ValidationError, SafetensorError, RuntimeError, StopIteration):
         return None
     return _Trained(record, (f"trained before, as network {trained}",))
 
@@ -634,6 +638,7 @@ def _compress(
     plan, whole, trained = proposal.compression, network, proposal.trained_id(setup.data)
     assert plan is not None
     identity = proposal.network_id(setup.data)
+    checkpoint = setup.folder.checkpoint(identity)  # of training before, of tuning from now on
 
     def tune(network: SRNetwork, config: TrainingConfig, name: str) -> TrainingRecord:
         tuned = f"{identity}-{name}"
@@ -653,7 +658,7 @@ def _compress(
                 device=setup.train_device,
                 threads=setup.threads,
                 teacher=teacher,
-                checkpoint=setup.folder.checkpoint(tuned),
+                checkpoint=checkpoint,
                 identity=tuned,
                 progress=progress.training,
                 should_stop=should_stop,
@@ -663,7 +668,7 @@ def _compress(
         try:
             return run()
         except DamagedCheckpointError:  # the network is untouched
-            setup.folder.checkpoint(tuned).remove()
+            checkpoint.remove()
             return run()
 
     network, record = compress(
@@ -672,6 +677,7 @@ def _compress(
         _open_workshop(setup, training),
         parent=trained,
         tune=tune,
+        forget=checkpoint.remove,
         file=setup.folder.stage_file(identity),
         tell=tell,
     )

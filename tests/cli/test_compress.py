@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.export import load_bundle, read_bundle_config, read_bundle_metrics
+from harness.export import bundle_identity, load_bundle, read_bundle_metrics
 from harness.models import SRNetwork
 from tests.cli.conftest import Call, FinishedStudy, written
 from tests.photographs import Photographs
@@ -40,7 +40,7 @@ def test_a_bundle_becomes_a_smaller_one(
     stages = metrics.compression.stages
     assert [stage.kind for stage in stages] == ["train", "prune", "tune"]
     assert 0.97 * 0.7 <= getattr(stages[-1], cost) / getattr(stages[0], cost) <= 0.7
-    assert metrics.compression.parent == read_bundle_config(bundle).network_id
+    assert metrics.compression.parent == bundle_identity(bundle)
     assert stages[0].psnr_db == pytest.approx(before.evaluation.psnr_db, abs=1e-9)
     assert document["bundle"] == "small/bundle"
     network = load_bundle("small/bundle")
@@ -56,7 +56,11 @@ def test_a_bundle_becomes_a_smaller_one(
     assert repeated.code == 0, repeated.err
     assert "was compressed before with these settings" in repeated.err
     assert "channels left, summed over blocks" in repeated.out
-    assert "group-norm global" in repeated.err  # what auto has tried
+    assert "group-norm global" not in repeated.err  # which auto has tried before
+    for more in (("--protocol", "large"), ("--latency-device", "cpu:2")):
+        other = call(*arguments(bundle, photographs, option, value, *more))
+        assert other.code == 2
+        assert "holds a run" in other.err
     assert written(Path("small/trials")) == files
     settled = ("--importance", "group-norm", "--scope", "global")
     other = call(*arguments(bundle, photographs, "--left", "0.8", *settled))

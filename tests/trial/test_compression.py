@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.compression import Level, choose_least_loss, find_groups, score_units
+from harness.compression import choose_least_loss, find_groups, score_units
 from harness.core.configs import (
     CAMixerSRConfig,
     CompressionConfig,
@@ -106,6 +106,7 @@ def test_another_compression_of_the_same_training_does_not_train_again(finished:
     assert again.state == "complete", again.reason
     assert "training" not in again.seconds
     assert again.notes == (f"trained before, as network {other.trained_id(setup.data)}",)
+    assert "compression" in again.seconds
     assert again.training_result == record.training_result
     assert again.compression is not None
     assert again.compression.stages[0].psnr_db == record.compression.stages[0].psnr_db  # type: ignore[union-attr]
@@ -118,6 +119,36 @@ def test_a_replay_finds_no_difference(finished: Finished) -> None:
     assert found.is_identical, found.differences
     assert "weights" in found.compared
     assert "5 stages" in found.compared
+
+
+def test_what_is_pruned_does_not_hang_on_the_routing_that_came_first(tmp_path: Path) -> None:
+    routings = (RoutingConfig(gamma=0.5), RoutingConfig(gamma=0.0), RoutingConfig(gamma=1.0))
+    models = []
+    for index, suggested in enumerate(routings):
+        setup = setup_study(tmp_path / str(index))
+        plan = HALF.model_copy(update={"rounds": 1, "tune_steps": 0})
+        record = run_trial(setup, propose(MODEL, routings=routings, suggested=suggested, compression=plan))
+        assert record.state == "complete", record.reason
+        models.append(record.model)
+    assert models[0] == models[1] == models[2]
+
+
+def test_weights_of_a_record_that_is_not_compressed_are_taken_and_kept(tmp_path: Path) -> None:
+    """Even where training again would not give the same bits: they are what the record was measured with."""
+    setup = setup_study(tmp_path)
+    plain = run_trial(setup, propose(MODEL))
+    file = setup.folder.weights_file(plain.network_id)
+    altered = {name: 1.01 * tensor for name, tensor in load_file(file).items()}
+    from safetensors.torch import save_file
+
+    save_file(altered, file)
+    record = run_trial(setup, propose(MODEL, record_id="trial-00004", compression=HALF))
+    assert record.state == "complete", record.reason
+    assert "training" not in record.seconds
+    assert record.training_result == plain.training_result
+    assert all(torch.equal(altered[name], tensor) for name, tensor in load_file(file).items())
+    found = replay(setup, record, (RoutingConfig(gamma=0.5),), RoutingConfig(gamma=0.5))
+    assert not any(one.what.startswith("untrained") for one in found.differences)
 
 
 @pytest.mark.parametrize("moment", ["training", "pruned", "tuning", "second round"])
@@ -314,14 +345,40 @@ def test_a_table_that_is_wrong_is_corrected_by_what_is_measured(tmp_path: Path) 
     assert choice.cost == pytest.approx(0.8, abs=0.05)
 
 
+def test_a_target_that_is_missed_by_latency_is_no_success(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path)
+    network = build_seeded(MODEL, 3).eval()
+
+    class Stubborn(Clock):
+        """Each kind alone saves much, all together no more than a quarter."""
+
+        def time(self, network: SRNetwork) -> float:
+            return max(super().time(network), 0.75 * (10 + 32 + 32))
+
+    plan = CompressionConfig(left=0.5, cost="latency", importance="group-norm", kinds=("ffn", "mixer"), crops=1)
+    place = workshop(setup, Stubborn({"ffn": 1.0, "mixer": 1.0}))
+    with pytest.raises(UserError, match=r"are not reached: 75\.0% are left|cannot be reached"):
+        choose_units(network, plan, place, draw_crops(place, 1), network)
+
+
+def test_a_round_whose_target_is_met_already_removes_nothing(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path)
+    whole, smaller = build_seeded(MODEL, 3).eval(), build_seeded(MODEL.model_copy(update={"channels": 8}), 3).eval()
+    plan = CompressionConfig(left=0.9, cost="latency", importance="group-norm", crops=1)
+    place = workshop(setup, Clock({"ffn": 1.0}))
+    choice = choose_units(smaller, plan, place, draw_crops(place, 1), whole)
+    assert choice.removed == {}
+    assert choice.cost < 0.9
+
+
 def test_a_table_adds_savings_up_and_never_lets_them_fall() -> None:
     table = LatencyTable(
-        {"features": [Level(0, 0.0), Level(8, 0.4)], "ffn": [Level(0, 0.0), Level(4, 0.1), Level(8, 0.1)]},
+        {"features": [(0, 0.0), (8, 0.4)], "ffn": [(0, 0.0), (0.5, 0.0), (4, 0.1), (8, 0.1)]},
         {"features": 1, "ffn": 2},
     )
     assert table.left({}) == 1
     assert table.left({"ffn 0": 4}) == pytest.approx(0.95)
-    assert table.left({"ffn 0": 2, "ffn 1": 8}) == pytest.approx(1 - 0.025 - 0.05)
+    assert table.left({"ffn 0": 2.25, "ffn 1": 8}) == pytest.approx(1 - 0.025 - 0.05)  # type: ignore[dict-item]
     assert table.left({"features": 4, "ffn 0": 4}) == pytest.approx(0.8 * 0.95)
 
 
