@@ -98,8 +98,8 @@ def compress(
     quantise: Annotated[
         str | None,
         typer.Option(
-            help="Quantise what comes out, into OUT: minmax, percentile, entropy, dynamic or fp16; or settings as YAML, "
-            "{method: minmax, images: 8, tile: 48}."
+            help="Quantise what comes out, into OUT: minmax, percentile, entropy, dynamic or fp16; or settings as "
+            "YAML, {method: minmax, images: 8, tile: 48}."
         ),
     ] = None,
     settings: options.Settings = None,
