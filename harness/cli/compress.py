@@ -120,7 +120,7 @@ def compress(
     from harness.core.files import require_folder_place, write_text
     from harness.core.study_folder import StudyFolder
     from harness.data import open_dataset, refuse_overlap
-    from harness.export import check_target, write_bundle
+    from harness.export import check_target, is_bundle, write_bundle
     from harness.metrics import get_protocol
     from harness.models import preset_config
     from harness.profiling import parse_device
@@ -135,6 +135,8 @@ def compress(
         training = training.model_copy(update={"distillation": None})
     place, measured_on = options.check_train_device(device), parse_device(latency_device).text
     require_folder_place("--out", out)
+    if is_bundle(out):
+        raise UserError(f"--out {out} is a bundle; expected a folder of the run's own, which the bundle comes into")
     folder, bundle = StudyFolder(out), out / "bundle"
     check_target(bundle, overwrite=True)
 
@@ -193,7 +195,7 @@ def compress(
         "training": training.model_dump(mode="json"),
         "latency_device": measured_on,
     }
-    compression = _known_plan(out / _PLAN, asked)
+    compression = None if overwrite else _known_plan(out / _PLAN, asked)
     if compression is None:
         compression = _plan(target, plan, importance, scope, network, training, setup)
     routing = getattr(config, "routing", None)
@@ -228,16 +230,29 @@ def compress(
 
 
 def _known_plan(file: Path, asked: dict[str, Any]) -> "CompressionConfig | None":
-    """Return what an earlier run of the same request came to: what was measured or tried is not measured again."""
+    """Return what an earlier run of the same request came to: what was measured or tried is not measured again.
+
+    `UserError` where the folder holds a run of another request, finished or not.
+    """
     from harness.core.configs import CompressionConfig
 
     try:
         known = loads(file.read_text(encoding="utf-8"))
-        if known["asked"] == loads(dumps(asked)):
-            return CompressionConfig.model_validate(known["compression"])
+        before, plan = known["asked"], CompressionConfig.model_validate(known["compression"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or one that cannot be read
-        pass
-    return None
+        return None
+    here = loads(dumps(asked))
+    differing = [key for key in here if before.get(key) != here[key]]
+    if differing:
+        key = differing[0]
+        inside = sorted(here[key]) if isinstance(here[key], dict) and isinstance(before.get(key), dict) else []
+        other = next((name for name in inside if before[key].get(name) != here[key][name]), None)
+        there, now = (before.get(key), here[key]) if other is None else (before[key].get(other), here[key][other])
+        name = key if other is None else f"{key}.{other}"
+        raise UserError(
+            f"{file.parent} holds a run of other settings: {name} is {there} there and {now} here; {_REMEDY}"
+        )
+    return plan
 
 
 class _Target:
@@ -282,8 +297,10 @@ def _find_parent(model: str, weights: Path | None, scale: int | None) -> Any:
     from harness.trial import Parent
 
     network, origin = resolve_network(model, scale, None, None, weights)
-    if origin in ("untrained", "none needed"):
-        raise UserError(f"{model} is {origin}: there is nothing to compress; expected a bundle, or give --weights")
+    if origin == "none needed":
+        raise UserError(f"{model} has no weights, so there is nothing to compress; expected a CAMixerSR or SwinIR")
+    if origin == "untrained":
+        raise UserError(f"{model} is untrained: there is nothing to compress; expected a bundle, or give --weights")
     path = Path(model)
     if is_bundle(path):
         return network, Parent(bundle_identity(path), path / "model.safetensors")
@@ -422,7 +439,7 @@ def _show(record: "TrialRecord", chain: "CompressionRecord") -> None:
                 format_count(stage.macs),
                 format_count(stage.params),
                 format_number(None if latency is None else latency.median, 2),
-                format_number(None if latency is None else latency.ratio, 3),
+                format_number(None if latency is None or stage.kind == "quantise" else latency.ratio, 3),
             ]
         )
     plan = chain.config
@@ -433,4 +450,11 @@ def _show(record: "TrialRecord", chain: "CompressionRecord") -> None:
     )
     widths = ", ".join(f"{kind} {count} of {first.widths[kind]}" for kind, count in chain.stages[-1].widths.items())
     console.print(f"channels left, summed over blocks: {widths}")
+    last, before = chain.stages[-1], chain.stages[-2:][0]
+    if last.kind == "quantise" and last.latency:
+        console.print(
+            f"quantised: {format_number(last.psnr_db - before.psnr_db, 3)} dB, "
+            f"{format_number(last.latency[0].ratio, 2)} of the latency of the same network in float in "
+            f"{last.latency[0].runtime}"
+        )
     console.print(describe_record(record), markup=False)

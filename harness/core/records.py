@@ -540,9 +540,10 @@ class StageRecord(FrozenConfig):
 
     `round` counts from 1 (0: as it was trained). `widths` are the channels that are left, by kind, summed over blocks;
     `crops_psnr_db` is over training crops (RGB), `psnr_db` over the validation images. `cost` is in the unit that the
-    compression goes by, with `target` what it was to be, and `estimate` what was expected where it is measured.
-    Of a stage `quantise` scores and latency are those of the `file` (in the network's folder, with a record beside it)
-    in the runtime that is to run it; its latency's reference is the same network in float there.
+    compression goes by, with `target` what it was to be, and `estimate` what was expected where it is measured. `tune`
+    changes no latency, and has none. Of a stage `quantise` scores and latency are those of the `file` (in the network's
+    folder, with a record beside it) in the runtime that is to run it; its latency's reference is the same network in
+    float there.
     """
 
     kind: StageKind

@@ -163,8 +163,7 @@ def compress(
             started = time.perf_counter()
             tuned = tune(state.network, tuning_config(workshop.training, config), f"round-{round_}")
             stage = _observe("tune", round_, state.network, workshop, crops)
-            latency = state.stages[-1].latency  # the same network, with other weights
-            stage = stage.model_copy(update={"latency": latency, "seconds": time.perf_counter() - started})
+            stage = stage.model_copy(update={"seconds": time.perf_counter() - started})
             state = _State(state.network, (*state.stages, stage), (*state.tuning, tuned))
             _write_state(file, state)
     record = CompressionRecord(config=config, model=before, parent=parent, stages=state.stages, tuning=state.tuning)
@@ -446,9 +445,13 @@ def _choose_by_latency(
         try:
             fewer = choose(table.left, aim)
         except UserError:
-            if best is None:
-                raise
-            break  # no nearer than before
+            if best is not None:
+                break  # no nearer than before
+            least = now * table.left({group.name: group.units - widths_of(group, round_to)[-1] for group in groups})
+            raise UserError(
+                f"{share:.1%} of the latency cannot be reached by removing channels: by what was measured, {least:.1%} "
+                "are left at the least; expected more than that, or more kinds of channels"
+            ) from None
         removed = least_important(scores, fewer)
         measured = measure({"now": network, "candidate": remove_channels(network, removed, checked=False)})
         before, after = measured["now"], measured["candidate"]
@@ -479,7 +482,10 @@ def _choose_by_latency(
 
 
 def _observe(kind: StageKind, round_: int, network: SRNetwork, workshop: Workshop, crops: Crops) -> StageRecord:
-    """Record what a network is; its latency beside the study's reference, as that of points."""
+    """Record what a network is; its latency beside the study's reference, as that of points.
+
+    That of a tuned network is the pruned one's.
+    """
     config = _config_of(network)
     widths = dict.fromkeys(KINDS[config.family], 0)
     for group in find_groups(config):

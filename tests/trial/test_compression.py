@@ -71,7 +71,7 @@ def test_the_chain_stands_in_the_record(finished: Finished) -> None:
     assert 0.97 * 0.5**0.5 <= macs[1] / whole <= 0.5**0.5
     assert 0.97 * 0.5 <= macs[3] / whole <= 0.5
     assert [stage.params for stage in stages] == sorted((stage.params for stage in stages), reverse=True)
-    assert all(stage.latency[0].reference == "swinir-tiny" for stage in stages)
+    assert all(stage.latency[0].reference == "swinir-tiny" for stage in stages if stage.kind != "tune")
     assert [one.steps for one in record.compression.tuning] == [2, 2]
     assert record.compression.model == MODEL
     assert isinstance(record.model, CAMixerSRConfig)
