@@ -176,7 +176,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("PSNR-Y on BSDS80 (dB)")
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
 
