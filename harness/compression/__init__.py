@@ -1,7 +1,6 @@
 """Smaller and cheaper networks out of trained ones: channels that go, and numbers of fewer bits."""
 
 from harness.compression.channels import (
-    KINDS,
     ChannelGroup,
     Member,
     Narrowing,
@@ -38,7 +37,6 @@ from harness.compression.selection import (
 )
 
 __all__ = [
-    "KINDS",
     "TARGET_TOLERANCE",
     "ChannelGroup",
     "Cost",

@@ -20,17 +20,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.core.configs import BlockWidths, CAMixerSRConfig, LayerWidths, SwinIRConfig
+from harness.core.configs import KINDS, BlockWidths, CAMixerSRConfig, LayerWidths, SwinIRConfig
 from harness.core.errors import UserError
 from harness.models import SRNetwork, build_seeded
 
 PrunableConfig = CAMixerSRConfig | SwinIRConfig
 Axis = Literal["out", "in"]
-# What units are of: `features` run through the whole network, all others through one block or layer.
-KINDS: dict[str, tuple[str, ...]] = {
-    "camixersr": ("features", "mixer", "query", "predictor", "offsets", "ffn"),
-    "swinir": ("features", "query", "value", "mlp"),
-}
 _LEAST = {"features": 4}  # the smallest width that a config takes, where it is not 1
 _TOLERANCE = 1e-9  # in full scale, in float64
 

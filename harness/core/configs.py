@@ -479,6 +479,13 @@ class QuantisationConfig(FrozenConfig):
         return "bf16" if self.method == "bf16" else "fp32"
 
 
+# Channels that may be removed, by family; `features` run through the whole network, all others through a block or layer
+KINDS: dict[str, tuple[str, ...]] = {
+    "camixersr": ("features", "mixer", "query", "predictor", "offsets", "ffn"),
+    "swinir": ("features", "query", "value", "mlp"),
+}
+
+
 class CompressionConfig(FrozenConfig):
     """How a trained network loses channels, is trained on, and is quantised.
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -23,9 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from harness.compression import PrunableConfig, find_groups
 from harness.core.conditions import parse_conditions
 from harness.core.configs import (
+    KINDS,
     PAPER_RECIPE,
     BicubicConfig,
     BudgetConfig,
@@ -354,8 +354,10 @@ class SearchSpace(FrozenConfig):
         if not settings:
             return None
         config = parse_config(CompressionConfig, settings, "compression")
-        if config.kinds is not None:
-            find_groups(cast("PrunableConfig", self.model_config_for(values)), config.kinds)
+        known = KINDS[str(self.model.get("family", "camixersr"))]
+        for kind in config.kinds or ():
+            if kind not in known:
+                raise UserError(f"compression: no channels {kind!r}; expected some of {', '.join(known)}")
         return None if config.changes_nothing else config
 
     def quantisations(self) -> tuple[QuantisationConfig, ...]:

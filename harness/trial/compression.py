@@ -24,7 +24,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from harness.compression import (
-    KINDS,
     TARGET_TOLERANCE,
     ChannelGroup,
     Cost,
@@ -45,6 +44,7 @@ from harness.compression import (
     widths_of,
 )
 from harness.core.configs import (
+    KINDS,
     MODEL_CONFIG,
     CAMixerSRConfig,
     CompressionConfig,

@@ -8,8 +8,8 @@ import torch
 import torch_pruning
 from torch import nn
 
-from harness.compression import KINDS, channels, find_groups, narrow, remove_channels, silence_channels
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.compression import channels, find_groups, narrow, remove_channels, silence_channels
+from harness.core.configs import KINDS, BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
 from harness.models import SRNetwork, build_model
 from harness.models.literal import word_for_word
