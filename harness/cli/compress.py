@@ -116,6 +116,7 @@ def compress(
 
     The same command again goes on where it was left.
     """
+    from harness.cli.target import default_protocol
     from harness.core.configs import DataConfig
     from harness.core.files import require_folder_place, write_text
     from harness.core.study_folder import StudyFolder
@@ -140,7 +141,7 @@ def compress(
     folder, bundle = StudyFolder(out), out / "bundle"
     check_target(bundle, overwrite=True)
 
-    rules = get_protocol(protocol or _default_protocol(model))
+    rules = get_protocol(protocol or default_protocol(model))
     cache = results / "cache"
     trained_on = open_dataset(
         train_images,
@@ -188,11 +189,11 @@ def compress(
     }
     asked = {
         "parent": parent.network_id,
-        "target": vars(target),
-        "plan": plan,
+        **_named("target", vars(target)),
+        **_named("plan", plan),
         "importance": importance.value,
         "scope": scope.value,
-        "training": training.model_dump(mode="json"),
+        **_named("training", training.model_dump(mode="json")),
         "latency_device": measured_on,
     }
     compression = None if overwrite else _known_plan(out / _PLAN, asked)
@@ -229,6 +230,11 @@ def compress(
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
 
 
+def _named(section: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings under the names that messages give them."""
+    return {f"{section}.{name}": settings[name] for name in sorted(settings)}
+
+
 def _known_plan(file: Path, asked: dict[str, Any]) -> "CompressionConfig | None":
     """Return what an earlier run of the same request came to: what was measured or tried is not measured again.
 
@@ -242,16 +248,12 @@ def _known_plan(file: Path, asked: dict[str, Any]) -> "CompressionConfig | None"
     except (OSError, ValueError, KeyError, TypeError):  # none, or one that cannot be read
         return None
     here = loads(dumps(asked))
-    differing = [key for key in here if before.get(key) != here[key]]
-    if differing:
-        key = differing[0]
-        inside = sorted(here[key]) if isinstance(here[key], dict) and isinstance(before.get(key), dict) else []
-        other = next((name for name in inside if before[key].get(name) != here[key][name]), None)
-        there, now = (before.get(key), here[key]) if other is None else (before[key].get(other), here[key][other])
-        name = key if other is None else f"{key}.{other}"
-        raise UserError(
-            f"{file.parent} holds a run of other settings: {name} is {there} there and {now} here; {_REMEDY}"
-        )
+    for key in here:
+        if before.get(key) != here[key]:
+            there = before.get(key)
+            raise UserError(
+                f"{file.parent} holds a run of other settings: {key} is {there} there and {here[key]} here; {_REMEDY}"
+            )
     return plan
 
 
@@ -318,12 +320,6 @@ def _find_training(model: str, settings: dict[str, Any]) -> "TrainingConfig":
     return parse_config(TrainingConfig, {**base, **settings}, "--set")
 
 
-def _default_protocol(model: str) -> str:
-    from harness.cli.target import default_protocol
-
-    return default_protocol(model)
-
-
 def _plan(
     target: _Target,
     plan: dict[str, Any],
@@ -336,23 +332,15 @@ def _plan(
     """Return what is to be done: the target as a share, and what `auto` comes to."""
     from harness.compression import find_groups
     from harness.core.configs import CompressionConfig, parse_config
-    from harness.profiling import parse_device
     from harness.trial import choose_best, least_cost, measure_whole
-    from harness.trial.quantisation import check_quantisation, divide_images
+    from harness.trial.quantisation import check_images
 
     if not hasattr(network.config, "widths"):
         raise UserError(f"{network.config.label()} has no channels to remove; expected CAMixerSR or SwinIR")
     find_groups(network.config, plan["kinds"])
     base = parse_config(CompressionConfig, {"left": 0.5, **plan, "cost": target.cost}, "compress")
     if base.quantise is not None:
-        check_quantisation(base.quantise, parse_device("cpu:1"))
-        try:
-            divide_images(setup.train, base.quantise)
-        except UserError as error:
-            raise UserError(
-                f"--quantise: {str(error).partition(';')[0]}; give more --train images, or settings: fewer `images` "
-                "and `held_out`, or a smaller `tile`"
-            ) from None
+        check_images(base.quantise, setup.train, setting="--quantise", source="--train images")
     share = target.share
     if target.cost != "latency":
         whole, least = least_cost(network.config, base, setup.macs_input_size)
@@ -433,13 +421,13 @@ def _show(record: "TrialRecord", chain: "CompressionRecord") -> None:
         latency = stage.latency[0] if stage.latency else None
         rows.append(
             [
-                stage.kind if not stage.round else f"{stage.kind} {stage.round}",
+                stage.name,
                 format_number(stage.psnr_db, 3),
                 format_number(stage.psnr_db - first.psnr_db, 3),
                 format_count(stage.macs),
                 format_count(stage.params),
                 format_number(None if latency is None else latency.median, 2),
-                format_number(None if latency is None or stage.kind == "quantise" else latency.ratio, 3),
+                format_number(stage.latency_ratio, 3),
             ]
         )
     plan = chain.config

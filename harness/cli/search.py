@@ -91,6 +91,7 @@ def search(
         run_search,
         study_record,
     )
+    from harness.trial.quantisation import check_images
 
     if executor == Executor.RAY:
         check_ray()
@@ -111,7 +112,8 @@ def search(
     on_cluster = executor == Executor.RAY and ray_address is not None  # of whose nodes nothing is known here
     each = (threads or 1) if on_cluster else _threads_each(threads, workers)
     setup = make_setup(name, parsed, results, device, each, download)
-    _check_quantisation(parsed, setup)
+    for plan in parsed.quantisations():
+        check_images(plan, setup.train, setting="compression.quantise", source="training images")
     space_text = path.read_text(encoding="utf-8").rstrip("\n") + "\n" + write_given(overrides)
     record = study_record(name, parsed, space_text, setup)
     _refuse_run(setup.folder)
@@ -194,22 +196,6 @@ def _threads_each(threads: int | None, workers: int) -> int:
     if total < workers:
         raise UserError(f"--workers {workers} on {total} threads: expected at least one for each; give fewer workers")
     return total // workers
-
-
-def _check_quantisation(space: "SearchSpace", setup: "TrialSetup") -> None:
-    """Refuse to quantise what networks come out without the packages that do, or with too few images."""
-    from harness.profiling import parse_device
-    from harness.trial.quantisation import check_quantisation, divide_images
-
-    for plan in space.quantisations():
-        check_quantisation(plan, parse_device("cpu:1"))
-        try:
-            divide_images(setup.train, plan)
-        except UserError as error:
-            raise UserError(
-                f"compression.quantise: {str(error).partition(';')[0]}; give more training images, fewer `images` and "
-                "`held_out`, or a smaller `tile`"
-            ) from None
 
 
 def _check_study_name(name: str) -> None:

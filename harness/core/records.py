@@ -561,6 +561,16 @@ class StageRecord(FrozenConfig):
     estimate: float | None = None
     seconds: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """What a stage is called: `train`, `prune 1`."""
+        return f"{self.kind} {self.round}" if self.round else self.kind
+
+    @property
+    def latency_ratio(self) -> float | None:
+        """Latency over that of the study's reference; None where it was not measured beside it."""
+        return self.latency[0].ratio if self.latency and self.kind != "quantise" else None
+
 
 class CompressionRecord(FrozenConfig):
     """The chain from a trained network to a smaller one. `model` is the config before it, `parent` the network's

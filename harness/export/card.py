@@ -116,9 +116,8 @@ def _describe_chain(chain: CompressionRecord) -> str:
     widths = ", ".join(f"{kind} {count} of {first.widths[kind]}" for kind, count in last.widths.items())
     rows = []
     for stage in chain.stages:
-        ratio = stage.latency[0].ratio if stage.latency and stage.kind != "quantise" else None
-        name = f"{stage.kind} {stage.round}" if stage.round else stage.kind
-        cells = [name, f"{stage.psnr_db:.3f}", format_count(stage.macs), format_count(stage.params)]
+        ratio = stage.latency_ratio
+        cells = [stage.name, f"{stage.psnr_db:.3f}", format_count(stage.macs), format_count(stage.params)]
         rows.append(f"| {' | '.join(cells)} | {'–' if ratio is None else f'{ratio:.3f}'} |")
     return f"""Made of {chain.model.label()} (network {chain.parent}) by structured pruning to {plan.left:.1%} of its
 {plan.cost} (importance `{plan.importance}`, scope `{plan.scope}`) and {sum(one.steps for one in chain.tuning)} steps

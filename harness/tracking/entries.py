@@ -94,11 +94,6 @@ def record_params(record: TrialRecord) -> dict[str, str]:
     )
 
 
-def stage_name(stage: StageRecord) -> str:
-    """Return what a stage of a compression is called: `train`, `prune 1`."""
-    return f"{stage.kind} {stage.round}" if stage.round else stage.kind
-
-
 def stage_metrics(stage: StageRecord) -> list[MetricEntry]:
     """Return what was measured of a network after one stage of its compression."""
     values: list[tuple[str, float | None]] = [

@@ -40,7 +40,6 @@ from harness.tracking.entries import (
     record_params,
     record_tags,
     stage_metrics,
-    stage_name,
     study_note,
     study_params,
     study_tags,
@@ -201,8 +200,8 @@ class MlflowTracker:
             whole = {name: value for name, value in tags.items() if known.get(name) != value}
             whole["harness.complete"] = content
             for stage in () if record.compression is None else record.compression.stages:
-                named = {"mlflow.parentRunId": run_id, "harness.stage": stage_name(stage)}
-                child = _find_or_create_run(client, experiment, named, f"{name} {stage_name(stage)}", started, {})
+                named = {"mlflow.parentRunId": run_id, "harness.stage": stage.name}
+                child = _find_or_create_run(client, experiment, named, f"{name} {stage.name}", started, {})
                 _log_batches(client, str(child.info.run_id), stage_metrics(stage), finished)
                 client.set_terminated(child.info.run_id, status="FINISHED", end_time=finished)
             _log_batches(client, run_id, record_metrics(record), finished, record_params(record), whole)

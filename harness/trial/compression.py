@@ -175,11 +175,12 @@ def compare_plans(
 ) -> tuple[CompressionConfig, list[float]]:
     """Return the plan whose first round of pruning leaves the best network, and what each comes to (dB on crops).
 
-    Of a plan that cannot meet the target that is −inf; `UserError` where none can.
+    All are judged on the same crops, as many as the first one asks for. Of a plan that cannot meet the target that is
+    −inf; `UserError` where none can.
     """
+    crops = draw_crops(workshop, plans[0].crops)
     scores_db: list[float] = []
     for plan in plans:
-        crops = draw_crops(workshop, plan.crops)
         try:
             choice = choose_units(network, plan, workshop, crops, network)
         except UserError:
@@ -193,7 +194,7 @@ def compare_plans(
 
 def least_cost(config: PrunableConfig, compression: CompressionConfig, size: tuple[int, int]) -> tuple[float, float]:
     """Return what a network costs, in MACs or parameters, and what it does when all channels go that may."""
-    cost = exact_cost(config, compression, size)
+    cost = exact_cost(config, compression.cost, size)
     groups = find_groups(config, compression.kinds)
     return cost({}), cost({group.name: group.units - widths_of(group, compression.round_to)[-1] for group in groups})
 
@@ -305,8 +306,8 @@ def choose_units(
 
     if config.cost == "latency":
         return _choose_by_latency(network, groups, scores, config.round_to, choose, workshop, whole, share)
-    cost = exact_cost(network.config, config, workshop.macs_input_size)
-    target = share * exact_cost(_config_of(whole), config, workshop.macs_input_size)({})
+    cost = exact_cost(network.config, config.cost, workshop.macs_input_size)
+    target = share * exact_cost(_config_of(whole), config.cost, workshop.macs_input_size)({})
     fewer = choose(cost, target)
     return Choice(least_important(scores, fewer), cost(fewer), target)
 
@@ -316,15 +317,15 @@ def _config_of(network: SRNetwork) -> PrunableConfig:
     return network.config
 
 
-def exact_cost(config: PrunableConfig, compression: CompressionConfig, size: tuple[int, int]) -> Cost:
-    """Return canonical MACs or parameters as a function of how many units go.
+def exact_cost(config: PrunableConfig, cost: str, size: tuple[int, int]) -> Cost:
+    """Return canonical MACs (`macs`) or parameters (`params`) as a function of how many units go.
 
     Routing `threshold`, whose MACs depend on the image, counts as γ = 0.5.
     """
     if isinstance(config, CAMixerSRConfig) and config.routing.policy == "threshold":
         config = config.with_routing(RoutingConfig(gamma=0.5))
     narrowing = Narrowing(config)
-    if compression.cost == "params":
+    if cost == "params":
         return lambda fewer: float(count_params(narrowing(fewer)))
     return lambda fewer: float(canonical_macs(narrowing(fewer), size))
 
@@ -397,25 +398,29 @@ def measure_savings(
     by_kind: dict[str, list[ChannelGroup]] = {}
     for group in groups:
         by_kind.setdefault(group.kind, []).append(group)
-    counts: dict[str, tuple[str, float]] = {}
+    probed: dict[str, dict[str, float]] = {kind: {} for kind in by_kind}  # units less of the mean group, by variant
     variants = {"whole": network}
     for kind, alike in by_kind.items():
-        for index, share in enumerate(_PROBED_SHARES):
+        most = 0.0
+        for share in _PROBED_SHARES:
             fewer = {group.name: group.units - nearest_width(group, share, round_to) for group in alike}
             mean = sum(fewer.values()) / len(fewer)
-            if mean > 0 and (not index or mean > counts.get(f"{kind}-{index - 1}", ("", 0.0))[1]):
-                name = f"{kind}-{index}"
-                counts[name] = (kind, mean)
-                variants[name] = remove_channels(network, least_important(scores, fewer), checked=False)
+            if mean > most:
+                most = probed[kind][f"{kind} {share}"] = mean
+                variants[f"{kind} {share}"] = remove_channels(network, least_important(scores, fewer), checked=False)
     records = measure(variants)
     whole = records["whole"]
     savings = {kind: [(0.0, 0.0)] for kind in by_kind}
-    for name, (kind, mean) in counts.items():
-        record = records[name]
-        is_faster = record.interval is None or whole.interval is None or record.interval[1] < whole.interval[0]
-        saved = 1 - record.median / whole.median if is_faster else 0.0
-        savings[kind].append((mean, max(savings[kind][-1][1], saved)))
+    for kind, means in probed.items():
+        for name, mean in means.items():
+            saved = 1 - records[name].median / whole.median if _is_faster(records[name], whole) else 0.0
+            savings[kind].append((mean, max(savings[kind][-1][1], saved)))
     return LatencyTable(savings, {kind: len(alike) for kind, alike in by_kind.items()})
+
+
+def _is_faster(one: LatencyRecord, than: LatencyRecord) -> bool:
+    """Whether the intervals of two latencies out of one run are apart; without intervals nothing speaks against it."""
+    return one.interval is None or than.interval is None or one.interval[1] < than.interval[0]
 
 
 def _choose_by_latency(
@@ -456,7 +461,7 @@ def _choose_by_latency(
         measured = measure({"now": network, "candidate": remove_channels(network, removed, checked=False)})
         before, after = measured["now"], measured["candidate"]
         ratio = after.median / before.median
-        if before.interval is not None and after.interval is not None and after.interval[1] >= before.interval[0]:
+        if not _is_faster(after, before):
             if best is not None:
                 break
             raise TrialFailedError(
@@ -491,7 +496,6 @@ def _observe(kind: StageKind, round_: int, network: SRNetwork, workshop: Worksho
     for group in find_groups(config):
         widths[group.kind] += group.units
     evaluation = workshop.score(network)
-    macs = CompressionConfig(left=1.0)
     latency: tuple[LatencyRecord, ...] = ()
     if workshop.measure is not None and kind != "tune":
         latency = (workshop.measure({"stage": network})["stage"],)
@@ -499,7 +503,7 @@ def _observe(kind: StageKind, round_: int, network: SRNetwork, workshop: Worksho
         kind=kind,
         round=round_,
         params=count_params(config),
-        macs=round(exact_cost(config, macs, workshop.macs_input_size)({})),
+        macs=round(exact_cost(config, "macs", workshop.macs_input_size)({})),
         widths=widths,
         psnr_db=evaluation.psnr_db,
         ssim=evaluation.ssim,

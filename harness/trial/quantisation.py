@@ -62,6 +62,18 @@ def check_quantisation(config: QuantisationConfig, device: Device) -> None:
     check_runtime(config.runtime, device, config.precision)
 
 
+def check_images(config: QuantisationConfig, images: PairedDataset, *, setting: str, source: str) -> None:
+    """Raise `UserError` where a stage of quantisation could not run: `setting` asks for it, `source` has the images."""
+    check_quantisation(config, parse_device("cpu:1"))
+    try:
+        divide_images(images, config)
+    except UserError as error:
+        raise UserError(
+            f"{setting}: {str(error).partition(';')[0]}; give more {source}, fewer `images` and `held_out`, or a "
+            "smaller `tile`"
+        ) from None
+
+
 def divide_images(
     dataset: PairedDataset, config: QuantisationConfig
 ) -> tuple[tuple[ImagePair, ...], tuple[ImagePair, ...]]:
