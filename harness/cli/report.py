@@ -1,7 +1,9 @@
 """`harness report`: the front of a study, as files, a table or JSON."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from harness.cli import options
 from harness.cli.output import (
@@ -21,9 +23,15 @@ if TYPE_CHECKING:
 _COST_COLUMNS = ["MACs", "params", "latency (ms)", "/ SwinIR-light", "attention"]
 
 
-def report(study: options.StudyName, results: options.Results = Path("results"), json: options.Json = False) -> None:
+def report(
+    study: options.StudyName,
+    results: options.Results = Path("results"),
+    images: Annotated[bool, typer.Option(help="Restore validation images by the networks found, to look at.")] = True,
+    json: options.Json = False,
+) -> None:
     """Write front.csv, front.png and report.html of a study, and print its front."""
-    from harness.reporting import load_study, summarise, write_report
+    from harness.core.study_folder import StudyFolder
+    from harness.reporting import load_study, make_pictures, summarise, write_report
     from harness.reporting.study import without_collection
 
     folder = options.study_path(study, results)
@@ -33,7 +41,8 @@ def report(study: options.StudyName, results: options.Results = Path("results"),
         if json:
             print_json(summarise(loaded, importance))
             return
-        files = write_report(folder, study=loaded, importance=importance)
+        pictures = make_pictures(loaded, StudyFolder(folder), folder.parent / "cache") if images else None
+        files = write_report(folder, study=loaded, importance=importance, pictures=pictures)
         print_front(loaded)
     console.print(f"\nreport   {files.report_html}\nfront    {files.front_csv}, {files.front_png}")
 

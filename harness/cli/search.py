@@ -167,7 +167,7 @@ def search(
         )
     console.print(f"\n{outcome.ending}: {outcome.reason}; {outcome.networks} networks trained")
     before = time.perf_counter()
-    files, loaded, importance = _write_report(setup.folder)
+    files, loaded, importance = _write_report(setup)
     phases["report"] = time.perf_counter() - before
     if tracker is not None:
         before = time.perf_counter()
@@ -306,14 +306,16 @@ def _open_tracker(tracking_uri: str | None, record: "StudyRecord", results: Path
     return BackgroundTracker(MlflowTracker(uri, record, artifact_root=artifacts, warn=_warn))
 
 
-def _write_report(folder: "StudyFolder") -> "tuple[ReportFiles, Study, tuple[Importance, ...]]":
+def _write_report(setup: "TrialSetup") -> "tuple[ReportFiles, Study, tuple[Importance, ...]]":
     """Write the report; return its files, the study that it was made of, and what the objectives hang on."""
     from harness.cli.report import find_importance
-    from harness.reporting import load_study, write_report
+    from harness.reporting import load_study, make_pictures, write_report
 
+    folder = setup.folder
     study = load_study(folder.path)
     importance = find_importance(study)
-    return write_report(folder.path, study=study, importance=importance), study, importance
+    pictures = make_pictures(study, folder, folder.path.parent / "cache", setup.validation)
+    return write_report(folder.path, study=study, importance=importance, pictures=pictures), study, importance
 
 
 def _track_report(

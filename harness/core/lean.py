@@ -52,8 +52,12 @@ class LeanReader:
             seconds=_NOTHING,
             macs_check=None,
             untrained=None,
-            early_latency=(),
+            early_latency=record.early_latency if record.state == "stopped" else (),
         )
+        for early in record.early_latency:
+            _replace(early, routing=self._share_model(early.routing))
+            for latency in early.latency:
+                self._lean_latency(latency)
         if record.training_result is not None:
             self._lean_training(record.training_result)
         if record.compression is not None:

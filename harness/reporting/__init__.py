@@ -4,6 +4,7 @@ from harness.reporting.comparison import compare
 from harness.reporting.front import pick, study_front
 from harness.reporting.html import ReportFiles, write_report
 from harness.reporting.paper import compare_with_paper
+from harness.reporting.pictures import Picture, Pictures, make_pictures
 from harness.reporting.plots import draw_front_html, draw_front_png
 from harness.reporting.profile_plots import draw_breakdown_png, draw_sweep_png
 from harness.reporting.profiles import compare_profiles, load_profiles
@@ -14,6 +15,8 @@ from harness.reporting.summary import summarise
 from harness.reporting.table import front_table, points_table
 
 __all__ = [
+    "Picture",
+    "Pictures",
     "Point",
     "ReportFiles",
     "Study",
@@ -29,6 +32,7 @@ __all__ = [
     "load_profiles",
     "load_published",
     "load_study",
+    "make_pictures",
     "pick",
     "points_table",
     "published_dir",

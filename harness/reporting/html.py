@@ -1,9 +1,11 @@
 """The report: one HTML file that opens anywhere, offline, with the question answered first.
 
-Everything that comes from a record is escaped. plotly.js is inside the file, so that it also opens without a network
-and inside other pages that show artifacts.
+Everything that comes from a record is escaped. Answer, tables and crops stand in the HTML itself; charts are drawn by
+`page.js` from one JSON document (`page_data.py`), without any library, so that the file is small and opens at once.
 """
 
+import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,26 +13,22 @@ from html import escape
 from pathlib import Path
 from typing import Any, get_args
 
+from harness.core.errors import UserError
 from harness.core.files import write_text
 from harness.core.importance import Importance
 from harness.core.records import LatencyRecord, TrialRecord, TrialState
 from harness.core.study_folder import StudyFolder
 from harness.core.units import format_count, format_seconds
 from harness.metrics import metric_label
+from harness.reporting.answer import QUESTION, answer
 from harness.reporting.comparison import compare, describe_missing, format_difference
-from harness.reporting.front import study_front
-from harness.reporting.plots import (
-    MOST_CURVES_DRAWN,
-    MOST_POINTS_DRAWN,
-    draw_front_html,
-    draw_front_png,
-    draw_hypervolume,
-    draw_importance,
-    draw_rungs,
-    draw_training_curves,
-    ordered_dimensions,
-)
-from harness.reporting.study import Study, load_study, without_collection
+from harness.reporting.front import pick, study_front
+from harness.reporting.gallery import credit_images, describe_maps, write_crops, write_maps
+from harness.reporting.page_data import MOST_GAMMA_NETWORKS, MOST_LINES_DRAWN, describe_page
+from harness.reporting.pictures import Pictures
+from harness.reporting.plots import MOST_CURVES_DRAWN, MOST_POINTS_DRAWN, draw_front_png, ordered_dimensions
+from harness.reporting.published import load_published
+from harness.reporting.study import Point, Study, load_study, without_collection
 from harness.reporting.table import front_table, write_csv
 
 _STATE_MEANINGS: dict[TrialState, str] = {
@@ -41,6 +39,8 @@ _STATE_MEANINGS: dict[TrialState, str] = {
     "answered": "answered from a network that was trained before",
 }
 _MOST_REASONS = 200
+_MOST_ROWS = 200
+_PICKS = {"knee": "Best compromise (knee)", "best-psnr": "Best score", "fastest": "Fastest on the front"}
 
 
 @dataclass(frozen=True)
@@ -58,108 +58,230 @@ def write_report(
     out_dir: Path | None = None,
     study: Study | None = None,
     importance: Sequence[Importance] = (),
+    pictures: Pictures | None = None,
 ) -> ReportFiles:
     """Write front.csv, front.png and report.html, each in one step, to `out_dir` (default: the study's `report/`).
 
     `study` is what `load_study` read of the folder, for those who have done so already, `importance` what each
-    objective hangs on. A study without a finished trial or without baselines gets a report that says so.
-    `UserError` where there is none.
+    objective hangs on, `pictures` what `make_pictures` made of the study's networks. A study without a finished trial
+    or without baselines gets a report that says so. `UserError` where there is none.
     """
     study = study or load_study(study_dir)
     folder = out_dir or StudyFolder(study_dir).report_dir
     files = ReportFiles(folder / "front.csv", folder / "front.png", folder / "report.html")
     write_csv(front_table(study), files.front_csv)
     draw_front_png(study, files.front_png)
-    write_text(files.report_html, render_report(study, importance))
+    write_text(files.report_html, render_report(study, importance, pictures))
     return files
 
 
-def render_report(study: Study, importance: Sequence[Importance] = ()) -> str:
+def render_report(study: Study, importance: Sequence[Importance] = (), pictures: Pictures | None = None) -> str:
     """Return the text of report.html."""
-    from plotly.offline import get_plotlyjs
-
+    page = describe_page(study)
+    if pictures is not None:
+        page["maps"] = describe_maps(pictures)
     comparison = compare(study)
     name = escape(study.record.name)
     sections = [
-        f"<header><h1>{name}</h1><p class='lead'>{escape(comparison['headline'])}</p>{_facts(study)}</header>",
-        _section("Front", _front_figure(study)),
-        _section("Hypervolume over trained networks", _hypervolume_figure(study)),
-        _section("Against SwinIR-light", _comparison_table(study, comparison["rows"])),
-        _section("What the objectives hang on", _importance(study, importance)),
-        _section("Trials", _trials(study)),
-        _section("Training", _training_figure(study)),
-        _section("Scores at rungs", _rungs_figure(study)),
-        _section("How this was measured", _protocol(study)),
+        _section("Fronts", "fronts", _fronts(study, page)),
+        _section("What it looks like", "crops", write_crops(pictures) if pictures else ""),
+        _section("Where attention goes", "attention", _maps(pictures)),
+        _section("What attention buys: curves over γ", "curves", _gamma_curves(page)),
+        _section("Against SwinIR-light", "comparison", _comparison(study, comparison["rows"])),
+        _section("How the search went", "search", _hypervolume_figure(page)),
+        _section("Dimensions and objectives", "dimensions", _parallel(study, page)),
+        _section("What the objectives hang on", "importances", _importance(study, importance)),
+        _section("Scores at rungs", "scores", _rungs_figure(study, page)),
+        _section("Training", "losses", _training_figure(study, page)),
+        _section("Trials", "trials", _trials(study)),
+        _section("How this was measured", "protocol", _protocol(study, pictures)),
     ]
     body = "\n".join(section for section in sections if section)
-    library = f"<script>{get_plotlyjs()}</script>" if "<div class='figure'>" in body else ""
+    document = json.dumps(page, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    for sign in "<>&\u2028\u2029":  # nothing in it can end the element that holds it
+        document = document.replace(sign, f"\\u{ord(sign):04x}")
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{name}: search report</title><style>{_STYLE}</style>{library}</head>\n"
-        f"<body><main>\n{body}\n</main><script>{_THEME_SCRIPT}</script></body></html>\n"
+        f"<title>{name}: search report</title><style>{_read('page.css')}</style></head>\n"
+        f"<body><main>\n{_header(study, sections)}\n{body}\n</main>"
+        f"<script type='application/json' id='data'>{document}</script><script>{_read('page.js')}</script></body>"
+        "</html>\n"
     )
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _section(title: str, identity: str, content: str) -> str:
+    if not content:
+        return ""
+    heading = f'<h2 id="{identity}-title">{escape(title)}</h2>'
+    return f'<section id="{identity}" aria-labelledby="{identity}-title">{heading}\n{content}\n</section>'
+
+
+def _header(study: Study, sections: Sequence[str]) -> str:
+    found = answer(study)
+    named = [text.split("<h2 id=")[1].partition(">")[2].partition("<")[0] for text in sections if text]
+    places = [text.partition('id="')[2].partition('"')[0] for text in sections if text]
+    links = "".join(f"<a href='#{place}'>{title}</a>" for place, title in zip(places, named, strict=True))
+    notes = "".join(f"<p class='note'>{escape(words)}</p>" for words in found.reservations)
+    return (
+        f"<header><div class='bar'><h1>{escape(study.record.name)}: architecture search, ×{study.record.scale} "
+        "super-resolution</h1><button type='button' id='theme' hidden>Theme</button></div>"
+        f"<div class='answer'><p class='question'>{escape(QUESTION)}</p><p class='lead'>{escape(found.sentence)}</p>"
+        f"{notes}"
+        f"</div>{_picks(study)}{_facts(study)}<nav aria-label='sections'>{links}</nav>"
+        "<noscript><p class='note'>Charts need scripts, which are switched off here; answer, tables and "
+        "pictures "
+        "are all there.</p></noscript></header>"
+    )
+
+
+def _picks(study: Study) -> str:
+    """Return a card for each pick, with what it scores and costs, and the command that exports it."""
+    roles: dict[int, tuple[Point, list[str]]] = {}
+    for how in _PICKS:
+        try:
+            point = pick(study, how)
+        except UserError:  # an empty front, or no latency
+            continue
+        roles.setdefault(id(point.measured), (point, []))[1].append(how)
+    cards = "".join(_pick(study, point, hows) for point, hows in roles.values())
+    return f"<div class='picks'>{cards}</div>" if cards else ""
+
+
+def _pick(study: Study, point: Point, hows: Sequence[str]) -> str:
+    latency = point.latency()
+    time = [] if latency is None else [f"{latency.median:.3g} ms"]
+    costs = [f"{format_count(point.measured.macs)}MACs", f"{format_count(point.measured.params)} parameters"]
+    trial = "" if point.record.number is None else f", trial {point.record.number}"
+    command = f"harness export {shlex.quote(study.record.name)} --pick {hows[0]}"
+    role = " · ".join(_PICKS[how] for how in hows)
+    return (
+        f"<div class='pick'><div class='role'>{escape(role)}</div><div class='who'>{escape(point.label + trial)}</div>"
+        f"<p class='big'>{escape(' · '.join([f'{point.measured.evaluation.psnr_db:.2f} dB', *time]))}</p>"
+        f"<p class='small'>{escape(' · '.join(costs))}</p><div class='command'><code>{escape(command)}</code>"
+        f"<button type='button' hidden data-copy=\"{escape(command)}\">copy</button></div></div>"
+    )
 
 
 def _facts(study: Study) -> str:
     front = study_front(study)
     facts = [
-        ("scale", f"×{study.record.scale}"),
         ("networks trained", f"{study.num_architectures:,}"),
         ("points measured", f"{len(study.points):,}"),
         ("points on the front", f"{len(front.points):,}"),
         ("hypervolume", f"{front.hypervolume:.4g}"),
-        *([("knee", front.knee.label)] if front.knee else []),
         ("training", study.convergence_note or "full recipe"),
     ]
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     return f"<dl class='facts'>{cells}</dl>"
 
 
-def _front_figure(study: Study) -> str:
-    if not study.points:
+def _fronts(study: Study, page: dict[str, Any]) -> str:
+    if not study.points and not any("d" not in point for point in page["points"]):
         return "<p>No trial has finished yet, so there is no front. Run the search on, then write the report again.</p>"
+    opening = "" if study.points else "<p>No trial has finished yet, so there is no front.</p>"
     objectives = ", ".join(
         f"{metric_label(objective.metric, study.record.protocol)} ({objective.direction})"
         for objective in study.record.objectives
     )
     front = study_front(study)
     words = (
-        f"Objectives: {objectives}. The line joins those points of the front that are best in the two metrics shown; "
-        f"the star is the knee, furthest on the good side of the line between the extremes. Hypervolume "
-        f"{front.hypervolume:.4g}, measured from {front.hypervolume_reference}."
+        f"Objectives: {objectives}. The line joins what no other point beats in the two measures shown; the star is "
+        "the "
+        "knee, furthest on the good side of the line between the extremes. Trials that did not finish have what was "
+        "known "
+        "of them when they ended: scores of stopped ones are those of their last rung; marks on a strip lack one "
+        "measure. "
+        f"Hypervolume {front.hypervolume:.4g}, measured from {front.hypervolume_reference}."
     )
-    off_front = len(study.points) - len(front.points)
-    if off_front > MOST_POINTS_DRAWN:
-        words += f" Of the {off_front:,} other points {MOST_POINTS_DRAWN:,} are drawn; front.png has all of them."
-    return f"{_figure(draw_front_html(study), 'front')}<p class='note'>{escape(words)}</p>"
+    if page["left_out"]:
+        drawn = len(study.points) - len(front.points) - page["left_out"]
+        words += (
+            f" Of the {drawn + page['left_out']:,} other points {drawn:,} are drawn, an even spread of at least "
+            f"{MOST_POINTS_DRAWN:,}; front.png has all of them."
+        )
+    command = escape(f"harness export {shlex.quote(study.record.name)}")
+    return (
+        f"{opening}<p class='note'>Point at a mark to see its configuration; click it, or press Enter, to keep its "
+        "details and "
+        "the command that exports it.</p>"
+        "<div class='row' id='legend'></div><div class='row' id='toggles' role='group' aria-label='points shown'></div>"
+        f"<div class='charts' id='panels'></div><div id='pinned' data-command=\"{command}\" aria-live='polite' hidden>"
+        "</div>"
+        "<h3>Any two measures</h3><div class='row'><label>across <select id='across'></select></label>"
+        "<label>up <select id='up'></select></label><button type='button' id='swap'>swap</button></div>"
+        "<div class='row' id='pairs' role='group' aria-label='pairs of objectives'></div>"
+        f"{_chart('front-any', 'front', 'large')}<p class='note'>{escape(words)}</p>"
+    )
 
 
-def _hypervolume_figure(study: Study) -> str:
-    figure = draw_hypervolume(study)
-    if figure is None:
+def _chart(identity: str, kind: str, size: str = "") -> str:
+    return f"<div class='chart {size}' id=\"{identity}\" data-chart='{kind}'></div>"
+
+
+def _hypervolume_figure(page: dict[str, Any]) -> str:
+    if not page["hypervolume"]:
         return ""
-    words = "After each network in the order in which they were finished, all measured from the reference above."
-    return f"{_figure(figure, 'hypervolume')}<p class='note'>{words}</p>"
+    words = "The hypervolume after each network in the order in which they were finished, all from the reference above."
+    return f"{_chart('hypervolume', 'hypervolume', 'low')}<p class='note'>{words}</p>"
 
 
-def _training_figure(study: Study) -> str:
-    figure = draw_training_curves(study)
-    if figure is None:
+def _gamma_curves(page: dict[str, Any]) -> str:
+    curves = page["gamma"]["curves"]
+    if not curves:
+        return ""
+    words = (
+        "One trained network under several γ, without training it again: blue are networks of the front, dashed is "
+        "policy "
+        "probability. What is pointed at above is orange here."
+    )
+    networks = page["gamma"]["networks"]
+    if networks > MOST_GAMMA_NETWORKS:
+        words += f" Drawn are {MOST_GAMMA_NETWORKS} of {networks:,} networks, those of the front first."
+    return f"<div class='charts' id='gammas'></div><p class='note'>{escape(words)}</p>"
+
+
+def _parallel(study: Study, page: dict[str, Any]) -> str:
+    if len(page["lines"]) < 2 or not page["dimensions"]:
+        return ""
+    words = "Blue lines are points of the front. Drag along an axis to keep the lines that pass there."
+    if len(study.points) - len(study_front(study).points) > MOST_LINES_DRAWN:
+        words += f" Beside the front, {MOST_LINES_DRAWN} lines are drawn."
+    return (
+        f"<p class='note'>{words}</p><div class='row controls'><button type='button' id='unbrush' hidden>show all "
+        "lines</button>"
+        f"<span id='brushed' class='soft' role='status'></span></div>"
+        f"<div class='scroll'>{_chart('parallel', 'parallel', 'parallel')}</div>"
+    )
+
+
+def _maps(pictures: Pictures | None) -> str:
+    maps = write_maps(pictures) if pictures else ""
+    if not maps:
+        return ""
+    words = (
+        "Windows of the low-resolution image that got attention, by the trained network's own routing; all others got "
+        "convolution. Maps are of the image as it is, without tiles."
+    )
+    return f"<p class='note'>{words}</p>{maps}"
+
+
+def _training_figure(study: Study, page: dict[str, Any]) -> str:
+    if page["training"] is None:
         return ""
     trained = sum(trial.training_result is not None for trial in study.trials)
-    words = f"Curves of {MOST_CURVES_DRAWN:,} of {trained:,} networks, evenly spread over the study."
-    note = f"<p class='note'>{escape(words)}</p>" if trained > MOST_CURVES_DRAWN else ""
-    return _figure(figure, "training") + note
+    words = "The loss of SwinIR-light is orange-red and thick, those of networks that were stopped are purple."
+    if trained > MOST_CURVES_DRAWN:
+        words += f" Curves of {MOST_CURVES_DRAWN:,} of {trained:,} networks, evenly spread over the study."
+    return f"{_chart('training', 'training')}<p class='note'>{escape(words)}</p>"
 
 
-def _rungs_figure(study: Study) -> str:
-    figure = draw_rungs(study)
-    if figure is None:
+def _rungs_figure(study: Study, page: dict[str, Any]) -> str:
+    if page["rungs"] is None:
         return ""
     words = "The best of each network's routings, by its averaged weights; a cross is where a network was stopped."
     images = {rung.images for trial in study.trials for rung in trial.rungs}
@@ -168,11 +290,10 @@ def _rungs_figure(study: Study) -> str:
     scored = sum(bool(trial.rungs) for trial in study.trials)
     if scored > MOST_CURVES_DRAWN:
         words += f" Drawn are {MOST_CURVES_DRAWN:,} of {scored:,} networks, evenly spread over the study."
-    return f"{_figure(figure, 'rungs')}<p class='note'>{escape(words)}</p>"
+    return f"{_chart('rungs', 'rungs')}<p class='note'>{escape(words)}</p>"
 
 
 def _importance(study: Study, importance: Sequence[Importance]) -> str:
-    figure = draw_importance(study, importance)
     labels = {one.metric: metric_label(one.metric, study.record.protocol, unit=False) for one in importance}
     reasons: dict[str, list[str]] = {}
     for one in importance:
@@ -182,11 +303,13 @@ def _importance(study: Study, importance: Sequence[Importance]) -> str:
     left_out = {name: why for one in importance for name, why in one.left_out.items()}
     missing += [f"{name} is left out: {why}." for name, why in left_out.items()]
     notes = f"<p class='note'>{escape(' '.join(missing))}</p>" if missing else ""
-    if figure is None:
-        return notes
     told = [one for one in importance if one.shares]
-    rows = (
-        [name, *("" if name not in one.shares else f"{one.shares[name]:.1%}" for one in told)]
+    if not told:
+        return notes
+    names = ("dimension", *(f"{labels[one.metric]}, share of variance" for one in told))
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>" + "".join(_share(one.shares.get(name)) for one in told) + "</tr>"
         for name in ordered_dimensions(told)
     )
     counts = ", ".join(f"{labels[one.metric]} {one.points:,} points of {one.networks:,} networks" for one in told)
@@ -195,18 +318,46 @@ def _importance(study: Study, importance: Sequence[Importance]) -> str:
         "interactions are what only several explain together (functional ANOVA of a random forest). "
         f"Taken from {counts}. With a few dozen networks, small shares are chance."
     )
-    table = _table(("dimension", *(labels[one.metric] for one in told)), rows)
-    return f"{_figure(figure, 'importance')}{table}<p class='note'>{escape(words)}</p>{notes}"
+    table = f"<table class='words shares'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='scroll' id=\"importance\">{table}</div><p class='note'>{escape(words)}</p>{notes}"
 
 
-def _figure(figure: Any, identity: str) -> str:
-    drawn = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=identity,
-        config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
+def _share(share: float | None) -> str:
+    if share is None:
+        return "<td></td>"
+    return f"<td>{share:.1%}<span class='share' style='width:{100 * share:.1f}%'></span></td>"
+
+
+def _comparison(study: Study, rows: Sequence[dict[str, Any]]) -> str:
+    return _comparison_table(study, rows) + _published_table(study)
+
+
+def _published_table(study: Study) -> str:
+    """Return the published results at the study's scale, which compare with full training alone."""
+    rows = load_published(study.record.scale)
+    validation = study.record.data.validation.lower()
+    rows = [row for row in rows if row["dataset"] == validation] or rows
+    if not rows or study.record.protocol != "light":
+        return ""
+    cells = (
+        (
+            row["label"],
+            row["dataset"],
+            f"{row['psnr_db']:.2f} dB",
+            f"{row['ssim']:.4f}",
+            format_count(row["macs"]),
+            format_count(row["params"]),
+            f"{row['trained_on']}; {row['source']}",
+        )
+        for row in rows
     )
-    return f"<div class='figure'>{drawn}</div>"
+    psnr, ssim = _quality_names(study)
+    table = _table(
+        ("network", "images", psnr, ssim, "MACs of a 1280×720 output", "parameters", "trained on; source"), cells
+    )
+    words = "They compare with networks of full training on the same images alone."
+    summary = f"<summary>Published results at ×{study.record.scale}</summary>"
+    return f"<details>{summary}<p class='note'>{words}</p>{table}</details>"
 
 
 def _comparison_table(study: Study, rows: Sequence[dict[str, Any]]) -> str:
@@ -220,10 +371,15 @@ def _comparison_table(study: Study, rows: Sequence[dict[str, Any]]) -> str:
     labels = {row["label"].lower() for row in rows if row["role"] == "baseline"}
     notes += [] if "swinir-light" in labels else [f"No {describe_missing(study)}."]
     notes += [] if "bicubic" in labels else ["No bicubic baseline was measured in this study."]
-    body = "".join(_comparison_row(row) for row in rows)
+    shown = [row for row in rows if row["role"] != "front"]
+    shown += [row for row in rows if row["role"] == "front"][:_MOST_ROWS]
+    if len(shown) < len(rows):
+        notes.append(f"{len(rows) - len(shown):,} more points of the front are in front.csv.")
+    body = "".join(_comparison_row(row) for row in shown)
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
     note = f"<p class='note'>{escape(' '.join(notes))}</p>"
-    return f"{note}<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"{note}<div class='scroll long' tabindex='0' role='region' aria-label='networks'>{table}</div>"
 
 
 def _quality_names(study: Study) -> tuple[str, str]:
@@ -278,7 +434,7 @@ def _trials(study: Study) -> str:
     return "\n".join(parts)
 
 
-def _protocol(study: Study) -> str:
+def _protocol(study: Study, pictures: Pictures | None) -> str:
     record = study.record
     training, result = (
         record.training,
@@ -338,6 +494,9 @@ def _protocol(study: Study) -> str:
         )
         lines.append(("environment" if not index else f"environment {index + 1}", words))
     lines.append(("created", record.created_at))
+    if pictures is not None and pictures.images:
+        lines.append(("images shown", credit_images(pictures, record.data.validation)))
+    lines.append(("published figures", "CAMixerSR, CVPR 2024, and its supplementary, as transcribed with the harness"))
     space = f"<details><summary>Search space</summary><pre>{escape(record.space)}</pre></details>"
     return _table(None, lines) + space
 
@@ -361,52 +520,3 @@ def _table(names: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
     )
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div class='scroll'><table class='words'>{head}<tbody>{body}</tbody></table></div>"
-
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1f2329; --soft: #5a5f69; --line: #e1e4e9;
-  --knee: #fff4dc; --baseline: #fdeee6; }
-@media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1d2026; --ink: #e8eaee; --soft: #a3a9b5;
-  --line: #333842; --knee: #3a2f14; --baseline: #3a251c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 24px 16px 64px; }
-h1 { margin: 8px 0 4px; font-size: 26px; overflow-wrap: anywhere; } h2 { margin: 0 0 12px; font-size: 18px; }
-.lead { font-size: 18px; max-width: 62em; margin: 8px 0 20px; overflow-wrap: anywhere; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
-  margin: 20px 0; }
-.facts { display: flex; flex-wrap: wrap; gap: 10px 36px; margin: 0; }
-.facts dt { color: var(--soft); font-size: 13px; } .facts dd { margin: 0; font-size: 18px; font-weight: 600; }
-.note { color: var(--soft); font-size: 13.5px; }
-.scroll, .figure { overflow-x: auto; } .figure > div { min-width: 620px; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { text-align: right; padding: 6px 9px; border-bottom: 1px solid var(--line); white-space: nowrap;
-  vertical-align: top; }
-td small { color: var(--soft); }
-th { white-space: normal; }
-th { color: var(--soft); font-weight: 600; font-size: 13px; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
-table.words th, table.words td { text-align: left; white-space: normal; overflow-wrap: break-word; }
-table.words td:first-child { white-space: nowrap; padding-right: 24px; }
-tr.knee { background: var(--knee); } tr.baseline { background: var(--baseline); }
-details { margin-top: 14px; } summary { cursor: pointer; color: var(--soft); }
-pre { overflow-x: auto; font-size: 13px; }
-"""
-
-# Figures have a transparent background; their text takes the page's colour, also when the scheme changes.
-_THEME_SCRIPT = """
-(function () {
-  function recolour() {
-    var style = getComputedStyle(document.body);
-    var card = getComputedStyle(document.documentElement).getPropertyValue('--card');
-    document.querySelectorAll('.plotly-graph-div').forEach(function (graph) {
-      Plotly.relayout(graph, {
-        'font.color': style.color, 'hoverlabel.bgcolor': card, 'hoverlabel.font.color': style.color
-      });
-    });
-  }
-  if (!window.Plotly) return;
-  recolour();
-  window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', recolour);
-})();
-"""

@@ -1,4 +1,4 @@
-"""Pictures of a study: the front as PNG (matplotlib) and as an interactive figure (plotly), and figures of its search.
+"""Pictures of a study's front: as PNG (matplotlib), and as an interactive figure (plotly) for notebooks.
 
 Colours are Okabe and Ito's, which people with any colour vision tell apart; shapes repeat what colours say.
 """
@@ -13,11 +13,10 @@ import numpy as np
 
 from harness.core.files import atomic_path
 from harness.core.importance import INTERACTIONS, Importance
-from harness.core.lean import LOSSES
-from harness.core.records import METRIC_DIRECTIONS, TrialRecord, TrialState
+from harness.core.records import METRIC_DIRECTIONS, TrialRecord
 from harness.core.units import format_count, format_seconds
 from harness.metrics import metric_label
-from harness.reporting.front import Front, hypervolume_history, non_dominated, study_front
+from harness.reporting.front import Front, non_dominated, study_front
 from harness.reporting.study import BASELINE_IDS, Point, Study
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8F98"
-_SEVERAL = (_BLUE, _ORANGE, _GREEN, _VERMILION, "#CC79A7", "#56B4E9")
 _BASELINE_COLOURS = {"bicubic": _GREEN, "swinir-light": _VERMILION}
 _BASELINE_LABELS = {"bicubic": "bicubic", "swinir-light": "SwinIR-light"}
 _UNITS = {
@@ -44,8 +42,8 @@ MOST_CURVES_DRAWN = 200
 _T = TypeVar("_T")
 
 
-class _Axis:
-    """One metric as an axis: its values in a readable unit, and its label with that unit. Made by `_axis`."""
+class Axis:
+    """One metric as an axis: its values in a readable unit, and its label with that unit. Made by `study_axis`."""
 
     def __init__(self, metric: str, protocol: str):
         self.metric = metric
@@ -53,6 +51,7 @@ class _Axis:
         self._known: dict[int, float | None] = {}  # by the id of what was measured, which the study holds
 
     def value(self, point: Point) -> float | None:
+        """Return a point's value in the axis' unit; None where it was not measured, or is not finite."""
         key = id(point.measured)
         if key not in self._known:
             found = point.measured.value(self.metric)
@@ -60,12 +59,13 @@ class _Axis:
         return self._known[key]
 
     def write(self, value: float) -> str:
+        """Write a quality."""
         return f"{value:.2f} dB" if self.metric == "psnr_db" else f"{value:.4f}"
 
 
-def _axis(study: Study, metric: str) -> _Axis:
+def study_axis(study: Study, metric: str) -> Axis:
     """Return the study's axis of a metric, which several figures and panels share."""
-    axis: _Axis = study.found.setdefault(f"axis {metric}", _Axis(metric, study.record.protocol))
+    axis: Axis = study.found.setdefault(f"axis {metric}", Axis(metric, study.record.protocol))
     return axis
 
 
@@ -92,8 +92,8 @@ def draw_front_png(study: Study, path: Path) -> None:
     from matplotlib.figure import Figure
 
     front = study_front(study)
-    quality = _axis(study, quality_metric(study))
-    costs = [_axis(study, metric) for metric in cost_metrics(study)[:2]]
+    quality = study_axis(study, quality_metric(study))
+    costs = [study_axis(study, metric) for metric in cost_metrics(study)[:2]]
     figure = Figure(figsize=(6.4 * len(costs) + 0.6, 5.6), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
@@ -133,7 +133,7 @@ def _legend(panels: Sequence["Axes"]) -> tuple[list[Any], list[str]]:
     return list(found.values()), list(found)
 
 
-def _draw_panel(panel: "Axes", study: Study, front: Front, cost: _Axis, quality: _Axis, *, annotate: bool) -> None:
+def _draw_panel(panel: "Axes", study: Study, front: Front, cost: Axis, quality: Axis, *, annotate: bool) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     panel.set_xlabel(cost.label, fontsize=11, parse_math=False)
@@ -226,7 +226,7 @@ def _divide(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
     return feasible, violating
 
 
-def _pairs(points: Any, cost: _Axis, quality: _Axis) -> list[tuple[float, float]]:
+def _pairs(points: Any, cost: Axis, quality: Axis) -> list[tuple[float, float]]:
     found = [(cost.value(point), quality.value(point)) for point in points]
     return [(x, y) for x, y in found if x is not None and y is not None]
 
@@ -235,7 +235,7 @@ def _columns(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def _lower_hull_line(pairs: list[tuple[float, float]], quality: _Axis) -> list[tuple[float, float]]:
+def _lower_hull_line(pairs: list[tuple[float, float]], quality: Axis) -> list[tuple[float, float]]:
     """Return the steps through those points that are not dominated in this panel's two metrics, cheapest first.
 
     A front over three objectives has points that two of them alone would not explain; those stay off the line.
@@ -277,7 +277,7 @@ def _annotate_knee(panel: "Axes", knee: Point, at: tuple[float, float], marks: l
         bbox={"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": "#D0D4DB", "alpha": 0.94},
         arrowprops={"arrowstyle": "-", "color": "#6B7079", "linewidth": 0.9, "shrinkB": 9},
     )
-    taken = [tuple(place) for place in panel.transData.transform([at, *_spread(marks, MOST_POINTS_DRAWN)])]
+    taken = [tuple(place) for place in panel.transData.transform([at, *spread(marks, MOST_POINTS_DRAWN)])]
     for text in panel.texts:
         if text is not note:
             box = text.get_window_extent()
@@ -320,10 +320,10 @@ def draw_front_html(study: Study) -> "go.Figure":
     from plotly.subplots import make_subplots
 
     front = study_front(study)
-    quality = _axis(study, quality_metric(study))
-    costs = [_axis(study, metric) for metric in cost_metrics(study)]
+    quality = study_axis(study, quality_metric(study))
+    costs = [study_axis(study, metric) for metric in cost_metrics(study)]
     figure = make_subplots(rows=1, cols=len(costs), shared_yaxes=True, horizontal_spacing=0.04)
-    others, violating = _divide(_spread(_off_front(study, front), MOST_POINTS_DRAWN))
+    others, violating = _divide(spread(_off_front(study, front), MOST_POINTS_DRAWN))
     floor = study.baseline("bicubic")
     for column, cost in enumerate(costs, start=1):
         line = _lower_hull_line(_pairs(front.points, cost, quality), quality)
@@ -395,109 +395,11 @@ def draw_front_html(study: Study) -> "go.Figure":
     return _styled(figure, height=520)
 
 
-def _spread(entries: list[_T], most: int) -> list[_T]:
+def spread(entries: list[_T], most: int) -> list[_T]:
     """Return `most` entries, evenly spread, or all where there are no more."""
     if len(entries) <= most:
         return entries
     return [entries[index * len(entries) // most] for index in range(most)]
-
-
-def draw_training_curves(study: Study) -> "go.Figure | None":
-    """Return the training loss of networks and of SwinIR-light over steps; None where nothing was trained.
-
-    At most `MOST_CURVES_DRAWN` networks are drawn, evenly spread over the study.
-    """
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    trained = [record for record in study.trials if record.training_result]
-    records = [*(record for record in study.baselines if record.training_result), *_spread(trained, MOST_CURVES_DRAWN)]
-    first_trial = next((record for record in records if record.kind == "trial"), None)
-    for record in records:
-        result = record.training_result
-        assert result is not None
-        curve = next((name for name in LOSSES if name in result.curves), "loss")
-        pairs = [
-            (step, value)
-            for step, value in zip(result.curve_steps, result.curves.get(curve, ()), strict=False)
-            if math.isfinite(value) and value > 0
-        ]
-        if not pairs:
-            continue
-        pairs = pairs[:: max(1, len(pairs) // 200)]
-        baseline = record.kind == "baseline"
-        name = _BASELINE_LABELS["swinir-light"] if baseline else f"trial {record.number}: {record.label}"
-        figure.add_trace(
-            go.Scatter(
-                x=[step for step, _ in pairs],
-                y=[value for _, value in pairs],
-                mode="lines",
-                name="SwinIR-light" if baseline else "trials",
-                legendgroup="SwinIR-light" if baseline else "trials",
-                showlegend=baseline or record is first_trial,
-                line={"color": _VERMILION if baseline else _BLUE, "width": 3 if baseline else 1.5},
-                opacity=1 if baseline else 0.55,
-                hovertemplate=f"{html.escape(name)}<br>step %{{x}}: %{{y:.4f}}<extra></extra>",
-            )
-        )
-    if not figure.data:
-        return None
-    figure.update_xaxes(title={"text": "training step"})
-    losses = [value for trace in figure.data for value in trace.y]
-    ticks = _log_ticks(min(losses), max(losses))
-    loss = "L1 loss" if study.record.task == "classic" else "L1 loss, weighted by latitude"
-    figure.update_yaxes(title={"text": loss}, type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-    return _styled(figure, height=380)
-
-
-def draw_hypervolume(study: Study) -> "go.Figure | None":
-    """Return the hypervolume over trained networks, in the order in which they were finished; None below two."""
-    import plotly.graph_objects as go
-
-    history = hypervolume_history(study)
-    if len(history) < 2:
-        return None
-    labels = {record.record_id: record.label for record in study.trials}
-    figure = go.Figure(
-        go.Scatter(
-            x=[moment.networks for moment in history],
-            y=[moment.hypervolume for moment in history],
-            mode="lines+markers",
-            line={"color": _BLUE, "width": 2, "shape": "hv"},
-            marker={"size": 6},
-            text=[html.escape(f"{moment.record_id}: {labels[moment.record_id]}") for moment in history],
-            hovertemplate="%{text}<br>%{x} networks: %{y:.4g}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title={"text": "trained networks"})
-    figure.update_yaxes(title={"text": "hypervolume"})
-    return _styled(figure, height=320)
-
-
-def draw_importance(study: Study, importance: Sequence[Importance]) -> "go.Figure | None":
-    """Return each dimension's share of each objective as bars, the largest on top; None where there are no shares."""
-    import plotly.graph_objects as go
-
-    told = [one for one in importance if one.shares]
-    if not told:
-        return None
-    names = ordered_dimensions(told)
-    figure = go.Figure()
-    for index, one in enumerate(told):
-        label = metric_label(one.metric, study.record.protocol, unit=False)
-        figure.add_trace(
-            go.Bar(
-                x=[one.shares.get(name) for name in names],
-                y=[html.escape(name) for name in names],
-                orientation="h",
-                name=html.escape(label),
-                marker={"color": _SEVERAL[index % len(_SEVERAL)]},
-                hovertemplate=f"%{{y}}<br>{html.escape(label)}: %{{x:.1%}}<extra></extra>",
-            )
-        )
-    figure.update_xaxes(title={"text": "share of the variance"}, tickformat=".0%", range=[0, 1])
-    figure.update_yaxes(autorange="reversed")
-    return _styled(figure, height=150 + (16 * len(told) + 14) * len(names)).update_layout(barmode="group")
 
 
 def ordered_dimensions(importance: Sequence[Importance]) -> list[str]:
@@ -507,83 +409,6 @@ def ordered_dimensions(importance: Sequence[Importance]) -> list[str]:
         for name, share in one.shares.items():
             sums[name] = sums.get(name, 0.0) + share
     return sorted(sums, key=lambda name: (name == INTERACTIONS, -sums[name], name))
-
-
-_ENDS: dict[TrialState, tuple[str, str, str]] = {
-    "complete": ("trained to the end", _BLUE, "circle"),
-    "stopped": ("stopped", _VERMILION, "x"),
-    "failed": ("failed", _GREY, "triangle-down"),
-}
-
-
-def draw_rungs(study: Study) -> "go.Figure | None":
-    """Return the best PSNR of each network at each of its rungs and at the end; None where there was no rung.
-
-    The last mark of a network says how it ended. At most `MOST_CURVES_DRAWN` networks are drawn, evenly spread over the
-    study. They stand over training steps, or over images where it is scoring that grows.
-    """
-    import plotly.graph_objects as go
-
-    scored = [record for record in study.trials if record.rungs]
-    if not scored:
-        return None
-    figure = go.Figure()
-    drawn = _spread(scored, MOST_CURVES_DRAWN)
-    for state, (name, colour, symbol) in _ENDS.items():
-        steps: list[float | None] = []
-        scores: list[float | None] = []
-        symbols: list[str] = []
-        texts: list[str] = []
-        for record in (record for record in drawn if record.state == state):
-            way = _way(study, record)
-            steps += [*(step for step, _, _ in way), None]
-            scores += [*(score for _, score, _ in way), None]
-            symbols += [*("circle" for _ in way[1:]), symbol, symbol]
-            texts += [*(text for _, _, text in way), ""]
-        if not steps:
-            continue
-        figure.add_trace(
-            go.Scatter(
-                x=steps,
-                y=scores,
-                mode="lines+markers",
-                name=name,
-                line={"color": colour, "width": 1.5},
-                marker={"symbol": symbols, "size": 7},
-                opacity=0.7,
-                text=texts,
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
-    places = [step for trace in figure.data for step in trace.x if step is not None]
-    ticks = _log_ticks(min(places), max(places))
-    first = scored[0].rungs[0]
-    over = "training step" if scored[0].rung_place(first) == first.step else "validation images"
-    figure.update_xaxes(
-        title={"text": f"{over}, log scale"}, type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks]
-    )
-    figure.update_yaxes(title={"text": metric_label("psnr_db", study.record.protocol)})
-    return _styled(figure, height=380)
-
-
-def _way(study: Study, record: TrialRecord) -> list[tuple[int, float, str]]:
-    """Return where a network was scored, the best PSNR there, and hover text; of calibrated routings nothing."""
-    name = html.escape(f"trial {record.number}: {record.label}")
-    psnr = _quality_name("psnr_db", study)
-    way = []
-    for rung in record.rungs:
-        score = rung.best.psnr_db
-        text = f"{name}<br>step {rung.step:,}, {rung.images} images: {psnr} {score:.3f} dB"
-        way.append((record.rung_place(rung), score, f"{text}<br>place {rung.place} of {rung.networks}"))
-    ends = [
-        point.evaluation.psnr_db for point in record.points if point.routing is None or point.routing.per_block is None
-    ]
-    if ends and record.training is not None:
-        steps, images = record.training.steps, len(study.record.validation_images)
-        place = steps if record.rung_place(record.rungs[-1]) == record.rungs[-1].step else images
-        text = f"{name}<br>step {steps:,}, {images} images: {psnr} {max(ends):.3f} dB"
-        way.append((place, max(ends), f"{text}<br>trained to the end"))
-    return way
 
 
 def describe_point(study: Study, point: Point) -> str:

@@ -13,7 +13,7 @@ from harness.core.records import TrialRecord
 from harness.core.study_folder import KnownTrials
 from harness.reporting import study_front
 from harness.reporting.front import hypervolume_history
-from harness.reporting.plots import draw_hypervolume
+from harness.reporting.page_data import describe_page
 from harness.reporting.progress import describe_progress, observe_progress, read_budget, sparkline
 from harness.reporting.study import Study
 from tests.records import bicubic_baseline, search_trials, study_record, swinir_baseline, write_study
@@ -48,9 +48,10 @@ def test_the_history_is_that_of_the_fronts_of_what_was_finished() -> None:
     few = hypervolume_history(study, most=4)
     assert set(few) < set(history)
     assert (len(few), few[0], few[-1]) == (4, history[0], history[-1])
-    figure = draw_hypervolume(study)
-    assert figure is not None
-    assert list(figure.data[0].y) == [moment.hypervolume for moment in history]
+    drawn = describe_page(study)["hypervolume"]
+    assert [place[:2] for place in drawn] == [
+        [moment.networks, pytest.approx(moment.hypervolume, rel=1e-5)] for moment in history
+    ]
 
 
 def test_a_history_without_baselines_is_measured_from_one_reference() -> None:
@@ -59,7 +60,7 @@ def test_a_history_without_baselines_is_measured_from_one_reference() -> None:
     assert volumes == sorted(volumes)
     assert volumes[-1] == pytest.approx(study_front(study).hypervolume)
     assert hypervolume_history(Study(study_record(), (), ())) == ()
-    assert draw_hypervolume(Study(study_record(), (), ())) is None
+    assert describe_page(Study(study_record(), (), ()))["hypervolume"] == []
 
 
 @pytest.mark.parametrize("side_by_side", [1, 3])
