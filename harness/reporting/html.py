@@ -133,8 +133,7 @@ def _header(study: Study, sections: Sequence[str]) -> str:
         f"<div class='answer'><p class='question'>{escape(QUESTION)}</p><p class='lead'>{escape(found.sentence)}</p>"
         f"{notes}"
         f"</div>{_picks(study)}{_facts(study)}<nav aria-label='sections'>{links}</nav>"
-        "<noscript><p class='note'>Charts need scripts, which are switched off here; answer, tables and "
-        "pictures "
+        "<noscript><p class='note'>Charts need scripts, which are switched off here; answer, tables and pictures "
         "are all there.</p></noscript></header>"
     )
 
@@ -181,7 +180,7 @@ def _facts(study: Study) -> str:
 
 
 def _fronts(study: Study, page: dict[str, Any]) -> str:
-    if not study.points and not any("d" not in point for point in page["points"]):
+    if not page["axes"]:
         return "<p>No trial has finished yet, so there is no front. Run the search on, then write the report again.</p>"
     opening = "" if study.points else "<p>No trial has finished yet, so there is no front.</p>"
     objectives = ", ".join(

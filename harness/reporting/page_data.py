@@ -71,7 +71,9 @@ class _Page:
 
     def _is_measured(self, axis: Axis) -> bool:
         holders = (*self.front.points, *spread(list(self.study.points), 200), *_baselines(self.study))
-        return any(axis.value(point) is not None for point in holders)
+        if any(axis.value(point) is not None for point in holders):
+            return True
+        return not holders and axis.metric == "params" and any(trial.params for trial in self.study.trials)
 
     def document(self) -> dict[str, Any]:
         """Put everything together."""
