@@ -232,7 +232,7 @@
     var self = this;
     holder.addEventListener("pointermove", function (event) { self.point(event); });
     holder.addEventListener("pointerleave", function () { hover(null); });
-    holder.addEventListener("click", function (event) { self.point(event); if (hovered !== null) pin(hovered); });
+    holder.addEventListener("click", function (event) { self.point(event); if (hovered !== null) pin(hovered); if (event.pointerType === "touch") hideTip(); });
     holder.addEventListener("keydown", function (event) { self.key(event); });
     holder.addEventListener("blur", function () { hover(null); });
   }
@@ -260,8 +260,11 @@
     if (onX.length) box.bottom -= 18;
     if (onY.length) box.left += 18;
     var values = function (axis, some) { return some.map(function (index) { return points[index].v[axis]; }); };
-    var xs = makeScale(values(x, whole.concat(onX)), box.left, box.right, { log: isQuality(x) ? false : undefined });
-    var ys = makeScale(values(y, whole.concat(onY, levels)), box.bottom, box.top, { log: isQuality(y) ? false : undefined, ticks: 5 });
+    var across = function (some) { return makeScale(values(x, some.concat(onX)), box.left, box.right, { log: isQuality(x) ? false : undefined }); };
+    var up = function (some) { return makeScale(values(y, some.concat(onY, levels)), box.bottom, box.top, { log: isQuality(y) ? false : undefined, ticks: 5 }); };
+    var xs = across(whole), ys = up(whole);
+    var fits = whole.filter(function (index) { return isFinite(xs.map(points[index].v[x])) && isFinite(ys.map(points[index].v[y])); });
+    if (fits.length < whole.length) { xs = across(fits); ys = up(fits); }
     var low = { left: box.left - (onY.length ? 18 : 0), bottom: box.bottom + (onX.length ? 18 : 0) };
     drawAxes({ node: box.node, left: box.left, right: box.right, top: box.top, bottom: box.bottom }, xs, ys, axes[x].label, axes[y].label);
     if (onX.length) {
@@ -273,6 +276,7 @@
     if (onY.length) {
       box.node.querySelectorAll(".tick.end").forEach(function (node) { node.setAttribute("x", low.left - 8); });
       box.node.appendChild(svg("rect", { x: low.left, y: box.top, width: 18, height: box.bottom - box.top, "class": "strip" }));
+      box.node.appendChild(svg("text", { x: low.left + 13, y: box.top + 4, "class": "note end", transform: "rotate(-90 " + (low.left + 13) + " " + (box.top + 4) + ")", text: "no " + axes[x].name }));
     }
     levels.forEach(function (index) {
       var at = fixed(ys.map(points[index].v[y]));

@@ -78,7 +78,8 @@ class _Page:
     def document(self) -> dict[str, Any]:
         """Put everything together."""
         study, front = self.study, self.front
-        others = [point for point in study.points if not front.holds(point)]
+        best = {id(point.measured) for point in front.points}
+        others = [point for point in study.points if id(point.measured) not in best]
         drawn = self._choose(others)
         for point in front.points:
             self._add(point, "front")
@@ -167,14 +168,17 @@ class _Page:
     def _add(self, point: Point, kind: Kind) -> None:
         measured = point.measured
         routing = measured.routing
-        violated = [text for text, value in measured.constraints.items() if value > 0]
+        notes = [f"violates {text}" for text, value in measured.constraints.items() if value > 0]
+        latency = point.latency()
+        if latency is not None:
+            notes.append(f"latency IQR {latency.iqr:.3g} ms{', of a noisy run' if latency.is_noisy else ''}")
         self._append(
             kind,
             self._network(point.record),
             [shown.axis.value(point) for shown in self.axes],
             routing.label() if routing else None,
             [_setting(point.record, point, name) for name in self.dimensions] if kind != "baseline" else None,
-            f"violates {', '.join(violated)}" if violated else None,
+            "; ".join(notes) or None,
             point.point_id if routing else None,
         )
 

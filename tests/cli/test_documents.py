@@ -257,6 +257,12 @@ class TestReport:
             assert name in outcome.out
         assert "swinir-light" in outcome.out
         assert "not converged" in outcome.out
+        page = tmp_path / "results" / "tiny" / "report" / "report.html"
+        text = page.read_text(encoding="utf-8")
+        assert "SwinIR-light</b>" in text
+        assert text.count("data:image/png") >= 2 * 4  # bicubic, SwinIR-light, a network, the photograph
+        assert call("report", "tiny", "--no-images").code == 0
+        assert "data:image" not in page.read_text(encoding="utf-8")
 
 
 class TestCompare:
