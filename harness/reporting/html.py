@@ -132,7 +132,7 @@ def _header(study: Study, sections: Sequence[str]) -> str:
         "super-resolution</h1><button type='button' id='theme' hidden>Theme</button></div>"
         f"<div class='answer'><p class='question'>{escape(QUESTION)}</p><p class='lead'>{escape(found.sentence)}</p>"
         f"{notes}"
-        f"</div>{_picks(study)}{_facts(study)}<nav aria-label='sections'>{links}</nav>"
+        f"{_export(study, found.point)}</div>{_picks(study)}{_facts(study)}<nav aria-label='sections'>{links}</nav>"
         "<noscript><p class='note'>Charts need scripts, which are switched off here; answer, tables and pictures "
         "are all there.</p></noscript></header>"
     )
@@ -156,14 +156,24 @@ def _pick(study: Study, point: Point, hows: Sequence[str]) -> str:
     time = [] if latency is None else [f"{latency.median:.3g} ms"]
     costs = [f"{format_count(point.measured.macs)}MACs", f"{format_count(point.measured.params)} parameters"]
     trial = "" if point.record.number is None else f", trial {point.record.number}"
-    command = f"harness export {shlex.quote(study.record.name)} --pick {hows[0]}"
+    command = _command(study, hows[0])
     role = " · ".join(_PICKS[how] for how in hows)
     return (
         f"<div class='pick'><div class='role'>{escape(role)}</div><div class='who'>{escape(point.label + trial)}</div>"
         f"<p class='big'>{escape(' · '.join([f'{point.measured.evaluation.psnr_db:.2f} dB', *time]))}</p>"
-        f"<p class='small'>{escape(' · '.join(costs))}</p><div class='command'><code>{escape(command)}</code>"
-        f"<button type='button' hidden data-copy=\"{escape(command)}\">copy</button></div></div>"
+        f"<p class='small'>{escape(' · '.join(costs))}</p>{command}</div>"
     )
+
+
+def _command(study: Study, how: str) -> str:
+    """Return the command that exports a pick, with a button that copies it."""
+    command = escape(f"harness export {shlex.quote(study.record.name)} --pick {how}")
+    button = f'<button type="button" hidden data-copy="{command}">copy</button>'
+    return f"<div class='command'><code>{command}</code>{button}</div>"
+
+
+def _export(study: Study, point: Point | None) -> str:
+    return "" if point is None else _command(study, f"point:{point.point_id}")
 
 
 def _facts(study: Study) -> str:

@@ -1,7 +1,7 @@
 """How long a report takes to open: `python results/benchmarks/report.py [FILE.html]`, from the top of a checkout.
 
-Without a file, the report of a made-up study of 2,000 points (400 networks at 5 γ) is opened. Times are from the start of
-the navigation to two frames after the last chart was drawn, each in a fresh browser context, without anything cached.
+Without a file, the report of a made-up study of 2,000 points (400 networks at 5 γ) is opened. Times are from the start
+of the navigation to two frames after the last chart was drawn, each in a fresh browser context, with nothing cached.
 Wants the extra `dev` and a Chromium (HARNESS_BROWSER names one that is not on the path).
 """
 
@@ -29,11 +29,13 @@ FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimation
 
 
 def make_study() -> Study:
+    """Return a study of 2,000 points."""
     trials = [trial.model_copy(update={"network_id": f"{trial.number:012x}"}) for trial in search_trials(400)]
     return Study(study_record(space=SPACE), tuple(trials), (swinir_baseline(), bicubic_baseline()))
 
 
 def main() -> None:
+    """Open the report again and again, and print how long it took."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as started:
         path = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(folder) / "report.html"
         if len(sys.argv) < 2:

@@ -1,4 +1,4 @@
-"""The report in a real browser: drawn, pointed at, clicked, zoomed; nothing loaded, nothing executed, nothing too wide."""
+"""The report in a real browser: drawn, pointed at, clicked, zoomed; nothing loaded or executed, nothing too wide."""
 
 import re
 from collections.abc import Callable, Iterator

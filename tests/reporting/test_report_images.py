@@ -83,7 +83,7 @@ def test_attended_windows_make_up_the_share_of_a_network(policy: str) -> None:
     model = CAMixerSRConfig(groups=(1, 1), channels=8, window=8)
     network = build_seeded(model, seed=3).eval()
     assert isinstance(network, CAMixerSR)
-    variant = routed(network, RoutingConfig(policy=policy, gamma=0.4, **settings))  # type: ignore[arg-type]
+    variant = routed(network, RoutingConfig(policy=policy, gamma=0.4, **settings))
     assert isinstance(variant, CAMixerSR)
     input_BCHW = torch.rand(2, 3, 37, 29, generator=torch.Generator().manual_seed(1))
     mask_SBN = find_attended(variant, input_BCHW)
