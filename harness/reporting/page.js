@@ -281,7 +281,6 @@
     levels.forEach(function (index) {
       var at = fixed(ys.map(points[index].v[y]));
       box.node.appendChild(svg("line", { x1: box.left, x2: box.right, y1: at, y2: at, "class": "level" }));
-      box.node.appendChild(svg("text", { x: box.right - 4, y: at - 5, "class": "label level end", text: "bicubic " + writeValue(axes[y], points[index].v[y]) }));
     });
     var placed = this.placed = [];
     whole.forEach(function (index) {
@@ -315,6 +314,10 @@
       }
     });
     box.node.appendChild(group);
+    levels.forEach(function (index) {
+      var label = "bicubic " + writeValue(axes[y], points[index].v[y]);
+      box.node.appendChild(svg("text", { x: box.right - 4, y: fixed(ys.map(points[index].v[y])) - 5, "class": "label level end", text: label }));
+    });
     placed.forEach(function (at) {
       var point = points[at[2]];
       if (point.k !== BASELINE) return;
