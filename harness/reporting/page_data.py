@@ -122,13 +122,12 @@ class _Page:
         """Choose the points beside the front that are drawn: those that nothing beats in a panel, and a spread."""
         if len(others) <= MOST_POINTS_DRAWN:
             return others
-        keys = {shown.axis.metric: shown for shown in self.axes}
-        quality = keys.get(quality_metric(self.study))
         wanted: set[int] = set()
         feasible = [point for point in self.study.points if point.measured.feasible]
-        for shown in self.axes:
-            if quality is None or shown is quality or not (shown.is_objective or shown.axis.metric == "params"):
-                continue
+        for pair in self._list_panels():
+            shown, quality = (self.axes[index] for index in pair)
+            if shown.is_objective and quality.is_objective:
+                continue  # what nothing beats in two objectives is on the front
             pairs = [
                 (point, (x, y))
                 for point in feasible
@@ -147,7 +146,7 @@ class _Page:
             return []
         costs = [*cost_metrics(self.study), *_latencies(self.study)[:1], "macs", "params"]
         distinct = [key for key in dict.fromkeys(costs) if key in keys and key != quality]
-        return [[keys.index(key), keys.index(quality)] for key in distinct[:3]]
+        return [[keys.index(key), keys.index(quality)] for key in distinct[:5]]
 
     def _network(self, record: TrialRecord) -> int:
         """Return a network's place in the document, and write it there when it is first met."""
