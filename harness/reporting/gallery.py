@@ -97,17 +97,23 @@ def list_maps(pictures: Pictures) -> list[tuple[Picture, list[AttentionMap]]]:
 
 
 def describe_maps(pictures: Pictures) -> list[dict[str, Any]]:
-    """Return what the page draws of the maps; it begins with the routing that is nearest to half of all windows."""
+    """Return what the page draws of the maps; it begins with the chosen routing, or half of all windows where that
+    attends to none.
+    """
     return [
         {
             "window": maps[0].window,
             "size": list(maps[0].size),
             "lr": list(picture.lr_size),
             "at": [{"routing": one.routing, "masks": list(one.masks)} for one in maps],
-            "first": min(range(len(maps)), key=lambda index: abs(maps[index].share - 0.5)),
+            "first": min(range(len(maps)), key=lambda index: _distance(maps[index])),
         }
         for picture, maps in list_maps(pictures)
     ]
+
+
+def _distance(found: AttentionMap) -> float:
+    return -1.0 if found.routing == found.chosen and found.share > 0 else abs(found.share - 0.5)
 
 
 def write_maps(pictures: Pictures) -> str:
@@ -124,6 +130,7 @@ def write_maps(pictures: Pictures) -> str:
             f"alt='{escape(picture.name)}'><svg class='windows' viewBox='0 0 {width} {height}' "
             f"preserveAspectRatio='none' role='img' aria-label='windows of {escape(picture.name)} that got attention'>"
             f"</svg></div><figcaption><b>{escape(maps[0].name)}, {escape(picture.name)}</b>"
+            f"<span class='soft'>its crops are of {escape(maps[0].chosen)}</span>"
             f"<span class='told'>{_write_shares(maps)}</span>"
             "<span class='row controls' hidden><label>routing <select class='at-gamma'></select></label>"
             f"<label>block <select class='at-block'></select></label></span>"

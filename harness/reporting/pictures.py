@@ -50,7 +50,10 @@ class Tile(NamedTuple):
 
 
 class AttentionMap(NamedTuple):
-    """Where a network attends at one routing: `masks` of each block, a sign for each window, row by row."""
+    """Where a network attends at one routing: `masks` of each block, a sign for each window, row by row.
+
+    `chosen` is the routing of the point that the network is shown for.
+    """
 
     name: str
     gamma: float | None
@@ -59,6 +62,7 @@ class AttentionMap(NamedTuple):
     size: tuple[int, int]
     masks: tuple[str, ...]
     share: float
+    chosen: str
 
 
 @dataclass(frozen=True)
@@ -331,6 +335,7 @@ class _Painter:
                     size=(-(-lr_HWC.shape[0] // window), -(-lr_HWC.shape[1] // window)),
                     masks=tuple("".join("1" if attended else "0" for attended in row_N) for row_N in mask_SN),
                     share=float(mask_SN.mean()),
+                    chosen=routing.label(),
                 )
 
 
