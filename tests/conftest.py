@@ -11,7 +11,7 @@ import torch
 from harness.core import device_lock
 from tests.photographs import Photographs, cut_photographs
 
-# The same examples in every run, so that a change is judged and not its luck; HYPOTHESIS_PROFILE=random looks for new ones.
+# The same examples in every run, so that a change is judged and not its luck; HYPOTHESIS_PROFILE=random tries others.
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.register_profile("random")
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))

@@ -14,14 +14,12 @@ from pydantic import SerializerFunctionWrapHandler, field_validator, model_seria
 
 from harness.core.conditions import parse_conditions
 from harness.core.configs import (
-    BicubicConfig,
-    CAMixerSRConfig,
+    AnyModelConfig,
     CompressionConfig,
     DataConfig,
     FrozenConfig,
     ModelConfig,
     RoutingConfig,
-    SwinIRConfig,
     Task,
     TrainingConfig,
 )
@@ -690,7 +688,7 @@ class StudyRecord(FrozenConfig):
 
 
 def network_id(
-    model: CAMixerSRConfig | SwinIRConfig | BicubicConfig,
+    model: AnyModelConfig,
     training: TrainingConfig | None,
     data: DataConfig,
     compression: CompressionConfig | None = None,

@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from harness.core.configs import RoutingConfig, Rung, TrainingConfig
+from harness.core.configs import AnyModelConfig, RoutingConfig, Rung, TrainingConfig
 from harness.core.errors import UserError
 from harness.core.records import EvaluationRecord, LatencyRecord, PointRecord, RoutedLatency, TrialRecord, network_id
 from harness.core.study_folder import StudyFolder
-from harness.trial.run import AnyModelConfig, Proposal, TrialProgress, TrialSetup, Verdict, run_trial
+from harness.trial.run import Proposal, TrialProgress, TrialSetup, Verdict, run_trial
 
 
 class Difference(NamedTuple):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harness.core.conditions import Conditions, parse_conditions
 from harness.core.configs import (
-    BicubicConfig,
+    AnyModelConfig,
     CalibrationConfig,
     CAMixerSRConfig,
     CompressionConfig,
@@ -37,7 +37,6 @@ from harness.core.configs import (
     RoutingConfig,
     Rung,
     StoppingConfig,
-    SwinIRConfig,
     TrainingConfig,
 )
 from harness.core.constraints import Constraint
@@ -94,7 +93,6 @@ from harness.trial.quantisation import NETWORK_FILE, quantise, write_quantised
 from harness.trial.teacher import load_teacher
 
 QUANTISED = "quantised"  # the folder, beside a network's weights, of its quantised file
-AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 _RUNGS = TypeAdapter(tuple[RungRecord, ...])
 
 

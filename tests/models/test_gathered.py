@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harness.core.configs import CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.models import CAMixerSR, build_model, camixersr
 from harness.models.camixersr import CAMixer, MixerMode, head_width
 from harness.models.network import Restoration
-from harness.models.registry import AnyModelConfig
 from tests.models.test_literal import ABLATIONS, NETWORKS, SIZES, build, images, routings
 
 
