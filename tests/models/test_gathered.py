@@ -62,6 +62,7 @@ def test_gathering_changes_nothing(settings: dict[str, Any], size: tuple[int, in
         assert_gathered_is_literal(network, input_BCHW, network.routing.label())
 
 
+@pytest.mark.slow
 def test_maps_of_importance_are_followed(device: torch.device) -> None:
     network = build(channels=24, window=8, groups=(1, 2)).double().to(device)
     input_BCHW = images(2, 60, 75).double().to(device)

@@ -121,6 +121,7 @@ def test_a_replay_finds_no_difference(finished: Finished) -> None:
     assert "5 stages" in found.compared
 
 
+@pytest.mark.slow
 def test_what_is_pruned_does_not_hang_on_the_routing_that_came_first(tmp_path: Path) -> None:
     routings = (RoutingConfig(gamma=0.5), RoutingConfig(gamma=0.0), RoutingConfig(gamma=1.0))
     models = []
@@ -133,6 +134,7 @@ def test_what_is_pruned_does_not_hang_on_the_routing_that_came_first(tmp_path: P
     assert models[0] == models[1] == models[2]
 
 
+@pytest.mark.slow
 def test_weights_of_a_record_that_is_not_compressed_are_taken_and_kept(tmp_path: Path) -> None:
     """Even where training again would not give the same bits: they are what the record was measured with."""
     setup = setup_study(tmp_path)
@@ -238,6 +240,7 @@ def test_what_is_left_may_learn_from_what_it_was(finished: Finished) -> None:
     assert first.psnr_db != other.psnr_db
 
 
+@pytest.mark.slow
 def test_what_comes_out_is_quantised_at_last(finished: Finished) -> None:
     """The quantised file runs in its runtime, is scored there, and stands as the last stage; pruning is left out."""
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
