@@ -76,6 +76,14 @@ def format_number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def format_signed(value: float | None, digits: int = 2) -> str:
+    """Write a difference with its sign and so many digits, or a dash: +0.12, −0.30, 0.00."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    rounded = round(value, digits)
+    return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded):.{digits}f}"
+
+
 def format_interval(interval: tuple[float, float] | None, digits: int) -> str:
     """Write an interval's ends with so many digits, or a dash."""
     return "–" if interval is None else f"{interval[0]:.{digits}f}–{interval[1]:.{digits}f}"

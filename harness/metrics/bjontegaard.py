@@ -40,18 +40,6 @@ class Average(NamedTuple):
     reason: str | None = None
 
 
-def rising_front(costs: npt.ArrayLike, psnr_db: npt.ArrayLike) -> _Values:
-    """Return the points (cost, dB) that no other beats in both, by rising cost; of equal ones the first.
-
-    `costs` and `psnr_db` are of the same length and finite. In what is returned both columns rise strictly.
-    """
-    points = np.stack([np.asarray(costs, dtype=np.float64), np.asarray(psnr_db, dtype=np.float64)], axis=-1)
-    points = points[np.lexsort((-points[:, 1], points[:, 0]))]
-    best = np.maximum.accumulate(np.concatenate([[-np.inf], points[:, 1]]))[:-1]
-    front: _Values = points[points[:, 1] > best]
-    return front
-
-
 def bd_psnr(anchor: npt.ArrayLike, test: npt.ArrayLike, interpolation: Interpolation = "pchip") -> Average:
     """Return by how many dB `test` is better than `anchor` on average at equal cost; the overlap is a range of costs.
 
@@ -60,7 +48,9 @@ def bd_psnr(anchor: npt.ArrayLike, test: npt.ArrayLike, interpolation: Interpola
     """
     first, second = _log_curve(anchor), _log_curve(test)
     found = _average(first, second, interpolation)
-    return found._replace(overlap=None if found.overlap is None else _powers(found.overlap))
+    if found.overlap is None:
+        return found._replace(reason=found.reason or "the curves have no cost in common")
+    return found._replace(overlap=(10 ** found.overlap[0], 10 ** found.overlap[1]))
 
 
 def bd_cost(anchor: npt.ArrayLike, test: npt.ArrayLike, interpolation: Interpolation = "pchip") -> Average:
@@ -72,7 +62,7 @@ def bd_cost(anchor: npt.ArrayLike, test: npt.ArrayLike, interpolation: Interpola
     first, second = _log_curve(anchor)[:, ::-1], _log_curve(test)[:, ::-1]
     found = _average(first, second, interpolation)
     if found.value is None:
-        return found
+        return found._replace(reason=found.reason or "the curves have no quality in common")
     if abs(found.value) > _MOST_POWERS_OF_TEN:
         return found._replace(
             value=None, reason=f"between its points a curve of {interpolation} swings out of all bounds"
@@ -102,7 +92,7 @@ def _average(anchor: _Values, test: _Values, interpolation: Interpolation) -> Av
     low, high = max(anchor[0, 0], test[0, 0]), min(anchor[-1, 0], test[-1, 0])
     whole = max(anchor[-1, 0], test[-1, 0]) - min(anchor[0, 0], test[0, 0])
     if not low < high:
-        return Average(None, None, 0.0, "the curves have no range in common")
+        return Average(None, None, 0.0)
     integrals = [_integrate(curve, low, high, interpolation) for curve in (anchor, test)]
     value = (integrals[1] - integrals[0]) / (high - low)
     return Average(float(value), (float(low), float(high)), float((high - low) / whole))
@@ -112,11 +102,10 @@ def _integrate(curve: _Values, low: float, high: float, interpolation: Interpola
     if interpolation == "cubic":
         integral = np.polynomial.Polynomial.fit(curve[:, 0], curve[:, 1], 3).integ()
         return float(integral(high) - integral(low))
-    from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
+    from scipy.interpolate import (  # type: ignore[import-untyped]  # late: most reports average nothing
+        Akima1DInterpolator,
+        PchipInterpolator,
+    )
 
     interpolator = PchipInterpolator if interpolation == "pchip" else Akima1DInterpolator
     return float(interpolator(curve[:, 0], curve[:, 1]).integrate(low, high))
-
-
-def _powers(overlap: tuple[float, float]) -> tuple[float, float]:
-    return 10 ** overlap[0], 10 ** overlap[1]

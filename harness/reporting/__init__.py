@@ -1,5 +1,6 @@
 """Records to fronts, tables, plots and HTML. Reads a study's folder and nothing else."""
 
+from harness.reporting.averages import bd_sentence, compare_fronts
 from harness.reporting.comparison import compare
 from harness.reporting.front import pick, study_front
 from harness.reporting.html import ReportFiles, write_report
@@ -17,7 +18,9 @@ __all__ = [
     "Point",
     "ReportFiles",
     "Study",
+    "bd_sentence",
     "compare",
+    "compare_fronts",
     "compare_profiles",
     "compare_with_paper",
     "draw_breakdown_png",

@@ -4,7 +4,7 @@ The first three functions know nothing of studies: an array of one row per point
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -167,6 +167,41 @@ def hypervolume_history(study: Study, most: int = 200) -> tuple[Moment, ...]:
             volume = 0.0 if scale is None else hypervolume(front, scale.reference, directions)
             moments.append(Moment(trial.record_id, trial.finished_at, count, volume))
     return tuple(moments)
+
+
+def joint_hypervolumes(studies: Sequence[Study]) -> tuple[tuple[float, ...], str]:
+    """Return each study's hypervolume, all from the same reference, that of the first one's baselines; and its words.
+
+    The studies have the same objectives, and their values compare. Where the first has no baseline to measure from, the
+    worst feasible point of them all stands in for it. A study without a feasible point has 0.
+    """
+    values = [_candidates(study)[1] for study in studies]
+    found = [rows for rows in values if len(rows)]
+    if not found:
+        return tuple(0.0 for _ in studies), "no feasible point yet"
+    first, directions = studies[0], _directions(studies[0])
+    scale = _find_scale(first, np.concatenate(found))
+    volumes = [hypervolume(scale.apply(rows), scale.reference, directions) if len(rows) else 0.0 for rows in values]
+    return tuple(volumes), scale.words
+
+
+def cost_curve(points: Iterable[Point], metric: str) -> tuple[Point, ...]:
+    """Return the feasible ones of points that no other beats in both PSNR and a cost, by rising cost.
+
+    Left out are points without the cost, or whose cost is 0. The first of equal points stands for them.
+    """
+    rows = []
+    for point in points:
+        cost, quality = point.measured.value(metric), point.measured.evaluation.psnr_db
+        if point.measured.feasible and cost is not None and 0 < cost < math.inf and math.isfinite(quality):
+            rows.append((cost, -quality, point))
+    curve: list[Point] = []
+    best = math.inf
+    for _, lost, point in sorted(rows, key=lambda row: row[:2]):
+        if lost < best:
+            curve.append(point)
+            best = lost
+    return tuple(curve)
 
 
 def _candidates(study: Study) -> tuple[list[Point], Values]:

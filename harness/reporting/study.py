@@ -2,7 +2,8 @@
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -142,6 +143,21 @@ def not_converged(recipes: Iterable[TrainingConfig]) -> str:
     steps = [recipe.steps for recipe in recipes]
     low, high = f"{min(steps):,}", f"{max(steps):,}"
     return f"not converged: {low if low == high else f'{low}–{high}'} steps"
+
+
+def latency_settings(latencies: Sequence[LatencyRecord], *, mix: bool = False) -> list[str]:
+    """Return the settings (protocol, device, conditions) that latencies of one column were measured under, each once.
+
+    Raises `UserError` for more than one, because such numbers do not compare, unless told to `mix` them.
+    """
+    counts = Counter(latency.setting for latency in latencies)
+    if len(counts) > 1 and not mix:
+        found = "; ".join(f"{count} of {setting}" for setting, count in counts.items())
+        raise UserError(
+            f"latencies of one column were measured under different protocols, devices or conditions: {found}; measure "
+            "them alike, or give --mix to see them side by side"
+        )
+    return list(counts)
 
 
 @contextlib.contextmanager

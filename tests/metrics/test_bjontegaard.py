@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from harness.metrics.bjontegaard import Interpolation, bd_cost, bd_psnr, rising_front
+from harness.metrics.bjontegaard import Interpolation, bd_cost, bd_psnr
 
 METHODS: tuple[Interpolation, ...] = get_args(Interpolation)
 Curve = list[tuple[float, float]]
@@ -29,7 +29,7 @@ E137: list[tuple[Curve, Curve, float]] = [
         -0.018779823450567612,
     ),
 ]
-# The example of the package `bjontegaard` (Herglotz et al., BSD 3-Clause): x265, two presets; dB and % of version 1.3.0.
+# The example of the package `bjontegaard` (Herglotz et al.): x265, two presets; dB and % of its version 1.3.0.
 X265: tuple[Curve, Curve] = (
     [(1358.24, 34.851), (2486.44, 36.845), (4593.60, 38.615), (9487.76, 40.037)],
     [(1356.24, 34.987), (2451.52, 36.970), (4469.00, 38.651), (9787.80, 40.121)],
@@ -96,7 +96,7 @@ def test_costs_times_a_factor(curve: Curve, factor: float) -> None:
 
 @given(curve=curves(), shift_db=st.floats(-2, 2))
 @settings(deadline=None)
-def test_dB_and_a_constant(curve: Curve, shift_db: float) -> None:
+def test_quality_and_a_constant(curve: Curve, shift_db: float) -> None:
     shifted = [(cost, psnr_db + shift_db) for cost, psnr_db in curve]
     found = bd_psnr(curve, shifted)
     assert found.value == pytest.approx(shift_db, abs=1e-9)
@@ -147,8 +147,9 @@ def test_why_there_is_no_value() -> None:
     assert bd_cost(three, three, "cubic").reason == "a curve of cubic takes 4 points, and both have 3"
     assert bd_psnr([], two).reason == "a curve of pchip takes 2 points, and the first has 0"
     dear = [(2.0, 30.0), (3.0, 30.5)]
-    assert bd_psnr(two, dear) == (None, None, 0.0, "the curves have no range in common")
+    assert bd_psnr(two, dear) == (None, None, 0.0, "the curves have no cost in common")
     assert bd_cost(two, dear).overlap == (30.0, 30.5)
+    assert bd_cost(two, [(1.0, 31.0), (2.0, 32.0)]).reason == "the curves have no quality in common"
     steep = [(1.0, 30.0), (10.0, 30.7), (1e60, 30.701), (2e60, 31.0)]
     even = [(1.0, 30.0), (10.0, 30.3), (20.0, 30.6), (30.0, 31.0)]
     assert "swings out of all bounds" in str(bd_cost(even, steep, "cubic").reason)
@@ -160,16 +161,3 @@ def test_why_there_is_no_value() -> None:
 def test_what_is_no_curve_is_refused(curve: Curve) -> None:
     with pytest.raises(ValueError, match="curve"):
         bd_psnr([(1.0, 30.0), (2.0, 31.0)], curve)
-
-
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), max_size=12))
-def test_the_rising_front_is_what_brute_force_finds(points: list[tuple[int, int]]) -> None:
-    expected = sorted(
-        {
-            (cost, quality)
-            for cost, quality in points
-            if not any((c <= cost and q >= quality) and (c, q) != (cost, quality) for c, q in points)
-        }
-    )
-    found = rising_front([cost for cost, _ in points], [quality for _, quality in points])
-    assert [tuple(row) for row in found.astype(int).tolist()] == expected
