@@ -23,14 +23,13 @@ from harness.cli.output import (
     warn_of_small,
 )
 from harness.core.errors import UserError
-from harness.core.units import format_count
+from harness.core.units import COUNTS, format_count
 
 if TYPE_CHECKING:
     from harness.core.configs import CompressionConfig, TrainingConfig
     from harness.core.records import CompressionRecord, TrialRecord
     from harness.trial import Proposal, TrialSetup
 
-_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _PLAN = "plan.json"
 _REMEDY = "give another --out, or --overwrite to replace it"
 
@@ -287,7 +286,7 @@ def _parse_target(macs: str | None, params: str | None, latency: str | None, lef
     if amount <= 0 or found is None:
         example = "20ms" if kind == "latency" else "500M"
         raise UserError(f"{option} {text!r}: expected a number above 0, such as {example}")
-    return _Target(kind, None, amount * (1.0 if kind == "latency" else _UNITS[found[2]]), option)
+    return _Target(kind, None, amount * (1.0 if kind == "latency" else COUNTS.get(found[2], 1.0)), option)
 
 
 def _find_parent(model: str, weights: Path | None, scale: int | None) -> Any:

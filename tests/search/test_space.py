@@ -304,7 +304,7 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
     "constraint without bound": (
         SPACE + "constraints:\n  - macs <= many\n",
         10,
-        ["'macs <= many'", "`metric <= number`"],
+        ["'macs <= many'", "character 9: expected a number"],
     ),
     "constraint operator": (SPACE + "constraints: [macs < 3]\n", 9, ["'macs < 3'", "`metric >= number`"]),
     "constraint metric": (SPACE + "constraints: [flops <= 3]\n", 9, ["unknown metric 'flops'", "macs"]),
