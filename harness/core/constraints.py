@@ -183,8 +183,8 @@ class _Reader:
         try:
             metric = parse_metric(f"{self.aliases.get(name, name)}{slash}{device}")
         except UserError as error:
-            if name not in METRIC_DIRECTIONS and name not in self.aliases:
-                self.fail("a metric")
+            if self.aliases.get(name, name) not in METRIC_DIRECTIONS:
+                self.fail("", because=f"unknown metric {name!r}")
             self.fail("", because=str(error))
         self.place += 1
         return metric

@@ -306,7 +306,7 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
         10,
         ["'macs <= many'", "character 9: expected a number"],
     ),
-    "constraint operator": (SPACE + "constraints: [macs < 3]\n", 9, ["'macs < 3'", "`metric >= number`"]),
+    "constraint operator": (SPACE + "constraints: [macs < 3]\n", 9, ["'macs < 3'", "character 6: expected <= or >="]),
     "constraint metric": (SPACE + "constraints: [flops <= 3]\n", 9, ["unknown metric 'flops'", "macs"]),
     "constraint on a device that is not measured": (
         SPACE + "constraints: [params <= 3, latency_ms/cpu:7 <= 3]\n",
