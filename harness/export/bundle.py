@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from harness.core.choice import ChoiceRecord
 from harness.core.configs import CAMixerSRConfig
 from harness.core.environment import now, observe_environment
 from harness.core.errors import UserError, describe_validation_error
@@ -30,13 +31,14 @@ def write_bundle(
     *,
     picked_as: str,
     baselines: dict[str, PointRecord],
+    choice: ChoiceRecord | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a bundle folder in one step and return its path.
 
     `network` carries the trained weights and the routing of `point`, which is one of `record`'s; `baselines` are
-    measured in the same study and stand in the model card. `UserError` where `path` exists and is not to be replaced,
-    or is no bundle. Whatever goes wrong, the old bundle stays.
+    measured in the same study and stand in the model card, as does what `choice` says. `UserError` where `path` exists
+    and is not to be replaced, or is no bundle. Whatever goes wrong, the old bundle stays.
     """
     check_target(path, overwrite=overwrite)
     assert getattr(network.config, "routing", None) == point.routing, "a bundle's metrics are those of its routing"
@@ -59,6 +61,7 @@ def write_bundle(
         measured_in=record.environment,
         baselines=baselines,
         compression=record.compression,
+        choice=choice,
     )
     return _write(path, config, metrics, save(network.state_dict()))
 
@@ -134,7 +137,7 @@ def _write(path: Path, config: BundleConfig, metrics: BundleMetrics, weights: by
     path.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     temporary, retired = workplace / "new", workplace / "old"
-    left_out = {name for name in ("calibration", "compression") if getattr(metrics, name) is None}
+    left_out = {name for name in ("calibration", "compression", "choice") if getattr(metrics, name) is None}
     try:
         temporary.mkdir()
         (temporary / _CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")

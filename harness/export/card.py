@@ -43,7 +43,7 @@ def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
 
 {_describe_measured(point, metrics)}
 
-## Training
+{_describe_choice(metrics)}## Training
 
 {training}
 
@@ -62,6 +62,14 @@ network = harness.load_bundle("path/to/this/folder")  # B×3×h×w in [0, 1] →
 It undoes bicubic shrinking by {scale}; noise, blur and compression were not trained for. Scores hold for
 the images and the protocol named above.
 """
+
+
+def _describe_choice(metrics: BundleMetrics) -> str:
+    """Say why it was this point of the study, and what that gives up; '' where it was not chosen."""
+    if metrics.choice is None:
+        return ""
+    lines = "\n".join(f"- {sentence}" for sentence in metrics.choice.sentences)
+    return f"## Choice\n\n{lines}\n\n"
 
 
 def _describe_measured(point: PointRecord | None, metrics: BundleMetrics) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from harness.core.choice import ChoiceRecord
 from harness.core.configs import DataConfig, FrozenConfig, ModelConfig, Task, TrainingConfig
 from harness.core.environment import EnvironmentRecord
 from harness.core.records import CalibrationRecord, CompressionRecord, EvaluationRecord, PointRecord, TrainingRecord
@@ -44,7 +45,8 @@ class BundleMetrics(FrozenConfig):
 
     `point` is None where the routing was calibrated since; `calibration` then says more. Of weights that were trained
     elsewhere there is neither, and no `data`. `compression`: the chain that has made the network out of a larger one,
-    whose training `training` and `training_result` are.
+    whose training `training` and `training_result` are. `choice`: how it was chosen of its study, and what that gives
+    up; older bundles, and networks that were chosen from nothing, have none.
     """
 
     point: PointRecord | None
@@ -56,3 +58,4 @@ class BundleMetrics(FrozenConfig):
     baselines: dict[str, PointRecord]
     compression: CompressionRecord | None = None
     calibration: BundleCalibration | None = None
+    choice: ChoiceRecord | None = None

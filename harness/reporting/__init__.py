@@ -2,9 +2,10 @@
 
 from harness.reporting.averages import bd_sentence, compare_fronts
 from harness.reporting.comparison import compare
-from harness.reporting.front import pick, study_front
+from harness.reporting.front import study_front
 from harness.reporting.html import ReportFiles, write_report
 from harness.reporting.paper import compare_with_paper
+from harness.reporting.picks import choose, parse_pick, pick
 from harness.reporting.plots import draw_front_html, draw_front_png
 from harness.reporting.profile_plots import draw_breakdown_png, draw_sweep_png
 from harness.reporting.profiles import compare_profiles, load_profiles
@@ -19,6 +20,7 @@ __all__ = [
     "ReportFiles",
     "Study",
     "bd_sentence",
+    "choose",
     "compare",
     "compare_fronts",
     "compare_profiles",
@@ -32,6 +34,7 @@ __all__ = [
     "load_profiles",
     "load_published",
     "load_study",
+    "parse_pick",
     "pick",
     "points_table",
     "published_dir",

@@ -145,17 +145,20 @@ def not_converged(recipes: Iterable[TrainingConfig]) -> str:
     return f"not converged: {low if low == high else f'{low}–{high}'} steps"
 
 
-def latency_settings(latencies: Sequence[LatencyRecord], *, mix: bool = False) -> list[str]:
+def latency_settings(
+    latencies: Sequence[LatencyRecord], *, mix: bool = False, remedy: str = "give --mix to see them side by side"
+) -> list[str]:
     """Return the settings (protocol, device, conditions) that latencies of one column were measured under, each once.
 
-    Raises `UserError` for more than one, because such numbers do not compare, unless told to `mix` them.
+    Raises `UserError` for more than one, because such numbers do not compare, unless told to `mix` them; `remedy` is
+    what else to do than to measure them alike.
     """
     counts = Counter(latency.setting for latency in latencies)
     if len(counts) > 1 and not mix:
         found = "; ".join(f"{count} of {setting}" for setting, count in counts.items())
         raise UserError(
             f"latencies of one column were measured under different protocols, devices or conditions: {found}; measure "
-            "them alike, or give --mix to see them side by side"
+            f"them alike, or {remedy}"
         )
     return list(counts)
 
