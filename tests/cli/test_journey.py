@@ -142,7 +142,7 @@ class TestReportAndExport:
         scores = [float(row["psnr_db"]) for row in on_front]
         assert all(point["psnr_db"] in [pytest.approx(score) for score in scores] for point in front)
 
-    @pytest.mark.parametrize("pick", ["knee", "best-psnr", "fastest", "smallest", "trial:4"])
+    @pytest.mark.parametrize("pick", ["knee", "best-psnr", "fastest", "smallest", "trial:4", "macs <= 9G"])
     def test_every_pick_is_rebuilt_to_the_bit(
         self, call: Call, study: FinishedStudy, photographs: Photographs, tmp_path: Path, pick: str
     ) -> None:
