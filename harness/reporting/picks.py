@@ -149,7 +149,7 @@ def _pick_within(study: Study, parsed: Pick) -> tuple[Point, str]:
     chosen = _best(study, meeting, [_signed(point, first) for point in meeting])
     label = metric_label(first, study.record.protocol, unit=False)
     ending = f"the {'highest' if first == 'psnr_db' else 'lowest'} {label}"
-    return chosen, f"{ending} of the {len(meeting)} of {len(measured)} feasible points that meet {parsed.text}"
+    return chosen, f"{ending} of the {len(meeting):,} of {len(measured):,} feasible points that meet {parsed.text}"
 
 
 def _pick_compromise(study: Study, parsed: Pick) -> tuple[Point, str]:
