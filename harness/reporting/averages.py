@@ -6,7 +6,7 @@ from typing import Any
 from harness.core.errors import UserError
 from harness.metrics import INTERPOLATIONS, Average, Interpolation, bd_cost, bd_psnr, metric_label
 from harness.reporting.front import cost_curve, joint_hypervolumes
-from harness.reporting.study import BaselineName, Point, Study, latency_settings, without_collection
+from harness.reporting.study import BaselineName, Point, Study, without_collection
 
 
 @without_collection()
@@ -15,36 +15,22 @@ def compare_fronts(anchor: Study, test: Study, *, interpolation: str = "pchip", 
 
     `rows`, one for each cost (latencies under each condition that both were measured under, MACs, parameters), hold
     what `bd_row` says. `hypervolumes` are both from `hypervolume_reference`; null where objectives differ. `notes`
-    are what stands between the two studies and a plain reading. Raises `UserError` for scores that do not compare
-    (other validation images, protocol or scale), latencies of several settings unless told to `mix` them, and an
-    interpolation that is none.
+    are what stands between the two studies and a plain reading, and what is left out: latencies of several settings
+    unless told to `mix` them, MACs of other sizes. Raises `UserError` for scores that do not compare (other validation
+    images, protocol or scale), and for an interpolation that is none.
     """
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"unknown interpolation {interpolation!r}; expected one of: {', '.join(INTERPOLATIONS)}")
     _refuse_other_scores(anchor, test)
-    settings, notes = [], []
-    costs = []
-    for device in anchor.record.devices:
-        if device not in test.record.devices:
-            continue
-        points = [point for study in (anchor, test) for point in study.points if point.measured.feasible]
-        timed = [found for point in points if (found := point.latency(device)) is not None]
-        settings += latency_settings(timed, mix=mix)
-        first = device == anchor.record.devices[0] == test.record.devices[0]
-        costs.append("latency_ms" if first else f"latency_ms/{device}")
-        if timed and all(found.ratio is not None for found in timed):
-            costs.append(costs[-1].replace("latency_ms", "latency_ratio"))
-    if not costs:
-        both = " and ".join(", ".join(study.record.devices) or "no device" for study in (anchor, test))
-        notes.append(f"no latencies: they were measured on {both}")
+    notes: list[str] = []
+    latencies, settings = _shared_latencies(anchor, test, notes, mix=mix)
+    costs = [*latencies, "macs", "params"]
     sizes = (anchor.record.macs_input_size, test.record.macs_input_size)
-    if sizes[0] == sizes[1]:
-        costs.append("macs")
-    else:
+    if sizes[0] != sizes[1]:
+        costs.remove("macs")
         notes.append("no MACs: they were counted for inputs of {}×{} and {}×{}".format(*sizes[0], *sizes[1]))
     rows = [
-        bd_row(cost, anchor.points, test.points, protocol=anchor.record.protocol, by=interpolation)
-        for cost in (*costs, "params")
+        bd_row(cost, anchor.points, test.points, protocol=anchor.record.protocol, by=interpolation) for cost in costs
     ]
     volumes, words = _hypervolumes(anchor, test, notes, mix=mix)
     notes += _differences(anchor, test)
@@ -56,7 +42,7 @@ def compare_fronts(anchor: Study, test: Study, *, interpolation: str = "pchip", 
         "rows": rows,
         "hypervolumes": volumes,
         "hypervolume_reference": words,
-        "latency_settings": list(dict.fromkeys(settings)),
+        "latency_settings": settings,
         "notes": notes,
     }
 
@@ -122,6 +108,29 @@ def bd_sentence(row: dict[str, Any], test: str, anchor: str) -> str | None:
 
 def _listed(found: Average) -> list[float] | None:
     return None if found.overlap is None else list(found.overlap)
+
+
+def _shared_latencies(anchor: Study, test: Study, notes: list[str], *, mix: bool) -> tuple[list[str], list[str]]:
+    """Return the latencies that compare, as metrics, and their settings; the notes say what does not."""
+    costs: list[str] = []
+    settings: dict[str, None] = {}
+    shared = [device for device in anchor.record.devices if device in test.record.devices]
+    for device in shared:
+        points = [point for study in (anchor, test) for point in study.points if point.measured.feasible]
+        timed = [found for point in points if (found := point.latency(device)) is not None]
+        here = dict.fromkeys(found.setting for found in timed)
+        if len(here) > 1 and not mix:
+            notes.append(f"no latencies on {device}: {'; '.join(here)} do not compare; measure alike, or give --mix")
+            continue
+        settings |= here
+        is_first = device == anchor.record.devices[0] == test.record.devices[0]
+        costs.append("latency_ms" if is_first else f"latency_ms/{device}")
+        if timed and all(found.ratio is not None for found in timed):
+            costs.append(costs[-1].replace("latency_ms", "latency_ratio"))
+    if not shared:
+        both = " and ".join(", ".join(study.record.devices) or "no device" for study in (anchor, test))
+        notes.append(f"no latencies: they were measured on {both}")
+    return costs, list(settings)
 
 
 def _refuse_other_scores(anchor: Study, test: Study) -> None:

@@ -136,10 +136,17 @@ def test_latencies_of_another_machine_are_not_mixed_unasked() -> None:
 
     trials = search_trials(3)
     first, second = study("a", *trials), study("b", *map(elsewhere, trials))
-    with pytest.raises(UserError, match=r"Example CPU.*--mix"):
-        compare_fronts(first, second)
+    document = compare_fronts(first, second)
+    assert list(by_cost(document)) == ["macs", "params"]
+    assert document["hypervolumes"] is None
+    notes = " | ".join(document["notes"])
+    assert "no latencies on cpu:1: interleaved, Example CPU" in notes
+    assert "do not compare; measure alike, or give --mix" in notes
+    assert "no hypervolume: latencies were measured under different settings" in notes
     document = compare_fronts(first, second, mix=True)
     assert len(document["latency_settings"]) == 2
+    assert {"latency_ms", "latency_ratio"} <= set(by_cost(document))
+    assert document["hypervolumes"] is not None
 
 
 def test_what_cannot_be_compared_is_said() -> None:
