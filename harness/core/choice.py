@@ -35,7 +35,7 @@ class MetricChange(FrozenConfig):
         amount = f"{format_amount(self.metric, abs(self.after - self.before))} {self.label}"
         if self.percent is None:
             return amount
-        share = f"{abs(self.percent):.1f} %"
+        share = f"{_write(abs(self.percent), 1)} %"
         if self.metric == "psnr_db":
             share += f" {'less' if self.percent <= 0 else 'more'} squared error"
         return f"{amount} ({share})"
@@ -95,9 +95,15 @@ class ChoiceRecord(FrozenConfig):
 
 
 def format_amount(metric: str, value: float) -> str:
-    """Write a metric's value with its unit: '28.889 dB', '3.60 ms', '718.29 M', '0.023'."""
+    """Write a metric's value with its unit: '28.889 dB', '3.60 ms', '718.29 M', '0.023'; never 0 for what is more."""
     name = metric.partition("/")[0]
-    number = f"{value:.{_DIGITS[name]}f}" if name in _DIGITS else format_count(value)
+    number = _write(value, _DIGITS[name]) if name in _DIGITS else format_count(value)
     if name == "peak_memory_bytes" and not number[-1].isalpha():
         return f"{number} B"
     return f"{number}{_UNIT.get(name, '')}"
+
+
+def _write(value: float, digits: int) -> str:
+    """Write a number with so many decimals, or its first digit where these would all be 0."""
+    rounded = f"{value:.{digits}f}"
+    return f"{value:.1g}" if value and not float(rounded) else rounded

@@ -116,7 +116,26 @@ def _step(study: Study, before: Point, after: Point, metrics: Iterable[str], tit
         record_id=after.record.record_id,
         point_id=after.point_id,
         changes=_changes(study, _values(before, compared), _values(after, compared)),
+        note=_doubt_latency(before, after, compared),
     )
+
+
+def _doubt_latency(before: Point, after: Point, metrics: Iterable[str]) -> str | None:
+    """Say where milliseconds and ratios to SwinIR-light, each of its own run, rank two points differently."""
+    for metric in metrics:
+        if metric.partition("/")[0] != "latency_ms":
+            continue
+        ratio = metric.replace("latency_ms", "latency_ratio")
+        known = [_values(point, [metric, ratio]) for point in (before, after)]
+        if any(len(found) < 2 for found in known):
+            continue
+        times, ratios = ([found[name] for found in known] for name in (metric, ratio))
+        if (times[1] - times[0]) * (ratios[1] - ratios[0]) < 0:
+            return (
+                f"latency in doubt: relative to SwinIR-light of the same run it goes from {ratios[0]:.3f} to "
+                f"{ratios[1]:.3f}, the other way"
+            )
+    return None
 
 
 def _changes(study: Study, before: dict[str, float], after: dict[str, float]) -> tuple[MetricChange, ...]:

@@ -387,6 +387,23 @@ def test_latencies_of_another_setting_are_never_compared_silently() -> None:
     assert {change.metric for change in own.reference.changes} >= {"latency_ms", "psnr_db"}
 
 
+def test_milliseconds_that_ratios_contradict_are_in_doubt() -> None:
+    """The faster one was measured beside a SwinIR-light that was faster still."""
+    found = study_of(*FOUR[:2], objectives=PSNR_LATENCY)
+    first, second = found.trials
+    (measured,) = second.points
+    (timed,) = measured.latency
+    busy = timed.model_copy(update={"reference_median": 30.0, "ratio": 20.0 / 30.0})
+    second = second.model_copy(update={"points": (measured.model_copy(update={"latency": (busy,)}),)})
+    cheaper = choose(Study(found.record, (first, second), found.baselines), "trial:0")[1].cheaper
+    assert cheaper is not None
+    assert cheaper.note is not None
+    assert "relative to SwinIR-light of the same run it goes from 0.500 to 0.667, the other way" in cheaper.note
+    calm = choose(found, "trial:0")[1].cheaper
+    assert calm is not None
+    assert calm.note is None
+
+
 def test_records_are_json_and_come_back() -> None:
     record = choose(study_of(*FOUR), "latency_ms <= 20")[1]
     assert ChoiceRecord.model_validate_json(record.model_dump_json()) == record
@@ -402,6 +419,7 @@ def test_words_of_every_metric() -> None:
     assert words("peak_memory_bytes", 5e6, 1e6, -80.0) == "4.00 MB x (80.0 %)"
     assert words("peak_memory_bytes", 512, 0, -100.0) == "512 B x (100.0 %)"
     assert words("attention_share", 0.0, 0.5, None) == "0.50 x"
+    assert words("psnr_db", 28.0, 28.0004, -0.0092) == "0.0004 dB x (0.009 % less squared error)"
     assert words("latency_ratio/cpu:2", 1.0, 0.25, -75.0) == "0.750 x (75.0 %)"
     equal = MetricChange(metric="macs", label="MACs", before=1, after=1, percent=0.0)
     step = TradeOff(title="next faster, ", label="A", record_id="r", point_id="p", changes=(equal,))
