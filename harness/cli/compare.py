@@ -141,7 +141,7 @@ def _print_averages(rows: list[dict[str, Any]], anchor: str, test: str, interpol
             format_signed(row["bd_psnr_db"], 3),
             _describe_range(row["cost_overlap"], row["cost_overlap_share"]),
             format_signed(row["bd_cost_percent"], 1),
-            _describe_range(row["psnr_overlap_db"], row["psnr_overlap_share"]),
+            _describe_range(row["psnr_overlap_db"], row["psnr_overlap_share"], digits=3),
         ]
         for row in rows
     ]
@@ -158,11 +158,14 @@ def _print_averages(rows: list[dict[str, Any]], anchor: str, test: str, interpol
             console.print(f"[dim]{row['label']}: {reason}[/dim]")
 
 
-def _describe_range(ends: list[float] | None, share: float) -> str:
-    """Write a range of costs or dB, and its share of what both span."""
+def _describe_range(ends: list[float] | None, share: float, digits: int | None = None) -> str:
+    """Write a range with so many decimals (None: as costs are), and its share of what both span."""
     if ends is None:
         return "–"
-    told = [format_count(end) if end >= 1 else f"{end:.3g}" for end in ends]
+    if digits is None:
+        told = [format_count(end) if end >= 1 else f"{end:.3g}" for end in ends]
+    else:
+        told = [f"{end:.{digits}f}" for end in ends]
     return f"{told[0]}–{told[1]} ({100 * share:.0f} %)"
 
 

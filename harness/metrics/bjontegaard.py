@@ -23,7 +23,6 @@ import numpy.typing as npt
 Interpolation = Literal["pchip", "akima", "cubic"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 _LEAST_POINTS: dict[Interpolation, int] = {"pchip": 2, "akima": 3, "cubic": 4}
-_MOST_POWERS_OF_TEN = 6  # costs of two fronts that differ by more have been made up by a polynomial
 _Values = npt.NDArray[np.float64]
 
 
@@ -63,10 +62,6 @@ def bd_cost(anchor: npt.ArrayLike, test: npt.ArrayLike, interpolation: Interpola
     found = _average(first, second, interpolation)
     if found.value is None:
         return found._replace(reason=found.reason or "the curves have no quality in common")
-    if abs(found.value) > _MOST_POWERS_OF_TEN:
-        return found._replace(
-            value=None, reason=f"between its points a curve of {interpolation} swings out of all bounds"
-        )
     return found._replace(value=math.expm1(found.value * math.log(10)))
 
 
@@ -95,7 +90,11 @@ def _average(anchor: _Values, test: _Values, interpolation: Interpolation) -> Av
         return Average(None, None, 0.0)
     integrals = [_integrate(curve, low, high, interpolation) for curve in (anchor, test)]
     value = (integrals[1] - integrals[0]) / (high - low)
-    return Average(float(value), (float(low), float(high)), float((high - low) / whole))
+    overlap, share = (float(low), float(high)), float((high - low) / whole)
+    both = np.concatenate([anchor[:, 1], test[:, 1]])
+    if abs(value) > both.max() - both.min():  # which no two values that the curves have are apart
+        return Average(None, overlap, share, f"between its points a curve of {interpolation} swings out of all bounds")
+    return Average(float(value), overlap, share)
 
 
 def _integrate(curve: _Values, low: float, high: float, interpolation: Interpolation) -> float:

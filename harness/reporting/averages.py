@@ -8,6 +8,8 @@ from harness.metrics import INTERPOLATIONS, Average, Interpolation, bd_cost, bd_
 from harness.reporting.front import cost_curve, joint_hypervolumes
 from harness.reporting.study import BaselineName, Point, Study, without_collection
 
+LITTLE_OVERLAP = 0.25  # of what two curves span together: an average over less says little of the curves
+
 
 @without_collection()
 def compare_fronts(anchor: Study, test: Study, *, interpolation: str = "pchip", mix: bool = False) -> dict[str, Any]:
@@ -94,16 +96,19 @@ def bd_row(
 
 
 def bd_sentence(row: dict[str, Any], test: str, anchor: str) -> str | None:
-    """Say a row of `bd_row` in words; None where it holds no average."""
+    """Say a row of `bd_row` in words, with how much of the fronts it is of; None where it holds no average."""
     parts = []
     name = row["label"].partition(" (")[0]
-    if row["bd_psnr_db"] is not None:
-        value = row["bd_psnr_db"]
-        parts.append(f"{abs(value):.3f} dB {'better' if value >= 0 else 'worse'} at equal {name}")
-    if row["bd_cost_percent"] is not None:
-        value = row["bd_cost_percent"]
-        parts.append(f"{name} {abs(value):.1f} % {'higher' if value >= 0 else 'lower'} at equal {row['quality']}")
-    return f"{test} against {anchor}, on average: {', '.join(parts)}" if parts else None
+    for value, share, words in (
+        (row["bd_psnr_db"], row["cost_overlap_share"], "{:.3f} dB {better} at equal " + name),
+        (row["bd_cost_percent"], row["psnr_overlap_share"], name + " {:.1f} % {higher} at equal " + row["quality"]),
+    ):
+        if value is None:
+            continue
+        signs = {"better": "better" if value >= 0 else "worse", "higher": "higher" if value >= 0 else "lower"}
+        little = ", too little to judge by" if share < LITTLE_OVERLAP else ""
+        parts.append(f"{words.format(abs(value), **signs)} (over {100 * share:.0f} % of their range{little})")
+    return f"{test} against {anchor}, on average: {'; '.join(parts)}" if parts else None
 
 
 def _listed(found: Average) -> list[float] | None:

@@ -66,14 +66,20 @@ def test_the_example_of_another_implementation(method: Interpolation) -> None:
 @pytest.mark.parametrize("pair", OTHERS["pairs"])
 def test_values_of_another_implementation(pair: dict[str, Any], method: Interpolation) -> None:
     psnr_db, percent = pair[method]
-    found = bd_psnr(pair["anchor"], pair["test"], method)
-    assert (found.value is None) == (found.overlap is None) == (psnr_db is None)
-    if psnr_db is not None:
+    found, cost = bd_psnr(pair["anchor"], pair["test"], method), bd_cost(pair["anchor"], pair["test"], method)
+    assert (found.overlap is None) == (psnr_db is None)
+    assert (cost.overlap is None) == (percent is None)
+    costs, qualities = zip(*pair["anchor"], *pair["test"], strict=True)
+    if found.value is not None:
         assert found.value == pytest.approx(psnr_db, rel=1e-9, abs=1e-9)
-    cost = bd_cost(pair["anchor"], pair["test"], method)
-    assert (cost.value is None) == (percent is None)
-    if percent is not None:  # cubes of 28 dB, summed as they are, cost the other one digits
-        assert 100 * (cost.value or 0) == pytest.approx(percent, rel=1e-6 if method == "cubic" else 1e-9, abs=1e-6)
+    elif psnr_db is not None:  # where this one refuses, the other's mean is beyond every difference that there is
+        assert method != "pchip"
+        assert abs(psnr_db) > max(qualities) - min(qualities)
+    if cost.value is not None:  # cubes of 28 dB, summed as they are, cost the other one digits
+        assert 100 * cost.value == pytest.approx(percent, rel=1e-6 if method == "cubic" else 1e-9, abs=1e-6)
+    elif percent is not None:
+        assert method != "pchip"
+        assert abs(math.log(1 + percent / 100)) > math.log(max(costs) / min(costs))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harness.core.errors import UserError
 from harness.core.records import ObjectiveConfig, PointRecord, TrialRecord
 from harness.metrics import bd_cost, bd_psnr
-from harness.reporting import compare, compare_fronts, study_front
+from harness.reporting import bd_sentence, compare, compare_fronts, study_front
 from harness.reporting.front import cost_curve
 from harness.reporting.study import Study
 from tests.records import (
@@ -82,6 +82,21 @@ def test_what_a_factor_and_a_shift_come_to() -> None:
         assert by_cost(dearer)[cost]["bd_psnr_db"] < 0
         assert by_cost(better)[cost]["bd_psnr_db"] == pytest.approx(0.25)
         assert by_cost(better)[cost]["bd_cost_percent"] < 0
+
+
+def test_sentences_say_of_how_much_they_are() -> None:
+    low = [trial(0, [point(26.0, 10, params=10)]), trial(1, [point(27.0, 100, params=100)])]
+    high = [trial(0, [point(26.9, 20, params=90)]), trial(1, [point(28.0, 200, params=900)])]
+    row = by_cost(compare_fronts(study("a", *low), study("b", *high)))["params"]
+    assert row["cost_overlap_share"] == pytest.approx(math.log(100 / 90) / math.log(90))
+    assert row["psnr_overlap_share"] == pytest.approx(0.05)
+    sentence = bd_sentence(row, "b", "a")
+    assert sentence is not None
+    assert sentence.startswith("b against a, on average: 0.0")
+    assert "dB worse at equal parameters (over 2 % of their range, too little to judge by); parameters " in sentence
+    assert sentence.endswith("% higher at equal PSNR (over 5 % of their range, too little to judge by)")
+    whole = by_cost(compare_fronts(study("a", *low), study("b", *(changed(one, psnr_db=0.1) for one in low))))["macs"]
+    assert "0.100 dB better at equal MACs (over 100 % of their range); MACs" in str(bd_sentence(whole, "b", "a"))
 
 
 def test_a_study_against_itself_is_nothing() -> None:
