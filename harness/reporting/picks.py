@@ -30,7 +30,7 @@ from harness.core.records import METRIC_DIRECTIONS, Direction, TrialRecord, find
 from harness.metrics import PROTOCOLS, metric_label
 from harness.reporting.front import non_dominated, study_front
 from harness.reporting.study import Point, Study, latency_settings
-from harness.reporting.tradeoffs import explain, name_point
+from harness.reporting.tradeoffs import explain, name_point, same_setting
 
 PICKS = ("knee", "best-psnr", "fastest", "smallest", "trial:N", "point:ID")
 EXAMPLES = ("latency_ms <= 20 and psnr_db >= 30", "weights: psnr_db=2, latency_ms=1")
@@ -122,8 +122,8 @@ def _choose(study: Study, parsed: Pick) -> tuple[Point, str]:
         )
         return smallest, f"the fewest parameters of the front's {len(front.points)} points"
     metrics = [objective.metric for objective in study.record.objectives]
-    mixed = len(_settings(front.points, metrics)) > 1
-    note = "; latencies of several settings are mixed in it, so look twice" if mixed else ""
+    are_mixed = _are_mixed(front.points, metrics)
+    note = "; latencies of several settings are mixed in it, so look twice" if are_mixed else ""
     return front.knee, f"the knee of the front, furthest from the plane through its extremes{note}"
 
 
@@ -240,15 +240,9 @@ def _describe_nearest(study: Study, points: Sequence[Point], bounds: Sequence[Co
     return f"nearest is {name_point(nearest)} at {' and '.join(told)}"
 
 
-def _settings(points: Iterable[Point], metrics: Iterable[str]) -> set[tuple[str, str]]:
-    """Return under which settings the latencies among the metrics were measured, each with its conditions."""
-    named = [metric.partition("/") for metric in metrics if metric.startswith("latency")]
-    return {
-        (conditions, found.setting)
-        for point in points
-        for _, _, conditions in named
-        if (found := find_latency(point.measured.latency, conditions)) is not None
-    }
+def _are_mixed(points: Sequence[Point], metrics: Iterable[str]) -> bool:
+    """Whether points' values of one of the metrics, a latency, were measured under several settings."""
+    return any(not same_setting(points[0], point, metric) for metric in metrics for point in points[1:])
 
 
 def _refuse_mixed(points: Sequence[Point], metrics: Iterable[str]) -> None:

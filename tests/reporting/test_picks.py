@@ -378,6 +378,11 @@ def test_latencies_of_another_setting_are_never_compared_silently() -> None:
         ):
             choose(mixed, how)
     assert "latencies of several settings are mixed in it" in choose(mixed, "knee")[1].rule
+    assert "mixed" not in choose(found, "knee")[1].rule
+    two = (*PSNR_LATENCY, ObjectiveConfig(metric="latency_ms/cuda:0", direction="minimize"))
+    devices = ("cpu:1", "cuda:0")
+    both = study(*search_trials(3, devices=devices), objectives=two, devices=devices)
+    assert "mixed" not in choose(both, "knee")[1].rule  # two devices, each under one setting
     by_macs = choose(mixed, "macs <= 350")[1]
     assert by_macs.better is None  # trial 0 is better, but was timed elsewhere
     assert any("1 points of the front were timed under another setting" in note for note in by_macs.notes)
