@@ -403,7 +403,7 @@ def _find_same_run(folder: Any, proposal: "Proposal", setup: "TrialSetup", *, ov
         raise UserError(f"{folder.path} holds a run of other settings; {_REMEDY}")
     if record.state != "complete":
         return None
-    (point,) = record.points
+    point = record.points[0]
     there, here = (point.evaluation.protocol, point.latency[0].device), (setup.protocol.name, setup.devices[0])
     if there != here:
         raise UserError(

@@ -84,7 +84,10 @@ def export_point(folder: Path, pick: str, out: Path | None, *, overwrite: bool) 
     point = pick_point(study, pick)
     study_folder = StudyFolder(folder)
     record = study_folder.read_trial(point.record.record_id)  # with samples and scores of single images
-    measured = next(found for found in record.points if found.routing == point.measured.routing)
+    wanted = point.measured
+    measured = next(
+        found for found in record.points if (found.routing, found.quantised) == (wanted.routing, wanted.quantised)
+    )
     network = load_trained(study_folder, record, measured.routing)
     baselines = {
         record.record_id.removeprefix("baseline-"): record.points[0] for record in study.baselines if record.points

@@ -55,13 +55,16 @@ def latency_settings(latencies: Sequence[LatencyRecord], *, mix: bool = False) -
     Raises `UserError` for more than one, because such numbers do not compare, unless told to `mix` them.
     """
     counts = Counter(latency.setting for latency in latencies)
+    notes = Counter(
+        f"{latency.setting}, run by {latency.runtime_note}" for latency in latencies if latency.runtime_note
+    )
     if len(counts) > 1 and not mix:
         found = "; ".join(f"{count} of {setting}" for setting, count in counts.items())
         raise UserError(
             f"latencies of one column were measured under different protocols, devices or conditions: {found}; measure "
             "them alike, or give --mix to see them side by side"
         )
-    return list(counts)
+    return [*counts, *(f"{count} of them quantised: {note}" for note, count in notes.items())]
 
 
 def headline(study: Study, front: Front | None = None) -> str:

@@ -475,8 +475,8 @@ class Worker:
         return self.space.routing_config(values) if self.space.routes else None
 
     def _tell_point(self, trial: Trial, proposal: Proposal, record: TrialRecord) -> None:
-        """Tell the values of the suggested point of a trained network."""
-        point = next(point for point in record.points if point.routing == proposal.suggested)
+        """Tell the values of the suggested point of a trained network: of its file, where it is quantised."""
+        point = next(point for point in record.produced if point.routing == proposal.suggested)
         values = self._objective_values(point)
         if values is None:
             self.dialogue.tell_unfinished(trial, TrialState.FAIL, "an objective was not measured")
@@ -487,10 +487,11 @@ class Worker:
         """Add each point of a trained network that its trial has not told, as a finished sibling of it, once.
 
         `but`: without the point that this suggested, which its trial is about to tell.
-        Calibrated routings are no values of the space's dimensions: their points stand in the record alone.
+        Calibrated routings are no values of the space's dimensions: their points stand in the record alone. So do
+        those of a network before its quantisation, which its dimensions lead beyond.
         """
         points = []
-        for point in record.points:
+        for point in record.produced:
             values = self._objective_values(point)
             if values is None or (point.routing is not None and point.routing not in self.routings):
                 continue

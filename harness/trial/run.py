@@ -1,8 +1,8 @@
 """One trial is one straight line.
 
 count MACs and parameters → hard constraints (reject before training) → latency, where a constraint asks for it or where
-networks are stopped early → score untrained → train, compared with others at rungs → calibrate, where asked for →
-evaluate and measure at every routing → TrialRecord.
+networks are stopped early → score untrained → train, compared with others at rungs → compress and quantise, where
+asked for → calibrate, where asked for → evaluate and measure at every routing, quantised files too → TrialRecord.
 
 Whatever computes lets measurements of other processes go before it: between the steps of training, the images of an
 evaluation and the scores of a calibration.
@@ -34,6 +34,7 @@ from harness.core.configs import (
     CompressionConfig,
     DataConfig,
     DistillationConfig,
+    QuantisationConfig,
     RoutingConfig,
     Rung,
     StoppingConfig,
@@ -45,6 +46,7 @@ from harness.core.device_lock import computing, waited_seconds
 from harness.core.environment import now, observe_environment
 from harness.core.errors import OutageError, TrialFailedError, UserError, is_out_of_memory
 from harness.core.files import NO_ROOM, atomic_path, no_room, write_text
+from harness.core.quantisation import QuantisationRecord
 from harness.core.records import (
     WAITING,
     CompressionRecord,
@@ -61,6 +63,7 @@ from harness.core.records import (
     TrialState,
     latency_value,
     network_id,
+    point_id,
 )
 from harness.core.seeding import derive_seed
 from harness.core.study_folder import StudyFolder
@@ -90,10 +93,18 @@ from harness.training import (
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
 from harness.trial.compression import Workshop, compare_plans, compress, quantise_stage
 from harness.trial.evaluation import evaluate, routed
-from harness.trial.quantisation import NETWORK_FILE, quantise, write_quantised
+from harness.trial.quantisation import (
+    NETWORK_FILE,
+    describe_file,
+    measure_files,
+    measure_memory,
+    quantise,
+    read_quantised,
+    write_quantised,
+)
 from harness.trial.teacher import load_teacher
 
-QUANTISED = "quantised"  # the folder, beside a network's weights, of its quantised file
+QUANTISED = "quantised"  # the folder, beside a network's weights, of its quantised file under the first routing
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 _RUNGS = TypeAdapter(tuple[RungRecord, ...])
 
@@ -188,7 +199,8 @@ class Proposal:
     """What one trial is to do. `routings` are all that the trained network is evaluated at; `suggested` is one of them.
 
     Networks that do not route have the single routing None. `compression`: what is done to the trained network, all of
-    whose points are then those of what comes out. `parent`: the network is trained already, and `training` is how.
+    whose points are then those of what comes out: of one that is quantised, in float and of a file for each routing.
+    `parent`: the network is trained already, and `training` is how.
     """
 
     record_id: str
@@ -533,6 +545,14 @@ def _train_and_measure(
         _write_weights(setup.folder.weights_file(identity), network)
 
     network.eval()
+    made: list[tuple[str, QuantisationRecord]] = []
+    if proposal.compression is not None and proposal.compression.quantise is not None:
+        assert observed.compression is not None
+        with observed.timed("quantisation"):
+            made = _quantise(setup, proposal, network, proposal.compression.quantise, tell, should_stop)
+        stages = observed.compression.stages
+        stage = quantise_stage(stages, made[0][1], made[0][0])
+        observed.compression = observed.compression.model_copy(update={"stages": (*stages, stage)})
     routings = proposal.routings
     if setup.calibration is not None and isinstance(network, CAMixerSR):
         tell("calibrating")
@@ -578,6 +598,10 @@ def _train_and_measure(
         )
         for (name, variant), routing in zip(variants.items(), routings, strict=True)
     ]
+    if made:
+        tell("measuring quantised files")
+        with observed.timed("latency"):
+            points += _quantised_points(setup, points, made, setup.folder.network_dir(identity), network.scale)
     observed.points = tuple(
         point.model_copy(
             update={
@@ -681,28 +705,129 @@ def _compress(
         file=setup.folder.stage_file(identity),
         tell=tell,
     )
-    config = plan.quantise
-    if config is None:
-        return network, record
-    tell("quantising")
+    return network, record
+
+
+def _quantise(
+    setup: TrialSetup,
+    proposal: Proposal,
+    network: SRNetwork,
+    config: QuantisationConfig,
+    tell: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> list[tuple[str, QuantisationRecord]]:
+    """Quantise a network under each routing of the proposal, a file each; return files, in its folder, and records.
+
+    What a run that was stopped or killed has finished of it is kept.
+    """
+    identity = proposal.network_id(setup.data)
+    folder = setup.folder.network_dir(identity)
     place = parse_conditions(setup.devices[0]).device
-    made = write_quantised(
-        setup.folder.network_dir(identity) / QUANTISED,
-        lambda folder: quantise(
-            network,
-            setup.train,
+    place = place if place.startswith("cpu") else "cpu:1"
+    found = []
+    for index, routing in enumerate(proposal.routings):
+        ending = point_id("", routing).replace("/", "-") if index else ""
+        routed_network = routed(network, routing)
+        label = "" if routing is None or len(proposal.routings) == 1 else f", {routing.label()}"
+        made = _read_quantised(setup, folder / f"{QUANTISED}{ending}", routed_network, config, place, identity)
+        if made is None:
+            if should_stop():
+                raise TrainingInterruptedError(f"stopped at quantisation {index + 1} of {len(proposal.routings)}")
+            tell(f"quantising{label}")
+            made = write_quantised(
+                folder / f"{QUANTISED}{ending}",
+                functools.partial(
+                    quantise,
+                    routed_network,
+                    setup.train,
+                    config,
+                    weights=str(setup.folder.weights_file(identity)),
+                    evaluation=setup.validation,
+                    protocol=setup.protocol,
+                    device=place,
+                    effort=_effort(setup) if setup.measure_latency else None,
+                ),
+                overwrite=True,
+            )
+        found.append((f"{QUANTISED}{ending}/{NETWORK_FILE}", made))
+    return found
+
+
+def _read_quantised(
+    setup: TrialSetup, folder: Path, network: SRNetwork, config: QuantisationConfig, device: str, identity: str
+) -> QuantisationRecord | None:
+    """Return what an earlier process of this very trial has made; None where it is to be made (again).
+
+    The stage that it was made of is still there; once a trial is over nothing of it is taken.
+    """
+    known = read_quantised(folder) if setup.folder.stage_file(identity).is_file() else None
+    if known is None or known.after is None or (known.config, known.model) != (config, network.config):
+        return None
+    same = (known.after.protocol, known.after.dataset_hash) == (setup.protocol.name, setup.validation.content_hash)
+    measured = None if known.latency is None else known.latency.device
+    return known if same and measured == (parse_device(device).text if setup.measure_latency else None) else None
+
+
+def _quantised_points(
+    setup: TrialSetup,
+    points: Sequence[PointRecord],
+    made: Sequence[tuple[str, QuantisationRecord]],
+    folder: Path,
+    scale: int,
+) -> list[PointRecord]:
+    """Return the points of quantised files, measured in their runtime beside the study's reference.
+
+    `points` are those of the same network in float, in the same order. Of conditions that are no CPU's there is no
+    latency: the files run on CPUs.
+    """
+    files = {str(index): folder / file for index, (file, _) in enumerate(made)}
+    config = made[0][1].config
+    under = [one for one in map(parse_conditions, setup.devices) if one.device.startswith("cpu")]
+    inputs = [representative_input(setup.validation, one.input_size or setup.latency_input_size) for one in under]
+    measured = [
+        measure_files(
+            files,
+            input_BCHW,
             config,
-            folder,
-            weights=str(setup.folder.weights_file(identity)),
-            evaluation=setup.validation,
-            protocol=setup.protocol,
-            device=place if place.startswith("cpu") else "cpu:1",
-            effort=Effort(setup.latency_repeats, setup.latency_seconds) if setup.measure_latency else None,
-        ),
-        overwrite=True,
-    )
-    stage = quantise_stage(record.stages, made, f"{QUANTISED}/{NETWORK_FILE}")
-    return network, record.model_copy(update={"stages": (*record.stages, stage)})
+            one,
+            _effort(setup),
+            scale=scale,
+            reference=setup.reference,
+            reference_name=setup.reference_name,
+            images=(setup.validation[0].name,),
+            in_process=setup.latency_process == "shared",
+        )
+        for one, input_BCHW in zip(under, inputs, strict=True)
+        if setup.measure_latency
+    ]
+    memory = {}
+    if setup.measure_memory and under:
+        memory_input_BCHW = representative_input(setup.validation, setup.latency_input_size)
+        memory = {
+            name: measure_memory(file, memory_input_BCHW, config, under[0].device, scale)
+            for name, file in files.items()
+        }
+    found = []
+    for index, (file, record) in enumerate(made):
+        name, of_float = str(index), points[index]
+        assert record.after is not None
+        shares = {key: getattr(of_float.evaluation, key) for key in ("attention_share", "attention_share_per_block")}
+        found.append(
+            PointRecord(
+                routing=of_float.routing,
+                evaluation=record.after.model_copy(update=shares),
+                macs=of_float.macs,
+                params=of_float.params,
+                latency=tuple(records[name] for records in measured),
+                peak_memory_bytes=memory.get(name),
+                quantised=describe_file(record, file),
+            )
+        )
+    return found
+
+
+def _effort(setup: TrialSetup) -> Effort:
+    return Effort(setup.latency_repeats, setup.latency_seconds)
 
 
 def _open_workshop(setup: TrialSetup, training: TrainingConfig) -> Workshop:
@@ -944,7 +1069,7 @@ def _measure_under(
         variants,
         input_BCHW[None],
         conditions,
-        Effort(setup.latency_repeats, setup.latency_seconds),
+        _effort(setup),
         reference=setup.reference,
         reference_name=setup.reference_name,
         images=(setup.validation[0].name,),

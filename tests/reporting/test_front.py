@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.errors import UserError
-from harness.core.records import Direction, ObjectiveConfig, TrialRecord
+from harness.core.records import Direction, ObjectiveConfig, TrialRecord, point_id
 from harness.reporting.front import hypervolume, knee_index, non_dominated, pick, study_front
 from harness.reporting.study import Study
+from harness.reporting.table import points_table
 from tests.records import (
+    PSNR_LATENCY_MACS,
     PSNR_MACS,
     bicubic_baseline,
     one_of_each_state,
@@ -22,6 +24,7 @@ from tests.records import (
     study_record,
     swinir_baseline,
     trial,
+    with_quantised,
 )
 
 DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
@@ -212,6 +215,30 @@ def test_any_point_is_picked_by_its_id_also_one_that_is_dominated() -> None:
     assert [pick(found, f"point:{identity}").measured.routing for identity in identities] == routings
     with pytest.raises(UserError, match=f"its network has {network}/fixed-0.5, {identities[0]}, {identities[1]}"):
         pick(found, f"point:{network}/detail")
+
+
+def test_points_of_quantised_files_stand_on_the_front_under_names_of_their_own() -> None:
+    plain, record = search_trials(2)
+    record = with_quantised(record)
+    found = study(plain, record, swinir_baseline(), objectives=PSNR_LATENCY_MACS)
+    assert len(found.points) == len(plain.points) + 2 * len(record.points) // 2
+    files = [one for one in study_front(found).points if one.measured.quantised is not None]
+    assert files  # in half the time, nothing in float is better in everything
+    assert {one.point_id.rpartition("/")[2] for one in files} == {"minmax-onnxruntime"}
+    assert all(one.label.endswith(", int8 minmax in onnxruntime") for one in files)
+    assert len({one.point_id for one in found.points}) == len(found.points)
+    suggested = pick(found, "trial:1").measured
+    assert suggested.quantised is not None
+    assert suggested.routing == getattr(record.model, "routing", None)
+    name = point_id(record.network_id, suggested.routing)
+    assert pick(found, f"point:{name}").measured.quantised is None
+    assert pick(found, f"point:{name}/minmax-onnxruntime").measured == suggested
+    assert pick(found, "fastest").measured.quantised is not None
+    of_files = [row for row in points_table(found).to_dict("records") if row["quantised"] == row["quantised"]]
+    assert {row["quantised"] for row in of_files if row["quantised"]} == {"int8 minmax in onnxruntime"}
+    by_id = {row["point_id"]: row for row in of_files}
+    row = by_id[f"{name}/minmax-onnxruntime"]
+    assert (row["latency_ms_median"], row["file_bytes"]) == (suggested.latency[0].median, 64_000)
 
 
 @pytest.mark.parametrize(
