@@ -1,5 +1,6 @@
 """`harness compress`: a smaller, faster network out of a trained one."""
 
+import math
 import re
 from enum import StrEnum
 from json import dumps, loads
@@ -347,9 +348,12 @@ def _plan(
         amount = share * whole if share is not None else target.amount
         assert amount is not None
         if not least <= amount < whole:
+            known = (
+                f"the network has {format_count(whole)}, of which {format_count(least)} are left when all channels go"
+            )
             raise UserError(
-                f"{target.option} is {format_count(amount)} {target.cost}: the network has {format_count(whole)}, and "
-                f"{format_count(least)} at the least are left when all channels go that may; expected a target between"
+                f"{target.option} asks for {_name(amount, target.cost)}: {known} that may; expected "
+                f"{_range(least, whole, share)}"
             )
         share = amount / whole
     elif share is None:
@@ -377,6 +381,18 @@ def _plan(
     )
     messages.print(f"on training crops, before tuning: {told}")
     return chosen
+
+
+def _name(amount: float, cost: str) -> str:
+    """Write an amount with its unit, such as '718.29 M MACs'."""
+    return f"{format_count(amount)} {'MACs' if cost == 'macs' else 'parameters'}".replace("  ", " ")
+
+
+def _range(least: float, whole: float, share: float | None) -> str:
+    """Say what can be asked for, as a share where that was asked for."""
+    if share is not None:
+        return f"a share of at least {math.ceil(1e3 * least / whole) / 1e3:g}, below 1"
+    return f"at least {format_count(least)}, and less than {format_count(whole)}"
 
 
 def _parse_quantisation(text: str | None) -> Any:

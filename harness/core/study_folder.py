@@ -5,8 +5,9 @@ study.db                the Optuna database (embedded default)
 folder.token            a number that storage and folder share, so that workers elsewhere know the folder
 trials/<record_id>.json one TrialRecord each, written in one step when the trial ends
 networks/<network_id>/  weights.safetensors; checkpoint.pt (unless checkpoints are kept elsewhere) and rungs.json
-                        while it trains; training.json of one that is compressed, compression.safetensors meanwhile;
-                        quantised/ of one that is quantised, quantised-ROUTING/ under its further routings
+                        while it trains; training.json and training.lock of one that others are made of,
+                        compression.safetensors while it is compressed; quantised/ of one that is quantised,
+                        quantised-ROUTING/ under its further routings
 report/                 front.csv, front.png, report.html
 bundles/                exported networks
 
@@ -86,6 +87,10 @@ class StudyFolder:
     def training_file(self, network_id: str) -> Path:
         """Return the file of how a network was trained, of one that others are made of."""
         return self.network_dir(network_id) / "training.json"
+
+    def training_lock(self, network_id: str) -> Path:
+        """Return the file that a worker holds the lock of while it trains a network that others may wait for."""
+        return self.network_dir(network_id) / "training.lock"
 
     def stage_file(self, network_id: str) -> Path:
         """Return the file of the last stage of a network's compression."""

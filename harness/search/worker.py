@@ -21,7 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from harness.core.configs import RoutingConfig, Rung
+from harness.core.configs import CAMixerSRConfig, RoutingConfig, Rung
 from harness.core.errors import OutageError, UserError
 from harness.core.records import PointRecord, TrialRecord
 from harness.search.dialogue import Dialogue, Point, key, relative_violation
@@ -459,6 +459,8 @@ class Worker:
     def _proposal(self, record_id: str, number: int, values: Values) -> Proposal:
         model = self.space.model_config_for(values)
         suggested = self._routing(values)
+        if suggested is not None and isinstance(model, CAMixerSRConfig):
+            model = model.with_routing(suggested)  # by which records tell the suggested point from its siblings
         return Proposal(
             record_id=record_id,
             kind="trial",

@@ -48,6 +48,8 @@ from harness.profiling import (
     parse_device,
     run_in,
 )
+from harness.profiling.fingerprint import observe_device
+from harness.profiling.runtimes import runtime_version
 from harness.profiling.targets import InputContract
 from harness.trial.calibration import choose_images
 from harness.trial.evaluation import evaluate
@@ -386,7 +388,12 @@ def measure_files(
         min_seconds=effort.min_seconds,
         max_seconds=effort.max_seconds,
     )
-    facts = {"runtime": own.runtime, "precision": own.precision, "compared_under": under._replace(input_size=None).text}
+    facts = {
+        "runtime": own.runtime,
+        "precision": own.precision,
+        "compared_under": under._replace(input_size=None).text,
+        "fingerprint": observe_device(place, runtime_version(own.runtime)),
+    }
     return {name: one.model_copy(update=facts) for name, one in records.items()}
 
 

@@ -45,7 +45,7 @@ from harness.core.constraints import Constraint
 from harness.core.device_lock import computing, waited_seconds
 from harness.core.environment import now, observe_environment
 from harness.core.errors import OutageError, TrialFailedError, UserError, is_out_of_memory
-from harness.core.files import NO_ROOM, atomic_path, no_room, write_text
+from harness.core.files import NO_ROOM, atomic_path, exclusive_lock, no_room, write_text
 from harness.core.quantisation import QuantisationRecord
 from harness.core.records import (
     WAITING,
@@ -156,7 +156,8 @@ class TrialSetup:
     evaluation.
     `calibration`: the routing of each trained network is calibrated on images of `train`, for points beside those that
     are proposed. `stopping`: trials are stopped early, by a `Judge`. `teachers`: the identities of the bundles that
-    networks learn from, by where they lie (`find_teachers`).
+    networks learn from, by where they lie (`find_teachers`). `shares_training`: several trials may be of the same
+    trained network, which one of them trains for all.
     """
 
     study: str
@@ -181,6 +182,7 @@ class TrialSetup:
     calibration: CalibrationConfig | None = None
     stopping: StoppingConfig | None = None
     teachers: Mapping[str, str] = field(default_factory=dict)
+    shares_training: bool = False
 
     def rungs(self, training: TrainingConfig) -> tuple[Rung, ...]:
         """Return the rungs of a training, the earliest first."""
@@ -483,57 +485,8 @@ def _train_and_measure(
                 for name, routing in zip(untrained, proposal.routings, strict=True)
             )
 
-    trained = proposal.trained_id(setup.data)
-    is_shared = proposal.compression is not None or setup.folder.training_file(trained).is_file()
-    if is_shared and (known := _read_trained(setup, proposal, network)) is not None:
-        observed.training_result = known.result
-        observed.notes += known.notes
-        group.leave()
-    elif training is not None:
-        tell("scoring untrained")
-        with observed.timed("untrained evaluation"):
-            observed.untrained = evaluate(network, setup.validation, setup.protocol, device=setup.train_device)
-
-        def climb(step: int, weights: Mapping[str, Tensor]) -> None:
-            for rung in rungs:
-                if rung.step == step and judge is not None:
-                    tell("scoring at a rung")
-                    with observed.timed("rungs"):
-                        _visit_rung(setup, proposal, rung, weights, observed, judge)
-                    tell("training")
-
-        def run() -> TrainingRecord:
-            return train(
-                network,
-                _draw_crops(setup.train, training),
-                training,
-                device=setup.train_device,
-                threads=setup.threads,
-                teacher=teacher,
-                group=group,
-                checkpoint=setup.folder.checkpoint(identity),
-                identity=identity,
-                progress=progress.training,
-                should_stop=should_stop,
-                turn=_turn(setup.train_device, group),
-                rungs={rung.step for rung in rungs},
-                at_rung=climb,
-            )
-
-        _read_rungs(setup, identity, observed)
-        tell("training")
-        with observed.timed("training"):
-            try:
-                observed.training_result = run()
-            except DamagedCheckpointError as error:  # a crash of the machine may leave one; the network is untouched
-                setup.folder.checkpoint(identity).remove()
-                observed.notes += (f"{str(error).partition(';')[0]}: training began again",)
-                observed.training_result = run()
-        group.leave()
-        climb(training.steps, network.state_dict())  # rungs of images alone
-        _write_weights(setup.folder.weights_file(trained), network)
-        if proposal.compression is not None:
-            write_text(setup.folder.training_file(trained), observed.training_result.model_dump_json())
+    with _training_alone(setup, proposal, observed, tell, should_stop):
+        _train(setup, proposal, observed, network, rungs, judge, teacher, progress, tell, should_stop, group)
     if proposal.compression is not None:
         assert training is not None
         whole = routed(network.eval(), proposal.routings[0])  # not the one that happened to be proposed first
@@ -613,6 +566,104 @@ def _train_and_measure(
         )
         for point in points
     )
+
+
+def _train(
+    setup: TrialSetup,
+    proposal: Proposal,
+    observed: _Observed,
+    network: SRNetwork,
+    rungs: Sequence[Rung],
+    judge: Judge | None,
+    teacher: SRNetwork | None,
+    progress: TrialProgress,
+    tell: Callable[[str], None],
+    should_stop: Callable[[], bool],
+    group: Group,
+) -> None:
+    """Train a network in place, or read the weights of one that was trained before."""
+    training, identity, trained = proposal.training, proposal.network_id(setup.data), proposal.trained_id(setup.data)
+    is_shared = proposal.compression is not None or setup.folder.training_file(trained).is_file()
+    if is_shared and (known := _read_trained(setup, proposal, network)) is not None:
+        observed.training_result = known.result
+        observed.notes += known.notes
+        group.leave()
+    elif training is not None:
+        tell("scoring untrained")
+        with observed.timed("untrained evaluation"):
+            observed.untrained = evaluate(network, setup.validation, setup.protocol, device=setup.train_device)
+
+        def climb(step: int, weights: Mapping[str, Tensor]) -> None:
+            for rung in rungs:
+                if rung.step == step and judge is not None:
+                    tell("scoring at a rung")
+                    with observed.timed("rungs"):
+                        _visit_rung(setup, proposal, rung, weights, observed, judge)
+                    tell("training")
+
+        def run() -> TrainingRecord:
+            return train(
+                network,
+                _draw_crops(setup.train, training),
+                training,
+                device=setup.train_device,
+                threads=setup.threads,
+                teacher=teacher,
+                group=group,
+                checkpoint=setup.folder.checkpoint(identity),
+                identity=identity,
+                progress=progress.training,
+                should_stop=should_stop,
+                turn=_turn(setup.train_device, group),
+                rungs={rung.step for rung in rungs},
+                at_rung=climb,
+            )
+
+        _read_rungs(setup, identity, observed)
+        tell("training")
+        with observed.timed("training"):
+            try:
+                observed.training_result = run()
+            except DamagedCheckpointError as error:  # a crash of the machine may leave one; the network is untouched
+                setup.folder.checkpoint(identity).remove()
+                observed.notes += (f"{str(error).partition(';')[0]}: training began again",)
+                observed.training_result = run()
+        group.leave()
+        climb(training.steps, network.state_dict())  # rungs of images alone
+        _write_weights(setup.folder.weights_file(trained), network)
+        if proposal.compression is not None or setup.shares_training:
+            write_text(setup.folder.training_file(trained), observed.training_result.model_dump_json())
+
+
+@contextmanager
+def _training_alone(
+    setup: TrialSetup,
+    proposal: Proposal,
+    observed: _Observed,
+    tell: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> Iterator[None]:
+    """Let nobody else train the same network for another of its compressions meanwhile; they wait for its weights.
+
+    Whoever dies lets go of it, and the next one trains.
+    """
+    if not setup.shares_training or proposal.training is None or proposal.parent is not None:
+        yield
+        return
+    trained, since = proposal.trained_id(setup.data), 0.0
+
+    def wait() -> None:
+        nonlocal since
+        if should_stop():
+            raise TrainingInterruptedError("stopped while it waited for another worker, which trains the same network")
+        if not since:
+            tell(f"waiting for another worker, which trains network {trained}")
+            since = time.perf_counter()
+
+    with exclusive_lock(setup.folder.training_lock(trained), while_waiting=wait):
+        if since:
+            observed.seconds[WAITING] = observed.seconds.get(WAITING, 0.0) + time.perf_counter() - since
+        yield
 
 
 class _Trained(NamedTuple):

@@ -3,6 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +27,9 @@ from harness.core.configs import (
 )
 from harness.core.constraints import parse_constraint
 from harness.core.errors import TrialFailedError, UserError
+from harness.core.files import exclusive_lock
 from harness.core.quantisation import QuantisationRecord
-from harness.core.records import TrialRecord, point_id
+from harness.core.records import WAITING, TrialRecord, point_id
 from harness.models import SRNetwork, build_model
 from harness.models.tiling import restore_tiled
 from harness.profiling import Effort, canonical_macs, count_params, export_onnx, fit_to
@@ -394,6 +399,57 @@ def test_stopped_in_the_quantisation_it_goes_on_and_keeps_what_is_finished(
     assert [point.evaluation.psnr_db for point in again.points] == [point.evaluation.psnr_db for point in record.points]
     shas = [[one.quantised.sha256 for one in each.produced if one.quantised] for each in (again, record)]
     assert shas[0] == shas[1]
+
+
+LONG = SHORT.model_copy(update={"steps": 150})
+TRAINER = """
+import os, sys
+from pathlib import Path
+from harness.core import device_lock
+from tests.trial.test_compression import HALF, LONG, MODEL, propose, run_trial, setup_study
+
+device_lock.lock_dir = Path(os.environ["HARNESS_LOCKS"])
+run_trial(setup_study(Path(sys.argv[1]), shares_training=True), propose(MODEL, training=LONG, compression=HALF))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, True], ids=["finished", "killed"])
+def test_a_network_is_trained_by_one_worker_for_all_of_its_compressions(tmp_path: Path, is_killed: bool) -> None:
+    """A second one waits for its weights; where the first one dies, the lock is free, and the second one trains."""
+    setup = setup_study(tmp_path, shares_training=True)
+    one = HALF.model_copy(update={"rounds": 1, "left": 0.8})
+    second = propose(MODEL, record_id="trial-00004", training=LONG, compression=one)
+    with subprocess.Popen([sys.executable, "-c", TRAINER, str(tmp_path)]) as process:
+        while not any(tmp_path.glob("networks/*/checkpoint.pt")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        waited = 0
+
+        def should_stop() -> bool:
+            nonlocal waited
+            waited += 1
+            if is_killed and waited == 1:
+                process.kill()
+            return False
+
+        record = run_trial(setup, second, should_stop=should_stop)
+    assert record.state == "complete", record.reason
+    assert record.seconds[WAITING] > 0
+    assert ("training" in record.seconds) is is_killed
+    assert process.returncode == (-signal.SIGKILL if is_killed else 0)
+    assert bool(record.notes) is not is_killed
+
+
+def test_whoever_waits_for_a_training_may_be_stopped(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path, shares_training=True)
+    proposal = propose(MODEL, compression=HALF)
+    lock = setup.folder.training_lock(proposal.trained_id(setup.data))
+    with (
+        exclusive_lock(lock, while_waiting=lambda: None),
+        pytest.raises(TrainingInterruptedError, match="which trains the same network"),
+    ):
+        run_trial(setup, proposal, should_stop=lambda: True)
 
 
 def test_targets_out_of_reach_end_with_what_is_reachable(tmp_path: Path) -> None:
