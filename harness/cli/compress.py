@@ -128,6 +128,7 @@ def compress(
     from harness.profiling import parse_device
     from harness.training import TrainingInterruptedError
     from harness.trial import Proposal, TrialSetup, build_seeded, load_trained, run_trial
+    from harness.trial.quantisation import find_quantised
 
     target = _parse_target(target_macs, target_params, target_latency, left, cost)
     network, parent = _find_parent(model, weights, scale)
@@ -221,13 +222,22 @@ def compress(
         raise typer.Exit(1)
     assert record.compression is not None
     smaller = load_trained(folder, record, routing)
-    write_bundle(bundle, smaller, record, record.points[0], picked_as="compressed", baselines={}, overwrite=True)
+    write_bundle(
+        bundle,
+        smaller,
+        record,
+        record.points[0],
+        picked_as="compressed",
+        baselines={},
+        quantised=find_quantised(folder, record, record.points[0]),
+        overwrite=True,
+    )
     if json:
         print_json({"bundle": str(bundle), **record.model_dump(mode="json")})
         return
     _show(record, record.compression)
-    if (file := record.compression.stages[-1].file) is not None:
-        console.print(f"quantised {folder.network_dir(record.network_id) / file}")
+    if (file := folder.quantised_file(record)) is not None:
+        console.print(f"quantised {file}")
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
 
 

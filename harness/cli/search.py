@@ -87,6 +87,7 @@ def search(
         check_ray,
         find_space,
         read_space,
+        refuse_failing,
         refuse_unreachable,
         run_search,
         study_record,
@@ -108,6 +109,7 @@ def search(
     parsed = read_space(path, overrides)
     name = study or path.stem
     _check_study_name(name)
+    refuse_failing(parsed)
     refuse_unreachable(parsed)
     on_cluster = executor == Executor.RAY and ray_address is not None  # of whose nodes nothing is known here
     each = (threads or 1) if on_cluster else _threads_each(threads, workers)

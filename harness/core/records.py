@@ -15,8 +15,7 @@ from pydantic import SerializerFunctionWrapHandler, field_validator, model_seria
 from harness.core.conditions import Conditions, parse_conditions
 from harness.core.configs import (
     INT8,
-    BicubicConfig,
-    CAMixerSRConfig,
+    AnyModelConfig,
     CompressionConfig,
     DataConfig,
     FrozenConfig,
@@ -25,7 +24,6 @@ from harness.core.configs import (
     QuantisationMethod,
     QuantisationRuntime,
     RoutingConfig,
-    SwinIRConfig,
     Task,
     TrainingConfig,
 )
@@ -769,7 +767,7 @@ class StudyRecord(FrozenConfig):
 
 
 def network_id(
-    model: CAMixerSRConfig | SwinIRConfig | BicubicConfig,
+    model: AnyModelConfig,
     training: TrainingConfig | None,
     data: DataConfig,
     compression: CompressionConfig | None = None,

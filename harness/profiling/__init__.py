@@ -10,7 +10,7 @@ from harness.profiling.closed_form import (
     paper_flops_tile,
     paper_macs_fvcore,
 )
-from harness.profiling.counters import AGREEMENT, count_macs, count_operations
+from harness.profiling.counters import AGREEMENT, count_macs, count_operations, try_custom
 from harness.profiling.device import Device, chosen_threads, describe_device, parse_device
 from harness.profiling.latency import DEFAULT, QUICK, Effort, measure_latencies, measure_latency
 from harness.profiling.memory import measure_peak_memory
@@ -68,4 +68,5 @@ __all__ = [
     "parse_target",
     "ratio_interval",
     "run_in",
+    "try_custom",
 ]

@@ -27,12 +27,14 @@ from harness.core.conditions import parse_conditions
 from harness.core.configs import (
     KINDS,
     PAPER_RECIPE,
+    AnyModelConfig,
     BicubicConfig,
     BudgetConfig,
     CalibratedPolicy,
     CalibrationConfig,
     CAMixerSRConfig,
     CompressionConfig,
+    CustomConfig,
     DataConfig,
     DistillationConfig,
     FrozenConfig,
@@ -50,6 +52,7 @@ from harness.core.configs import (
 )
 from harness.core.constraints import Constraint, parse_constraint, parse_metric
 from harness.core.errors import UserError, describe_finding
+from harness.core.factories import find_code, with_code
 from harness.core.given import read_given
 from harness.core.records import METRIC_DIRECTIONS, ObjectiveConfig, StudyRecord
 from harness.metrics import get_protocol
@@ -283,6 +286,20 @@ class SearchSpace(FrozenConfig):
             values.pop("compression", None)
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_a_sampler_that_needs_no_costs(cls, values: Any) -> Any:
+        """`ehvi` asks for the costs of thousands of networks at each step, which a user's own would be built for."""
+        if (
+            isinstance(values, dict)
+            and isinstance(values.get("model"), dict)
+            and values["model"].get("family") == "custom"
+        ):
+            sampler = values.get("sampler", {})
+            if isinstance(sampler, dict):
+                return {**values, "sampler": {"name": "tpe", **sampler}}
+        return values
+
     @field_validator("objectives", mode="before")
     @classmethod
     def _complete_objectives(cls, objectives: Any) -> Any:
@@ -338,12 +355,10 @@ class SearchSpace(FrozenConfig):
             found += [one["teacher"] if isinstance(one, dict) else one for one in choices or () if one is not None]
         return tuple(dict.fromkeys(found))
 
-    def model_config_for(
-        self, values: Mapping[str, Any] | None = None
-    ) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
+    def model_config_for(self, values: Mapping[str, Any] | None = None) -> AnyModelConfig:
         """Return the model under dimension `values` (`model.*`), fixed settings elsewhere, routing at its default."""
-        settings = {"family": "camixersr", **self.model, "scale": self.scale, **_part(values, "model.")}
-        return parse_model_config(settings, "model")
+        settings = {"family": "camixersr", **self.model, "scale": self.scale}
+        return with_code(parse_model_config(nest(_part(values, "model."), settings), "model"))
 
     @property
     def compresses(self) -> bool:
@@ -364,6 +379,8 @@ class SearchSpace(FrozenConfig):
 
     def quantisations(self) -> tuple[QuantisationConfig, ...]:
         """Return how networks of the space may be quantised, as far as choices are listed one by one."""
+        if not self.compresses:
+            return ()
         named = [name for name in self.dimensions if name.partition(".quantise")[0] == "compression"]
         found = []
         for name in named or [""]:
@@ -371,7 +388,7 @@ class SearchSpace(FrozenConfig):
                 plan = self.compression_config({"compression.left": 0.5, **({name: value} if name else {})})
                 if plan is not None and plan.quantise is not None:
                     found.append(plan.quantise)
-        return tuple(dict.fromkeys(found)) if self.compresses else ()
+        return tuple(dict.fromkeys(found))
 
     def routing_config(self, values: Mapping[str, Any]) -> RoutingConfig:
         """Return the routing under dimension `values`; `threshold` ignores γ, so it always carries the default."""
@@ -400,6 +417,8 @@ class SearchSpace(FrozenConfig):
         """Return the hash of what makes results comparable: not of description, budget, sampler, stopping and queue."""
         compared = self.model_dump(exclude={"description", "budget", "enqueue", "sampler", "stopping"})
         compared["data"] |= self.data_config.model_dump()  # without credentials, which may change
+        if self.model.get("family") == "custom":
+            compared["model"] = {**self.model, "code": find_code(self.model["factory"])}
         first_default = {"name": "tpe", "startup_networks": 10}  # stands in all identities
         return SearchSpace.model_validate({**compared, "budget": {}, "sampler": first_default}).config_hash()
 
@@ -506,6 +525,8 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
             build()
         except UserError as error:
             raise located.error(*_blame(located, section, str(error))) from None
+    if space.compresses and str(space.model.get("family", "camixersr")) not in KINDS:
+        raise located.error(("compression",), "channels are removed of camixersr and swinir, not of others")
     if space.compression and "compression.left" not in space.dimensions and "left" not in space.compression:
         raise located.error(
             ("compression",), "`left` is missing: say what share of `cost` is left, here or as dimension"
@@ -519,7 +540,9 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
         except UserError as error:
             raise located.error(*_blame(located, "compression", str(error))) from None
     if space.model.get("family") == "bicubic":
-        raise located.error(("model", "family"), "bicubic has nothing to search; expected camixersr or swinir")
+        raise located.error(("model", "family"), "bicubic has nothing to search; expected another")
+    if space.model.get("family") == "custom" and space.sampler.name == "ehvi":
+        raise located.error(("sampler", "name"), "ehvi needs costs in closed form, which custom networks have not")
     if space.calibrate is not None and not space.routes:
         raise located.error(("calibrate",), f"{space.model['family']} does not route, so there is nothing to calibrate")
     if space.training.get("recipe") is None and "steps" not in space.training:
@@ -533,14 +556,17 @@ def _blame(located: LocatedYaml, section: str, message: str) -> tuple[KeyPath, s
     """Find the key of a section that a message is about."""
     settings = located.values.get(section)
     message = message.removeprefix(f"{section}: ").replace("Input should be a valid tuple", "expected a list")
-    for family in ("camixersr", "swinir"):
+    for family in _FAMILIES:
         message = message.removeprefix(f"{family}.")
     for key in settings if isinstance(settings, dict) else ():
         if re.match(rf"({section}\.)?{key}\b", message):
             text = message.removeprefix(f"{section}.").removeprefix(f"{key}: ")
             return (section, key), _with_allowed(text, section, located)
     if "tag 'family'" in message or "using 'family'" in message:
-        return (section, "family"), f"expected camixersr or swinir (got {located.values[section].get('family')!r})"
+        return (
+            section,
+            "family",
+        ), f"expected camixersr, swinir or custom (got {located.values[section].get('family')!r})"
     return (section,), message
 
 
@@ -553,19 +579,22 @@ def _with_allowed(message: str, section: str, located: LocatedYaml) -> str:
     return f"unknown key; allowed: {_list(fields)}"
 
 
+_FAMILIES: dict[str, type[BaseModel]] = {
+    "camixersr": CAMixerSRConfig,
+    "swinir": SwinIRConfig,
+    "bicubic": BicubicConfig,
+    "custom": CustomConfig,
+}
+
+
 def _fields(section: str, family: str) -> list[str]:
-    families: dict[str, type[BaseModel]] = {
-        "camixersr": CAMixerSRConfig,
-        "swinir": SwinIRConfig,
-        "bicubic": BicubicConfig,
-    }
     config: type[BaseModel] = TrainingConfig
     if section == "model":
-        config = families.get(family, CAMixerSRConfig)
+        config = _FAMILIES.get(family, CAMixerSRConfig)
     elif section == "compression":
         config = CompressionConfig
     hidden = {
-        "model": {"scale", "routing", "widths"},
+        "model": {"scale", "routing", "widths", "code"},
         "training": {"task"},
         "baseline_training": _SAME_FOR_ALL,
     }.get(section, set())
@@ -595,6 +624,8 @@ def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimens
         )
     else:
         raise located.error(path, "expected a name that begins with model., training., compression. or routing.")
+    if family == "custom" and section == "model" and setting.startswith("settings."):
+        allowed.append(setting)  # which its factory knows, and says
     if setting not in allowed:
         raise located.error(path, f"no such setting; allowed: {_list(f'{section}.{known}' for known in allowed)}")
     listed = dimension.values()

@@ -26,7 +26,8 @@ from harness.core.device_lock import computing
 from harness.core.environment import now, observe_environment
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.quantisation import ChoiceRecord, QuantisationRecord
-from harness.core.records import EvaluationRecord, LatencyRecord, QuantisedFile
+from harness.core.records import EvaluationRecord, LatencyRecord, PointRecord, QuantisedFile, TrialRecord
+from harness.core.study_folder import StudyFolder
 from harness.data import ImagePair, PairedDataset, to_tensor
 from harness.metrics import Protocol, get_protocol
 from harness.models import SRNetwork, describe_kernels
@@ -272,6 +273,20 @@ def write_quantised(
                 old.rename(folder)
             shutil.rmtree(workplace, ignore_errors=True)
     return record
+
+
+def find_quantised(folder: StudyFolder, record: TrialRecord, point: PointRecord | None = None) -> Path | None:
+    """Return the folder of the quantised file of a point, or of a record's first; None where it is none, or it is gone.
+
+    Of a point in float, that of the file under the same routing.
+    """
+    files = [one for one in record.points if one.quantised is not None]
+    if point is not None and point.quantised is None:
+        point = next((one for one in files if one.routing == point.routing), point)
+    if not files and point == record.points[0]:
+        point = None  # of a version that quantised under the first routing alone
+    file = folder.quantised_file(record, point)
+    return file.parent if file is not None and is_quantised(file.parent) else None
 
 
 def load_file(file: Path, tile: int, scale: int, threads: int) -> Target:

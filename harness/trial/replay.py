@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from harness.core.configs import RoutingConfig, Rung, TrainingConfig
+from harness.core.configs import AnyModelConfig, RoutingConfig, Rung, TrainingConfig
 from harness.core.errors import UserError
 from harness.core.records import (
     EvaluationRecord,
@@ -29,7 +29,7 @@ from harness.core.records import (
     network_id,
 )
 from harness.core.study_folder import StudyFolder
-from harness.trial.run import AnyModelConfig, Proposal, TrialProgress, TrialSetup, Verdict, run_trial
+from harness.trial.run import Proposal, TrialProgress, TrialSetup, Verdict, run_trial
 
 
 class Difference(NamedTuple):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harness.core.conditions import Conditions, parse_conditions
 from harness.core.configs import (
-    BicubicConfig,
+    AnyModelConfig,
     CalibrationConfig,
     CAMixerSRConfig,
     CompressionConfig,
@@ -38,7 +38,6 @@ from harness.core.configs import (
     RoutingConfig,
     Rung,
     StoppingConfig,
-    SwinIRConfig,
     TrainingConfig,
 )
 from harness.core.constraints import Constraint
@@ -105,7 +104,6 @@ from harness.trial.quantisation import (
 from harness.trial.teacher import load_teacher
 
 QUANTISED = "quantised"  # the folder, beside a network's weights, of its quantised file under the first routing
-AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 _RUNGS = TypeAdapter(tuple[RungRecord, ...])
 
 

@@ -19,6 +19,7 @@ def test_ranks() -> None:
     assert not ranks_agree({"a": [1, 4], "b": [3, 2]})
 
 
+@pytest.mark.slow
 def test_the_busy_process_computes_and_ends() -> None:
     with busy_process():
         (child,) = psutil.Process().children()

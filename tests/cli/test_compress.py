@@ -34,8 +34,10 @@ def status_of_unfinished(call: Call) -> str:
 
 @pytest.mark.parametrize(
     ("target", "cost"),
-    [(("--left", "0.7"), "macs"), (("--target-params", "{params}"), "params")],
-    ids=["macs", "params"],
+    [
+        pytest.param(("--left", "0.7"), "macs", id="macs"),
+        pytest.param(("--target-params", "{params}"), "params", id="params", marks=pytest.mark.slow),
+    ],
 )
 def test_a_bundle_becomes_a_smaller_one(
     call: Call, bundle: Path, photographs: Photographs, target: tuple[str, str], cost: str

@@ -202,6 +202,7 @@ class TestAgain:
         assert "1 networks trained" in done.out
         assert done.err.count("warning: MLflow tracking") == 1
 
+    @pytest.mark.slow
     def test_train_makes_a_bundle_once_and_replaces_it_only_when_asked(
         self, call: Call, photographs: Photographs, tmp_path: Path
     ) -> None:

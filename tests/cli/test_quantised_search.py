@@ -8,8 +8,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from harness.core.records import TrialRecord
+from harness.core.quantisation import QuantisationRecord
+from harness.core.records import TrialRecord, point_id
 from harness.core.study_folder import StudyFolder
+from harness.export import read_bundle_metrics
 from tests.cli.conftest import Call, run_harness
 from tests.photographs import Photographs
 from tests.search.conftest import wait_for
@@ -109,6 +111,41 @@ def test_a_file_gives_what_is_recorded_of_its_point(searched: Path, photographs:
         again = call("evaluate", file, "--data", photographs.validation, "--json").document
         assert again["psnr_db"] == point.evaluation.psnr_db
         assert again["ssim"] == point.evaluation.ssim
+
+
+@pytest.mark.slow
+def test_a_bundle_of_a_file_has_it_and_what_was_measured_of_it(
+    searched: Path, photographs: Photographs, call: Call
+) -> None:
+    folder = StudyFolder(searched / "small")
+    record = next(one for one in trials_of(folder) if one.produced != one.points)
+    for picked in record.produced:
+        name = point_id(record.network_id, picked.routing, picked.quantised)
+        outcome = call(
+            "export", "small", "--results", searched, "--pick", f"point:{name}", "--out", "one", "--overwrite"
+        )
+        assert outcome.code == 0, outcome.err
+        assert LABEL in outcome.out
+        metrics = read_bundle_metrics(Path("one"))
+        assert metrics.quantised == picked
+        assert metrics.point is not None
+        assert (metrics.point.routing, metrics.point.quantised) == (picked.routing, None)
+        of_file = call("evaluate", "one/quantised.onnx", "--data", photographs.validation, "--json").document
+        assert of_file["psnr_db"] == picked.evaluation.psnr_db
+        in_float = call("evaluate", "one", "--data", photographs.validation, "--json").document
+        assert in_float["psnr_db"] == metrics.point.evaluation.psnr_db
+        card = Path("one/README.md").read_text(encoding="utf-8")
+        assert f"| {picked.evaluation.psnr_db:.3f} |" in card
+        assert (
+            "MiB. Its scores and latency are those of the file in that runtime, beside swinir-light under cpu:1" in card
+        )
+        kept = QuantisationRecord.model_validate_json(Path("one/quantisation.json").read_bytes())
+        assert kept.sha256 == picked.quantised.sha256  # type: ignore[union-attr]
+    plain = next(one for one in trials_of(folder) if one.produced == one.points and one.state == "complete")
+    assert call("export", "small", "--results", searched, "--pick", f"trial:{plain.number}", "--out", "two").code == 0
+    assert read_bundle_metrics(Path("two")).quantised is None
+    assert not Path("two/quantised.onnx").exists()
+    assert "quantised" not in Path("two/metrics.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

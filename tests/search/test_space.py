@@ -96,7 +96,7 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
     "number for an objective": (replaced("[psnr_db, macs]", "[3]"), 8, ["objectives.0: expected settings"]),
     "model value": (replaced("groups: [1]", "groups: [0]"), 3, ["model.groups", "greater than or equal to 1 (got 0)"]),
     "model type": (replaced("groups: [1]", "groups: 1"), 3, ["model.groups: expected a list (got 1)"]),
-    "model family": (replaced("{groups", "{family: rdn, groups"), 3, ["model.family: expected camixersr or swinir"]),
+    "model family": (replaced("{groups", "{family: rdn, groups"), 3, ["model.family: expected camixersr, swinir or"]),
     "nothing to search": (
         replaced("{groups: [1], window: 8}", "{family: bicubic}").replace("model.channels", "training.seed"),
         3,

@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from harness.cli.output import describe_record
+from harness.core.configs import CAMixerSRConfig
 from harness.core.errors import UserError
 from harness.core.records import TrialRecord
 from harness.search import worker

@@ -136,6 +136,7 @@ def test_a_replay_finds_no_difference(finished: Finished) -> None:
     assert "5 stages" in found.compared
 
 
+@pytest.mark.slow
 def test_what_is_pruned_does_not_hang_on_the_routing_that_came_first(tmp_path: Path) -> None:
     routings = (RoutingConfig(gamma=0.5), RoutingConfig(gamma=0.0), RoutingConfig(gamma=1.0))
     models = []
@@ -148,6 +149,7 @@ def test_what_is_pruned_does_not_hang_on_the_routing_that_came_first(tmp_path: P
     assert models[0] == models[1] == models[2]
 
 
+@pytest.mark.slow
 def test_weights_of_a_record_that_is_not_compressed_are_taken_and_kept(tmp_path: Path) -> None:
     """Even where training again would not give the same bits: they are what the record was measured with."""
     setup = setup_study(tmp_path)
@@ -266,6 +268,7 @@ def quantised(finished: Finished) -> tuple[TrialSetup, Proposal, TrialRecord]:
     return setup, proposal, run_trial(setup, proposal)
 
 
+@pytest.mark.slow
 def test_what_comes_out_is_quantised_at_last(quantised: Finished) -> None:
     """The quantised file runs in its runtime, is scored there, and stands as the last stage; pruning is left out."""
     setup, _, record = quantised
@@ -286,6 +289,7 @@ def test_what_comes_out_is_quantised_at_last(quantised: Finished) -> None:
     assert {path.name for path in folder.iterdir()} == {"weights.safetensors", "quantised", "quantised-fixed-0"}
 
 
+@pytest.mark.slow
 def test_quantised_files_are_points_measured_beside_the_reference(quantised: Finished) -> None:
     """A file for each routing, its scores those of its own run; latencies stand for the study's conditions."""
     setup, _, record = quantised
@@ -322,6 +326,7 @@ def test_quantised_files_are_points_measured_beside_the_reference(quantised: Fin
     assert "quantised" not in json.loads(record.model_dump_json())["points"][0]
 
 
+@pytest.mark.slow
 def test_records_from_before_points_of_files_are_told_by_their_points_in_float(quantised: Finished) -> None:
     setup, _, record = quantised
     assert record.compression is not None
