@@ -326,11 +326,9 @@ def _trial_point(study: Study, trial: TrialRecord) -> Point | None:
     points = [point for point in study.all_points if point.record.record_id == holder]
     if not points and trial.state == "answered":
         points = [point for point in study.all_points if point.record.network_id == trial.network_id]
+    points = [point for point in points if point.measured.quantised is not None] or points
     if not points:
         return None
-    points = [
-        point for point in points if point.measured in point.record.produced
-    ]  # of one that is quantised its files
     suggested = getattr(trial.model, "routing", None)
     same = [point for point in points if point.measured.routing == suggested]
     return same[0] if same else max(points, key=lambda point: point.measured.evaluation.psnr_db)

@@ -32,7 +32,7 @@ from harness.core.quantisation import QuantisationRecord
 from harness.core.records import WAITING, TrialRecord, point_id
 from harness.models import SRNetwork, build_model
 from harness.models.tiling import restore_tiled
-from harness.profiling import Effort, canonical_macs, count_params, export_onnx, fit_to
+from harness.profiling import Effort, canonical_macs, count_params, export_onnx, fit_to, measure_in_processes
 from harness.training import TrainingInterruptedError
 from harness.trial import (
     Parent,
@@ -52,6 +52,7 @@ from harness.trial import compression as chain
 from harness.trial.compression import LatencyTable, Workshop, choose_units, draw_crops, measure_losses, score_crops
 from harness.trial.quantisation import load_file as load_onnx
 from harness.trial.quantisation import measure_files, quantise, score_file
+from harness.trial.replay import _compare as compare_records
 from tests.trial.studies import SHORT, SMALL, propose, setup_study
 
 MODEL = CAMixerSRConfig(channels=16, groups=(1, 1), window=4, scale=2)
@@ -345,6 +346,8 @@ def test_a_replay_of_a_quantised_trial_finds_no_difference(quantised: Finished) 
     assert found.is_identical, found.differences
     assert "PSNR, SSIM, attention and MACs of 4 points" in found.compared
     assert {pair.point for pair in found.latencies} >= {"fixed γ=0, int8 minmax in onnxruntime", "fixed γ=0"}
+    older = record.model_copy(update={"points": record.points[:2]})
+    assert compare_records(older, found.again)[1] == ()
 
 
 @pytest.mark.slow
@@ -372,7 +375,11 @@ def test_an_input_that_is_no_tile_is_restored_in_tiles(quantised: Finished) -> N
     finally:
         whole.unlink()
     assert (found.input_size, found.runtime, found.compared_under) == ((16, 24), "onnxruntime", "cpu:1")
-    assert found.process == "fresh"
+    beside: dict[str, Any] = {"reference": setup.reference, "reference_name": "swinir-tiny"}
+    eager = measure_in_processes({"one": network}, input_BCHW[None], Conditions("cpu:1"), Effort(2, 0.0), **beside)
+    assert found.setting == eager["one"].setting
+    assert found.runtime_note is not None
+    assert found.runtime_note.startswith("onnxruntime 1.")
     assert found.ratio == pytest.approx(found.median / (found.reference_median or 0))
     with torch.inference_mode():
         expected = restore_tiled(network, input_BCHW, tile=16, overlap=4).image_BCHW
