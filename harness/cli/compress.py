@@ -131,6 +131,7 @@ def compress(
     from harness.trial.quantisation import find_quantised
 
     target = _parse_target(target_macs, target_params, target_latency, left, cost)
+    _refuse_study(model, results)
     network, parent = _find_parent(model, weights, scale)
     config = network.config
     training = _find_training(model, options.parse_settings(settings))
@@ -299,6 +300,17 @@ def _parse_target(macs: str | None, params: str | None, latency: str | None, lef
         example = "20ms" if kind == "latency" else "500M"
         raise UserError(f"{option} {text!r}: expected a number above 0, such as {example}")
     return _Target(kind, None, amount * (1.0 if kind == "latency" else _UNITS[found[2]]), option)
+
+
+def _refuse_study(model: str, results: Path) -> None:
+    """Refuse a study, of which it is not said which point is to be compressed: a bundle says so."""
+    folder = options.study_path(model, results)
+    if (folder / "study.json").is_file():
+        option = "" if results == Path("results") else f" --results {results}"
+        raise UserError(
+            f"{model} is a study; expected one of its points, as a bundle: `{command()} export {model}{option} --pick "
+            f"knee` makes {folder / 'bundles' / 'knee'}"
+        )
 
 
 def _find_parent(model: str, weights: Path | None, scale: int | None) -> Any:

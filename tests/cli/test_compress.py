@@ -88,7 +88,7 @@ def test_a_bundle_becomes_a_smaller_one(
     assert "is a bundle; expected a folder" in call(*arguments(bundle, photographs)[:-1], bundle, option, value).mistake
 
 
-def test_mistakes_are_one_line(call: Call, bundle: Path, photographs: Photographs) -> None:
+def test_mistakes_are_one_line(call: Call, study: FinishedStudy, bundle: Path, photographs: Photographs) -> None:
     def mistake(*more: str) -> str:
         return call(*arguments(bundle, photographs, *more)).mistake
 
@@ -96,6 +96,12 @@ def test_mistakes_are_one_line(call: Call, bundle: Path, photographs: Photograph
     assert "--left given: expected one of" in mistake("--left", "0.5", "--target-macs", "1M").replace(
         "--target-macs, --left", "--left"
     )
+    whole = call("compress", "tiny", "--results", study.results, *arguments(bundle, photographs, "--left", "0.7")[2:])
+    assert (
+        f"tiny is a study; expected one of its points, as a bundle: `harness export tiny --results {study.results} "
+        in (whole.mistake)
+    )
+    assert f"--pick knee` makes {bundle}" in whole.mistake
     assert "--left 1.5: expected a share between 0 and 1" in mistake("--left", "1.5")
     assert "--target-macs 'many': expected a number above 0, such as 500M" in mistake("--target-macs", "many")
     assert "--target-latency '3 apples'" in mistake("--target-latency", "3 apples")
