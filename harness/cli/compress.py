@@ -456,7 +456,10 @@ def _show(record: "TrialRecord", chain: "CompressionRecord") -> None:
     first = chain.stages[0]
     rows = []
     for stage in chain.stages:
-        latency = stage.latency[0] if stage.latency else None
+        latencies, point = stage.latency, record.produced[0]
+        if stage.kind == "quantise":  # its own is that of a tile, beside the float file
+            latencies = point.latency if point.quantised is not None else ()
+        latency = latencies[0] if latencies else None
         rows.append(
             [
                 stage.name,
@@ -465,7 +468,7 @@ def _show(record: "TrialRecord", chain: "CompressionRecord") -> None:
                 format_count(stage.macs),
                 format_count(stage.params),
                 format_number(None if latency is None else latency.median, 2),
-                format_number(stage.latency_ratio, 3),
+                format_number(None if latency is None else latency.ratio, 3),
             ]
         )
     plan = chain.config
