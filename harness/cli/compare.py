@@ -84,7 +84,7 @@ def compare(
         return
     rows = [
         [
-            f"{row['label']}, {describe_routing(row)}" if row["routing"] else f"{row['label']}{describe_effort(row)}",
+            f"{row['label']}, {routing}" if (routing := describe_routing(row)) else row["label"] + describe_effort(row),
             str(row["sentence"] or "–"),
             format_number(row["psnr_db"], 3),
             format_count(row["macs"]),

@@ -90,23 +90,45 @@ def export_point(folder: Path, pick: str, out: Path | None, *, overwrite: bool) 
     """Write the bundle of a pick and say what was picked; return its folder."""
     from harness.core.study_folder import StudyFolder
     from harness.export import write_bundle
+    from harness.export.bundle import QUANTISED
     from harness.reporting import choose, load_study
     from harness.trial import load_trained
+    from harness.trial.quantisation import find_quantised
 
     study = load_study(folder)
     point, choice = choose(study, pick)
     study_folder = StudyFolder(folder)
     record = study_folder.read_trial(point.record.record_id)  # with samples and scores of single images
-    measured = next(found for found in record.points if found.routing == point.measured.routing)
+    of_routing = [found for found in record.points if found.routing == point.measured.routing]
+    measured = next(found for found in of_routing if found.quantised is None)  # what the weights are
+    quantised = find_quantised(study_folder, record, measured)
+    if point.measured.quantised is not None and quantised is None:
+        raise UserError(
+            f"{pick}: {point.label} is of {point.measured.quantised.file} in networks/{record.network_id}, which is "
+            "gone; pick another point, or search anew"
+        )
     network = load_trained(study_folder, record, measured.routing)
     baselines = {
         record.record_id.removeprefix("baseline-"): record.points[0] for record in study.baselines if record.points
     }
     path = out or study_folder.bundles_dir / re.sub(r"[^\w.-]+", "-", pick)
     write_bundle(
-        path, network, record, measured, picked_as=pick, baselines=baselines, choice=choice, overwrite=overwrite
+        path,
+        network,
+        record,
+        measured,
+        picked_as=pick,
+        baselines=baselines,
+        choice=choice,
+        quantised=quantised,
+        overwrite=overwrite,
     )
     console.print(f"\n{pick}: {choice.label}, {describe_point(point.measured)}", markup=False)
     for sentence in choice.sentences:
         console.print(f"  {sentence}", markup=False, soft_wrap=True)
+    if point.measured.quantised is not None:
+        console.print(
+            f"quantised {path / QUANTISED}; the weights beside it are the same network in float: "
+            f"{describe_point(measured)}"
+        )
     return path

@@ -106,9 +106,11 @@ def describe_record(record: TrialRecord) -> str:
     notes = "".join(f"; {note}" for note in record.notes)
     if record.state != "complete":
         return f"{name}: {record.state}, {record.reason}{notes}"
-    best = max(record.points, key=lambda point: point.evaluation.psnr_db)
+    best = max(record.produced, key=lambda point: point.evaluation.psnr_db)
     seconds = sum(record.seconds.values())
     points = f"{len(record.points)} points, best " if len(record.points) > 1 else ""
+    if best.quantised is not None:
+        points = f"{len(record.points)} points, of {best.quantised.label} best "
     note = ""
     if record.calibration is not None and record.calibration.note is not None:
         note = f"; no calibrated points: {record.calibration.note}"
@@ -116,10 +118,12 @@ def describe_record(record: TrialRecord) -> str:
 
 
 def describe_routing(row: dict[str, Any]) -> str:
-    """Describe the routing of a report's row: '' for networks that do not route."""
+    """Describe the routing of a report's row, and what runs its file: '' for networks that do neither."""
+    quantised = row.get("quantised")
     if row["routing"] is None:
-        return ""
-    return str(row["routing"]) if row["gamma"] is None else f"{row['routing']} γ={row['gamma']:g}"
+        return quantised or ""
+    routing = str(row["routing"]) if row["gamma"] is None else f"{row['routing']} γ={row['gamma']:g}"
+    return f"{routing}, {quantised}" if quantised else routing
 
 
 def describe_effort(row: dict[str, Any]) -> str:

@@ -294,6 +294,7 @@ def make_setup(
         calibration=space.calibrate,
         stopping=space.stopping,
         teachers=teachers,
+        shares_training=space.compresses,
     )
 
 

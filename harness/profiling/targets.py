@@ -26,6 +26,7 @@ from harness.core.seeding import derive_seed
 from harness.models import AnyGenerator, Restoration, SRNetwork, build_seeded, load_plain_weights, load_weights
 from harness.models.custom import call_factory, import_factory
 from harness.models.padding import pad_to_size
+from harness.models.tiling import restore_tiled
 
 TargetKind = Literal["model", "factory", "torchscript", "exported", "onnx"]
 Network = Callable[[Tensor], Tensor]
@@ -35,6 +36,7 @@ FILE_KINDS: dict[str, TargetKind] = {".pt": "torchscript", ".ts": "torchscript",
 WEIGHT_FILES = (".pth", ".ckpt", ".safetensors")
 # Sides with many divisors, small ones first: whatever multiple a network needs up to 64, it divides one of them.
 _SIDES = (64, 96, 120, 168, 112, 128, 144, 176, 208, 240, 256, 320, 384, 512)
+TILE_OVERLAP = 4  # low-resolution pixels, as in the protocol `large`: of networks that take images of one size alone
 _CHANNELS = (3, 1, 4)  # RGB, grey, RGB with alpha or packed Bayer
 
 
@@ -201,6 +203,19 @@ class TargetNetwork(SRNetwork):
         restored_BCHW = torch.cat([self.target.network(image_BCHW) for image_BCHW in torch.split(padded_BCHW, 1)])
         image_BCHW = restored_BCHW[..., : height * self.scale, : width * self.scale]
         return Restoration(image_BCHW, input_BCHW.new_zeros(0, len(input_BCHW)))
+
+
+def fit_to(target: Target, size: tuple[int, int]) -> Network:
+    """Return the network as it restores images of a (height, width): in tiles where it takes those of another alone.
+
+    Tiles overlap by `TILE_OVERLAP`; smaller images are continued, as `TargetNetwork` does.
+    """
+    if target.contract.admits(size):
+        return target.network
+    restorer = TargetNetwork(target)
+    tile = restorer.tile
+    assert tile is not None, f"{target.name} needs {target.contract.needs()}"
+    return lambda input_BCHW: restore_tiled(restorer, input_BCHW, tile=tile, overlap=TILE_OVERLAP).image_BCHW
 
 
 def parse_target(text: str, *, weights: Path | None = None) -> TargetSpec | None:

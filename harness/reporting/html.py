@@ -239,7 +239,7 @@ def _comparison_row(row: dict[str, Any]) -> str:
     gamma = "" if row["gamma"] is None else f" γ={row['gamma']:g}"
     cells = [
         escape(row["label"]) + ("<br><small>★ knee</small>" if row["knee"] else ""),
-        escape(f"{row['routing'] or ''}{gamma}"),
+        escape(", ".join(part for part in (f"{row['routing'] or ''}{gamma}", row["quantised"]) if part)),
         "" if row["trial"] is None else str(row["trial"]),
         f"{row['psnr_db']:.2f} dB",
         "" if difference is None else format_difference(difference) + note,
@@ -314,6 +314,7 @@ def _protocol(study: Study) -> str:
     for conditions, one in firsts.items():
         threads = f", {one.threads} thread{'' if one.threads == 1 else 's'}" if one.threads else ""
         against = f", interleaved with {one.reference}" if one.reference else ""
+        against += f", which ran under {one.compared_under}" if one.reference and one.compared_under else ""
         runs = f"median of {len(one.samples)} runs after {one.warmup_runs} warm-up runs"
         runtime = "" if one.runtime == "eager" else f", {one.runtime}"
         noisy = noisy_runs[conditions]

@@ -314,6 +314,7 @@ def _trial_point(study: Study, trial: TrialRecord) -> Point | None:
     points = [point for point in study.all_points if point.record.record_id == holder]
     if not points and trial.state == "answered":
         points = [point for point in study.all_points if point.record.network_id == trial.network_id]
+    points = [point for point in points if point.measured.quantised is not None] or points
     if not points:
         return None
     suggested = getattr(trial.model, "routing", None)

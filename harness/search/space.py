@@ -240,7 +240,9 @@ class SearchSpace(FrozenConfig):
     `task: odi` is for whole panoramas: loss and score (protocol `odi`, then the default) are weighted by latitude.
     `calibrate` gives each trained network further points, whose routings are calibrated on its training images.
     `stopping` ends the training of networks that fall behind others at rungs. `compression` holds settings of
-    `CompressionConfig`: every trained network is pruned and trained on, and its points are those of what comes out.
+    `CompressionConfig`: every trained network is pruned and trained on, and its points are those of what comes out. Of
+    one that is quantised these are points of the network in float and points of its files, which are what samplers are
+    told of.
     """
 
     description: str = ""
@@ -382,7 +384,7 @@ class SearchSpace(FrozenConfig):
         named = [name for name in self.dimensions if name.partition(".quantise")[0] == "compression"]
         found = []
         for name in named or [""]:
-            for value in (self.dimensions[name].values() or ()) if name else (None,):
+            for value in (self.dimensions[name].values() or (self.dimensions[name].first,)) if name else (None,):
                 plan = self.compression_config({"compression.left": 0.5, **({name: value} if name else {})})
                 if plan is not None and plan.quantise is not None:
                     found.append(plan.quantise)
@@ -449,11 +451,34 @@ def load_space(located: LocatedYaml) -> SearchSpace:
                 (section, index),
                 f"{metric!r} names a device that is not in profile.devices: {_list(space.profile.devices)}",
             )
+    _check_quantisation(located, space)
     if space.sampler.name == "grid":
         endless = [name for name, dimension in space.dimensions.items() if dimension.values() is None]
         if endless:
             raise located.error(("dimensions", endless[0]), "the grid sampler needs `choices` or a `step`")
     return space
+
+
+def _check_quantisation(located: LocatedYaml, space: SearchSpace) -> None:
+    """Refuse what a quantised network could have no value of: its file runs on the CPU, and restores tiles."""
+    if not space.quantisations():
+        return
+    where: KeyPath = ("compression",) if "quantise" in space.compression else ("dimensions",)
+    if get_protocol(space.data.protocol).spherical:
+        raise located.error(
+            where, f"quantised files restore tiles, which protocol {space.data.protocol} for whole panoramas cuts"
+        )
+    named = [objective.metric for objective in space.objectives]
+    named += [constraint.metric for constraint in space.parsed_constraints()]
+    needed = {metric.partition("/")[2] for metric in named if metric[:7] == "latency"} - {""}
+    needed.add(space.profile.devices[0])  # by which reports sort all points
+    elsewhere = sorted(one for one in needed if not parse_conditions(one).device.startswith("cpu"))
+    if elsewhere:
+        raise located.error(
+            where,
+            f"quantised files run on the CPU, so that they have no latency on {elsewhere[0]}; expected cpu:THREADS as "
+            "the first of profile.devices, and in objectives and constraints",
+        )
 
 
 def _check_stopping(located: LocatedYaml, space: SearchSpace) -> None:

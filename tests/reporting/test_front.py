@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
-from harness.core.records import Direction, ObjectiveConfig, TrialRecord
+from harness.core.records import Direction, ObjectiveConfig, TrialRecord, point_id
 from harness.reporting.front import hypervolume, knee_index, non_dominated, study_front
+from harness.reporting.picks import pick
 from harness.reporting.study import Study
+from harness.reporting.table import points_table
 from tests.records import (
+    PSNR_LATENCY_MACS,
     PSNR_MACS,
     bicubic_baseline,
     point,
@@ -20,6 +23,7 @@ from tests.records import (
     study_record,
     swinir_baseline,
     trial,
+    with_quantised,
 )
 
 DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
@@ -168,3 +172,27 @@ def test_an_objective_may_name_a_device() -> None:
     )
     assert front.points
     assert "cuda:0" in front.hypervolume_reference
+
+
+def test_points_of_quantised_files_stand_on_the_front_under_names_of_their_own() -> None:
+    plain, record = search_trials(2)
+    record = with_quantised(record)
+    found = study(plain, record, swinir_baseline(), objectives=PSNR_LATENCY_MACS)
+    assert len(found.points) == len(plain.points) + 2 * len(record.points) // 2
+    files = [one for one in study_front(found).points if one.measured.quantised is not None]
+    assert files  # in half the time, nothing in float is better in everything
+    assert {one.point_id.rpartition("/")[2] for one in files} == {"minmax-onnxruntime"}
+    assert all(one.label.endswith(", int8 minmax in onnxruntime") for one in files)
+    assert len({one.point_id for one in found.points}) == len(found.points)
+    suggested = pick(found, "trial:1").measured
+    assert suggested.quantised is not None
+    assert suggested.routing == getattr(record.model, "routing", None)
+    name = point_id(record.network_id, suggested.routing)
+    assert pick(found, f"point:{name}").measured.quantised is None
+    assert pick(found, f"point:{name}/minmax-onnxruntime").measured == suggested
+    assert pick(found, "fastest").measured.quantised is not None
+    of_files = [row for row in points_table(found).to_dict("records") if row["quantised"] == row["quantised"]]
+    assert {row["quantised"] for row in of_files if row["quantised"]} == {"int8 minmax in onnxruntime"}
+    by_id = {row["point_id"]: row for row in of_files}
+    row = by_id[f"{name}/minmax-onnxruntime"]
+    assert (row["latency_ms_median"], row["file_bytes"]) == (suggested.latency[0].median, 64_000)
