@@ -4,11 +4,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from harness.core import device_lock
 from tests.photographs import Photographs, cut_photographs
+
+# The same examples in every run, so that a change is judged and not its luck; HYPOTHESIS_PROFILE=random tries others.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.register_profile("random")
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 torch.set_num_threads(1)  # results do not depend on the machine, and two test processes do not fight over its cores
 

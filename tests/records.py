@@ -23,6 +23,7 @@ from harness.core.records import (
     MacsRecord,
     ObjectiveConfig,
     PointRecord,
+    QuantisedFile,
     RungPoint,
     RungRecord,
     StudyRecord,
@@ -316,6 +317,43 @@ def one_of_each_state() -> list[TrialRecord]:
             network_id=complete.network_id,
         ),
     ]
+
+
+def quantised_point(whole: PointRecord, *, psnr_db: float, latency_ms: float, sha256: str = "0" * 64) -> PointRecord:
+    """The point of a network's int8 file, timed in onnxruntime beside what the point in float was timed beside."""
+    (beside,) = whole.latency
+    own = {"runtime": "onnxruntime", "compared_under": "cpu:1", "median": latency_ms}
+    told = QuantisedFile(
+        method="minmax",
+        runtime="onnxruntime",
+        precision="fp32",
+        tile=64,
+        file="quantised/network.onnx",
+        sha256=sha256,
+        layers=31,
+        kept=2,
+        file_bytes=64_000,
+        float_bytes=100_000,
+        float_psnr_db=whole.evaluation.psnr_db,
+        float_ratio=0.8,
+    )
+    changes = {
+        "evaluation": whole.evaluation.model_copy(update={"psnr_db": psnr_db}),
+        "latency": (beside.model_copy(update={**own, "ratio": latency_ms / (beside.reference_median or 1)}),),
+        "quantised": told,
+    }
+    return whole.model_copy(update=changes)
+
+
+def with_quantised(record: TrialRecord, *, faster: float = 0.5) -> TrialRecord:
+    """The same trial whose network was quantised: a file for each point, a little worse, in that share of the time."""
+    files = [
+        quantised_point(
+            one, psnr_db=one.evaluation.psnr_db - 0.05, latency_ms=faster * one.latency[0].median, sha256=f"{place:064}"
+        )
+        for place, one in enumerate(record.points)
+    ]
+    return record.model_copy(update={"points": (*record.points, *files)})
 
 
 def on_panoramas(record: TrialRecord) -> TrialRecord:

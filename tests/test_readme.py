@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from harness.cli.app import app
-from harness.core.configs import StoppingConfig, TrainingConfig
+from harness.core.configs import CompressionConfig, QuantisationConfig, StoppingConfig, TrainingConfig
 from harness.search.space import load_space
 from harness.search.yaml_lines import parse_yaml
 
@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_space_is_valid() -> None:
-    text, stopping, taught, compression = blocks("yaml")
+    text, stopping, taught, compression, _ = blocks("yaml")  # the last: see test_custom.py
     space = load_space(parse_yaml(text, "README.md"))
     assert len(space.routings()) == 5 + 5 + 1
     assert StoppingConfig.model_validate(parse_yaml(stopping, "README.md").values["stopping"]).factor == 3
@@ -27,6 +27,20 @@ def test_the_example_space_is_valid() -> None:
     beside = "scale: 4\ntraining: {steps: 2}\nobjectives: [psnr_db, macs]\n"
     compressed = parse_yaml(f"{beside}{compression}", "README.md")
     assert load_space(compressed).compresses
+
+
+def test_settings_of_a_compression_stand_with_their_defaults() -> None:
+    rows = re.findall(r"^\| `(left|cost|[\w.]+)`(?:, `\.(\w+)`)? \| (.+?) \|", README, re.MULTILINE)
+    told: dict[str, str] = {}
+    for name, other, defaults in rows:
+        first, _, second = defaults.partition(", ")
+        told |= {name: first, **({f"quantise.{other}": second} if other else {})}
+    fields: dict[str, object] = {name: field.default for name, field in CompressionConfig.model_fields.items()}
+    fields |= {f"quantise.{name}": field.default for name, field in QuantisationConfig.model_fields.items()}
+    words = {"None": "null", "True": "true", "False": "false"}
+    written = {name: told[name].strip("`") for name in fields}
+    expected = {name: words.get(str(value), str(value)) for name, value in fields.items()}
+    assert written == {**expected, "left": "–", "kinds": "all"}  # `left` has to be given in a space
 
 
 def test_every_command_and_option_exists() -> None:

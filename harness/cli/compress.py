@@ -1,5 +1,6 @@
 """`harness compress`: a smaller, faster network out of a trained one."""
 
+import math
 import re
 from enum import StrEnum
 from json import dumps, loads
@@ -23,14 +24,13 @@ from harness.cli.output import (
     warn_of_small,
 )
 from harness.core.errors import UserError
-from harness.core.units import format_count
+from harness.core.units import COUNTS, format_count
 
 if TYPE_CHECKING:
     from harness.core.configs import CompressionConfig, TrainingConfig
     from harness.core.records import CompressionRecord, TrialRecord
     from harness.trial import Proposal, TrialSetup
 
-_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _PLAN = "plan.json"
 _REMEDY = "give another --out, or --overwrite to replace it"
 
@@ -127,8 +127,10 @@ def compress(
     from harness.profiling import parse_device
     from harness.training import TrainingInterruptedError
     from harness.trial import Proposal, TrialSetup, build_seeded, load_trained, run_trial
+    from harness.trial.quantisation import find_quantised
 
     target = _parse_target(target_macs, target_params, target_latency, left, cost)
+    _refuse_study(model, results)
     network, parent = _find_parent(model, weights, scale)
     config = network.config
     training = _find_training(model, options.parse_settings(settings))
@@ -220,13 +222,22 @@ def compress(
         raise typer.Exit(1)
     assert record.compression is not None
     smaller = load_trained(folder, record, routing)
-    write_bundle(bundle, smaller, record, record.points[0], picked_as="compressed", baselines={}, overwrite=True)
+    write_bundle(
+        bundle,
+        smaller,
+        record,
+        record.points[0],
+        picked_as="compressed",
+        baselines={},
+        quantised=find_quantised(folder, record, record.points[0]),
+        overwrite=True,
+    )
     if json:
         print_json({"bundle": str(bundle), **record.model_dump(mode="json")})
         return
     _show(record, record.compression)
-    if (file := record.compression.stages[-1].file) is not None:
-        console.print(f"quantised {folder.network_dir(record.network_id) / file}")
+    if (file := folder.quantised_file(record)) is not None:
+        console.print(f"quantised {file}")
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
 
 
@@ -287,7 +298,18 @@ def _parse_target(macs: str | None, params: str | None, latency: str | None, lef
     if amount <= 0 or found is None:
         example = "20ms" if kind == "latency" else "500M"
         raise UserError(f"{option} {text!r}: expected a number above 0, such as {example}")
-    return _Target(kind, None, amount * (1.0 if kind == "latency" else _UNITS[found[2]]), option)
+    return _Target(kind, None, amount * (1.0 if kind == "latency" else COUNTS.get(found[2], 1.0)), option)
+
+
+def _refuse_study(model: str, results: Path) -> None:
+    """Refuse a study, of which it is not said which point is to be compressed: a bundle says so."""
+    folder = options.study_path(model, results)
+    if (folder / "study.json").is_file():
+        option = "" if results == Path("results") else f" --results {results}"
+        raise UserError(
+            f"{model} is a study; expected one of its points, as a bundle: `{command()} export {model}{option} --pick "
+            f"knee` makes {folder / 'bundles' / 'knee'}"
+        )
 
 
 def _find_parent(model: str, weights: Path | None, scale: int | None) -> Any:
@@ -347,9 +369,12 @@ def _plan(
         amount = share * whole if share is not None else target.amount
         assert amount is not None
         if not least <= amount < whole:
+            known = (
+                f"the network has {format_count(whole)}, of which {format_count(least)} are left when all channels go"
+            )
             raise UserError(
-                f"{target.option} is {format_count(amount)} {target.cost}: the network has {format_count(whole)}, and "
-                f"{format_count(least)} at the least are left when all channels go that may; expected a target between"
+                f"{target.option} asks for {_name(amount, target.cost)}: {known} that may; expected "
+                f"{_range(least, whole, share)}"
             )
         share = amount / whole
     elif share is None:
@@ -379,6 +404,18 @@ def _plan(
     return chosen
 
 
+def _name(amount: float, cost: str) -> str:
+    """Write an amount with its unit, such as '718.29 M MACs'."""
+    return f"{format_count(amount)} {'MACs' if cost == 'macs' else 'parameters'}".replace("  ", " ")
+
+
+def _range(least: float, whole: float, share: float | None) -> str:
+    """Say what can be asked for, as a share where that was asked for."""
+    if share is not None:
+        return f"a share of at least {math.ceil(1e3 * least / whole) / 1e3:g}, below 1"
+    return f"at least {format_count(least)}, and less than {format_count(whole)}"
+
+
 def _parse_quantisation(text: str | None) -> Any:
     """Return the settings of `--quantise`: a method alone, or all of them."""
     import yaml
@@ -403,7 +440,7 @@ def _find_same_run(folder: Any, proposal: "Proposal", setup: "TrialSetup", *, ov
         raise UserError(f"{folder.path} holds a run of other settings; {_REMEDY}")
     if record.state != "complete":
         return None
-    (point,) = record.points
+    point = record.points[0]
     there, here = (point.evaluation.protocol, point.latency[0].device), (setup.protocol.name, setup.devices[0])
     if there != here:
         raise UserError(
@@ -418,7 +455,10 @@ def _show(record: "TrialRecord", chain: "CompressionRecord") -> None:
     first = chain.stages[0]
     rows = []
     for stage in chain.stages:
-        latency = stage.latency[0] if stage.latency else None
+        latencies, point = stage.latency, record.produced[0]
+        if stage.kind == "quantise":  # its own is that of a tile, beside the float file
+            latencies = point.latency if point.quantised is not None else ()
+        latency = latencies[0] if latencies else None
         rows.append(
             [
                 stage.name,
@@ -427,7 +467,7 @@ def _show(record: "TrialRecord", chain: "CompressionRecord") -> None:
                 format_count(stage.macs),
                 format_count(stage.params),
                 format_number(None if latency is None else latency.median, 2),
-                format_number(stage.latency_ratio, 3),
+                format_number(None if latency is None else latency.ratio, 3),
             ]
         )
     plan = chain.config

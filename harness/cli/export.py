@@ -20,7 +20,11 @@ def export(
         ),
     ],
     pick: Annotated[
-        str, typer.Option(help="knee, best-psnr, fastest, smallest, trial:N, or point:ID (point_id of front.csv).")
+        str,
+        typer.Option(
+            help="knee, best-psnr, fastest, smallest, trial:N, point:ID (point_id of front.csv), bounds such as "
+            "'latency_ms <= 20 and psnr_db >= 30', or 'weights: psnr_db=2, latency_ms=1'."
+        ),
     ] = "knee",
     out: Annotated[Path | None, typer.Option(help="The bundle's folder.  [default: bundles/PICK in the study]")] = None,
     weights: Annotated[
@@ -38,6 +42,16 @@ def export(
     """Export a trained network with config, weights, metrics and a model card.
 
     --scale, --gamma and --routing are for --weights; a study's networks have theirs.
+
+    Bounds of --pick are METRIC <=, <, >= or > NUMBER, joined by `and`. Metrics: psnr_db (of luma also psnr_y_db), ssim,
+    latency_ms, latency_ratio (both also /DEVICE: latency_ms/cpu:2), macs, params, peak_memory_bytes, attention_share;
+    units may follow (20ms, 5G, 300k, 64MiB, 30%). Of the points that meet them all, the highest PSNR is taken where a
+    cost is bounded from above, otherwise the lowest latency.
+
+    Weights of --pick are METRIC=NUMBER, …: the point nearest to the best values of these metrics, each scaled to its
+    range on the front (augmented Chebyshev distance).
+
+    What was chosen is said with what it gives up against its neighbours on the front and against SwinIR-light.
     """
     if weights is not None:
         bundle = _export_weights(study, scale, gamma, routing, weights, out, overwrite=overwrite)
@@ -76,20 +90,45 @@ def export_point(folder: Path, pick: str, out: Path | None, *, overwrite: bool) 
     """Write the bundle of a pick and say what was picked; return its folder."""
     from harness.core.study_folder import StudyFolder
     from harness.export import write_bundle
-    from harness.reporting import load_study
-    from harness.reporting import pick as pick_point
+    from harness.export.bundle import QUANTISED
+    from harness.reporting import choose, load_study
     from harness.trial import load_trained
+    from harness.trial.quantisation import find_quantised
 
     study = load_study(folder)
-    point = pick_point(study, pick)
+    point, choice = choose(study, pick)
     study_folder = StudyFolder(folder)
     record = study_folder.read_trial(point.record.record_id)  # with samples and scores of single images
-    measured = next(found for found in record.points if found.routing == point.measured.routing)
+    of_routing = [found for found in record.points if found.routing == point.measured.routing]
+    measured = next(found for found in of_routing if found.quantised is None)  # what the weights are
+    quantised = find_quantised(study_folder, record, measured)
+    if point.measured.quantised is not None and quantised is None:
+        raise UserError(
+            f"{pick}: {point.label} is of {point.measured.quantised.file} in networks/{record.network_id}, which is "
+            "gone; pick another point, or search anew"
+        )
     network = load_trained(study_folder, record, measured.routing)
     baselines = {
         record.record_id.removeprefix("baseline-"): record.points[0] for record in study.baselines if record.points
     }
     path = out or study_folder.bundles_dir / re.sub(r"[^\w.-]+", "-", pick)
-    write_bundle(path, network, record, measured, picked_as=pick, baselines=baselines, overwrite=overwrite)
-    console.print(f"\n{pick}: {point.label}, {describe_point(point.measured)}")
+    write_bundle(
+        path,
+        network,
+        record,
+        measured,
+        picked_as=pick,
+        baselines=baselines,
+        choice=choice,
+        quantised=quantised,
+        overwrite=overwrite,
+    )
+    console.print(f"\n{pick}: {choice.label}, {describe_point(point.measured)}", markup=False)
+    for sentence in choice.sentences:
+        console.print(f"  {sentence}", markup=False, soft_wrap=True)
+    if point.measured.quantised is not None:
+        console.print(
+            f"quantised {path / QUANTISED}; the weights beside it are the same network in float: "
+            f"{describe_point(measured)}"
+        )
     return path

@@ -76,6 +76,14 @@ def format_number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def format_signed(value: float | None, digits: int = 2) -> str:
+    """Write a difference with its sign and so many digits, or a dash: +0.12, −0.30, 0.00."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    rounded = round(value, digits)
+    return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded):.{digits}f}"
+
+
 def format_interval(interval: tuple[float, float] | None, digits: int) -> str:
     """Write an interval's ends with so many digits, or a dash."""
     return "–" if interval is None else f"{interval[0]:.{digits}f}–{interval[1]:.{digits}f}"
@@ -98,9 +106,11 @@ def describe_record(record: TrialRecord) -> str:
     notes = "".join(f"; {note}" for note in record.notes)
     if record.state != "complete":
         return f"{name}: {record.state}, {record.reason}{notes}"
-    best = max(record.points, key=lambda point: point.evaluation.psnr_db)
+    best = max(record.produced, key=lambda point: point.evaluation.psnr_db)
     seconds = sum(record.seconds.values())
     points = f"{len(record.points)} points, best " if len(record.points) > 1 else ""
+    if best.quantised is not None:
+        points = f"{len(record.points)} points, of {best.quantised.label} best "
     note = ""
     if record.calibration is not None and record.calibration.note is not None:
         note = f"; no calibrated points: {record.calibration.note}"
@@ -108,10 +118,12 @@ def describe_record(record: TrialRecord) -> str:
 
 
 def describe_routing(row: dict[str, Any]) -> str:
-    """Describe the routing of a report's row: '' for networks that do not route."""
+    """Describe the routing of a report's row, and what runs its file: '' for networks that do neither."""
+    quantised = row.get("quantised")
     if row["routing"] is None:
-        return ""
-    return str(row["routing"]) if row["gamma"] is None else f"{row['routing']} γ={row['gamma']:g}"
+        return quantised or ""
+    routing = str(row["routing"]) if row["gamma"] is None else f"{row['routing']} γ={row['gamma']:g}"
+    return f"{routing}, {quantised}" if quantised else routing
 
 
 def describe_effort(row: dict[str, Any]) -> str:

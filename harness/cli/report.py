@@ -83,7 +83,7 @@ def print_front(study: "Study") -> None:
 
 def _describe_front(entry: dict[str, Any], knee: Any) -> str:
     same = isinstance(knee, dict) and all(
-        knee.get(key) == entry[key] for key in ("config_id", "gamma", "routing", "attention_share")
+        knee.get(key) == entry[key] for key in ("config_id", "gamma", "routing", "attention_share", "quantised")
     )
     return f"{entry['label']}" + ("  ← knee" if same else "")
 

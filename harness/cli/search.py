@@ -75,11 +75,15 @@ def search(
     download: Annotated[bool, typer.Option(help="Download a named dataset that is missing.")] = False,
     results: options.Results = Path("results"),
     report: Annotated[bool, typer.Option("--report", help="Write the report at the end and print the front.")] = False,
-    export: Annotated[str | None, typer.Option(help="Export a pick at the end: knee, best-psnr, fastest, …")] = None,
+    export: Annotated[
+        str | None,
+        typer.Option(help="Export a pick at the end: knee, 'latency_ms <= 20', … (see `harness export --help`)."),
+    ] = None,
 ) -> None:
     """Search for Pareto-optimal networks. The same command again resumes; Ctrl-C ends cleanly."""
     started = time.perf_counter()
     from harness.core.given import write_given
+    from harness.reporting.picks import parse_pick
     from harness.reporting.progress import describe_progress, read_budget
     from harness.reporting.study import make_study
     from harness.search import (
@@ -87,6 +91,7 @@ def search(
         check_ray,
         find_space,
         read_space,
+        refuse_failing,
         refuse_unreachable,
         run_search,
         study_record,
@@ -108,7 +113,10 @@ def search(
     parsed = read_space(path, overrides)
     name = study or path.stem
     _check_study_name(name)
+    refuse_failing(parsed)
     refuse_unreachable(parsed)
+    if export is not None:
+        parse_pick(export, parsed.data.protocol)  # before hours of training rather than after
     on_cluster = executor == Executor.RAY and ray_address is not None  # of whose nodes nothing is known here
     each = (threads or 1) if on_cluster else _threads_each(threads, workers)
     setup = make_setup(name, parsed, results, device, each, download)
@@ -286,6 +294,7 @@ def make_setup(
         calibration=space.calibrate,
         stopping=space.stopping,
         teachers=teachers,
+        shares_training=space.compresses,
     )
 
 

@@ -3,18 +3,20 @@
 import gc
 import json as json_text
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli import options
 from harness.cli.output import console, describe_point, print_json
-from harness.core.units import format_seconds
+from harness.core.units import format_count, format_seconds
 
 if TYPE_CHECKING:
     from harness.core.study_folder import KnownTrials
     from harness.reporting.progress import Progress
+    from harness.reporting.runs import Run
 
 
 _NOBODY = "no search is running here"
@@ -30,24 +32,37 @@ def status(
         bool, typer.Option("--json", help="Print one JSON document on stdout; with --watch, a line each time.")
     ] = False,
 ) -> None:
-    """Say how far a study has come; nothing is written or locked, so its search is not disturbed."""
+    """Say how far a study, or a run of train or compress, has come; nothing is written or locked.
+
+    So its search is not disturbed.
+    """
     from harness.reporting.progress import observe_progress, progress_document
+    from harness.reporting.runs import is_run, observe_run, run_document
 
     folder = options.study_path(study, results)
     known: KnownTrials = {}
+
+    def observe() -> tuple[dict[str, Any], Callable[[], None]]:
+        """Return what stands as JSON, and what prints it."""
+        if is_run(folder):
+            run = observe_run(folder)
+            return run_document(run), lambda: _print_run(run, folder)
+        progress = observe_progress(folder, known)
+        return progress_document(progress), lambda: _print_progress(progress, folder)
+
     gc.disable()  # records hold no cycles, and looking for some in thousands takes longer than reading them
     while True:
-        progress = observe_progress(folder, known)
+        document, show = observe()
         gc.freeze()
         gc.enable()
         if watch is not None and not json and console.is_terminal:
             console.clear()
         if json and watch is not None:
-            print(json_text.dumps(progress_document(progress), allow_nan=False), flush=True)
+            print(json_text.dumps(document, allow_nan=False), flush=True)
         elif json:
-            print_json(progress_document(progress))
+            print_json(document)
         else:
-            _print_progress(progress, folder)
+            show()
         if watch is None:
             return
         try:
@@ -88,6 +103,35 @@ def _print_progress(progress: "Progress", folder: Path) -> None:
         rows["last"] = f"{last.record_id} {last.state}, {_ago(ago)} ({last.finished_at})"
     if progress.last_failure is not None:
         rows["last failure"] = f"{progress.last_failure.record_id}: {progress.last_failure.reason}"
+    for name, words in rows.items():
+        console.print(f"{name:<12} {words}", markup=False, soft_wrap=True)
+
+
+def _print_run(run: "Run", folder: Path) -> None:
+    ending = run.state if run.record is None or run.record.reason is None else f"{run.state}: {run.record.reason}"
+    console.print(f"[bold]{run.name}[/bold] in {folder}: a run of `harness {run.kind}`, ", end="", highlight=False)
+    console.print(ending, markup=False, soft_wrap=True)
+    rows = {}
+    if run.stages:
+        told = [f"{one.name} {one.psnr_db:.2f} dB, {format_count(one.macs)} MACs" for one in run.stages]
+        rows["stages"] = "; ".join(told)
+    record = run.record
+    if record is not None and record.points:
+        best = max(record.produced, key=lambda point: point.evaluation.psnr_db)
+        rows["network"] = f"{record.label}: {describe_point(best)}"
+    if record is not None:
+        rows["finished"] = record.finished_at
+    else:
+        rows["checkpoints"] = "none yet"
+        if run.checkpoints:
+            rows["checkpoints"] = ", ".join(
+                f"network {one.network_id} ({one.size_bytes / 2**20:.1f} MiB"
+                f"{_age(None if one.changed is None else run.seconds_since(one.changed))})"
+                for one in run.checkpoints
+            )
+        rows["next"] = "unless it is running, the same command again goes on from here"
+    if run.bundle is not None:
+        rows["bundle"] = str(run.bundle)
     for name, words in rows.items():
         console.print(f"{name:<12} {words}", markup=False, soft_wrap=True)
 

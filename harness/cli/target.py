@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig, parse_config, parse_model_config
 from harness.core.errors import UserError
+from harness.core.factories import with_code
 
 if TYPE_CHECKING:
     from harness.models import SRNetwork
@@ -25,12 +26,15 @@ def resolve_config(model: str, scale: int | None, gamma: float | None, policy: s
     elif path.is_file():
         from harness.search.yaml_lines import read_yaml
 
-        config = parse_model_config(read_yaml(path).values, str(path))
+        config = with_code(parse_model_config(read_yaml(path).values, str(path)))
+    elif all(model.rpartition(":")[::2]):
+        values = {"family": "custom", "factory": model, "scale": 4 if scale is None else scale}
+        config = with_code(parse_model_config(values, model))
     else:
         known = ", ".join(PRESETS)
         raise UserError(
-            f"unknown model {model!r}: expected a preset ({known}), a config file or a bundle folder; "
-            "`profile` and `evaluate` also take MODULE:FACTORY, FILE.py:FACTORY, and a .pt, .ts, .pt2 or .onnx file"
+            f"unknown model {model!r}: expected a preset ({known}), a config file, a bundle folder, MODULE:FACTORY "
+            "or FILE.py:FACTORY; `profile` and `evaluate` also take a .pt, .ts, .pt2 or .onnx file"
         )
     if scale is not None and config.scale != scale:
         raise UserError(f"--scale {scale}: {model} is of scale {config.scale}")

@@ -31,13 +31,12 @@ _LAUNCHERS = (  # what others call RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_
 )
 
 if TYPE_CHECKING:
-    from harness.core.configs import DataConfig, TrainingConfig
+    from harness.core.configs import AnyModelConfig, DataConfig, TrainingConfig
     from harness.core.records import TrialRecord
     from harness.core.study_folder import StudyFolder
     from harness.data.datasets import PairedDataset, Split
     from harness.training import Group
     from harness.trial import Proposal
-    from harness.trial.run import AnyModelConfig
 
 
 def train(

@@ -1,13 +1,16 @@
 """How many units each channel group gives up, so that a network costs no more than a target and loses least.
 
 Every group has levels: widths that are multiples of `round_to`, each with what the network loses there (`Curves`). The
-levels that lose least for a saving are those with the smallest loss − λ·saving, group by group; λ is bisected until the
-whole network, by its exact cost, meets the target, and what was given up too much is given back.
+levels that lose least for each saving are found as of a knapsack, exactly; which saving meets the target is told by the
+whole network's exact cost.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from harness.compression.channels import ChannelGroup
@@ -16,7 +19,8 @@ from harness.core.errors import UserError
 LEAST_SHARE = 0.1  # of a group's units stay, whatever they are worth
 TARGET_TOLERANCE = 0.03  # by which the achieved cost may miss the target
 _BISECTIONS = 60
-_HELD_GROUPS = 8
+_STEPS = 8192  # into which a network's cost is divided
+_RELINEARISATIONS = 8
 
 Fewer = dict[str, int]  # units less, by the name of their group
 Cost = Callable[[Fewer], float]  # of a network with so many units less
@@ -56,101 +60,89 @@ def sum_up_scores(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], 
 def choose_least_loss(curves: Curves, cost: Cost, target: float, tolerance: float = TARGET_TOLERANCE) -> Fewer:
     """Return how many units each group gives up: the cost is at most `target`, and near it, and the loss least.
 
-    Raises `UserError` where the target cannot be met, saying what can, and where widths are too coarse to come within
-    the `tolerance`, a fraction of it.
+    Where savings add up, nothing within the tolerance loses less, but for choices closer to its ends than savings are
+    rounded: to 1/8192 of the whole network's cost. Savings of channels that meet in a product of two widths do not;
+    they are taken where the network has been narrowed already, again and again as long as that loses less. Raises
+    `UserError` where the target cannot be met, saying what can, and where widths are too coarse to come within the
+    `tolerance`, a fraction of it.
     """
     whole = cost({})
     if whole <= target:
         return {}
-    savings = {
-        name: [whole - cost({name: level.fewer}) if level.fewer else 0.0 for level in levels]
-        for name, levels in curves.items()
-    }
-    fewer = _solve(curves, savings, cost, target)
-    if _misses(cost(fewer), target, tolerance):
-        fewer = _come_nearer(fewer, curves, savings, cost, target, tolerance)
-    return _checked(fewer, cost, target, tolerance)
+    least = cost({name: max(level.fewer for level in levels) for name, levels in curves.items()})
+    if least > target:
+        raise _unreachable(target, least, whole)
+    best, nearest = _choose_at({}, curves, cost, target, tolerance)
+    if best is None:
+        raise _too_coarse(nearest, target, tolerance)
+    for _ in range(_RELINEARISATIONS):
+        other, _ = _choose_at(best, curves, cost, target, tolerance)
+        if other is None or _loss(other, curves) >= _loss(best, curves):
+            break
+        best = other
+    return best
 
 
-def _come_nearer(
-    fewer: Fewer,
-    curves: Curves,
-    savings: Mapping[str, Sequence[float]],
-    cost: Cost,
-    target: float,
-    tolerance: float,
-) -> Fewer:
-    """Return a choice within the tolerance, where one group gives up less than is best, and the others more.
+def _loss(fewer: Fewer, curves: Curves) -> float:
+    return sum(next(level.loss for level in curves[name] if level.fewer == count) for name, count in fewer.items())
 
-    Where steps of some groups are as large as the tolerance, this tries each of the largest; of what is found that
-    which loses least, and the given choice where nothing is.
+
+def _choose_at(here: Fewer, curves: Curves, cost: Cost, target: float, tolerance: float) -> tuple[Fewer | None, float]:
+    """Return the choice of least loss by the savings at `here`, None where none comes near; and the nearest cost."""
+    plan = _Knapsack(curves, cost, here, cost({}) / _STEPS)
+    reachable = np.flatnonzero(np.isfinite(plan.loss)).tolist()
+    enough = bisect_left(reachable, True, key=lambda steps: cost(plan.choose(steps)) <= target)
+    middle = reachable[min(enough, len(reachable) - 1)]
+    # Savings that do not add up, and rounding to steps, put this somewhat off.
+    reach = int(2 * tolerance * target / plan.step) + len(curves)
+    near = reachable[bisect_left(reachable, middle - reach) : bisect_right(reachable, middle + reach)]
+    nearest = 0.0
+    for steps in sorted(near, key=lambda steps: plan.loss[steps]):
+        fewer = plan.choose(steps)
+        reached = cost(fewer)
+        if reached <= target:
+            if not _misses(reached, target, tolerance):
+                return fewer, reached
+            nearest = max(nearest, reached)
+    return None, nearest
+
+
+class _Knapsack:
+    """The least loss for each saving (Bellman's recursion over groups, of each of which one level is taken).
+
+    Savings are those of a group alone, where the others are as in `here`, in units of `step`; `most` is how many of
+    them all groups can save, `loss` the least for each number of them, infinite where no choice saves that much.
     """
-    found: list[tuple[float, Fewer]] = []
-    by_step = sorted(fewer, key=lambda name: -max(savings[name]) / len(savings[name]))
-    for name in by_step[:_HELD_GROUPS]:
-        index = next(index for index, level in enumerate(curves[name]) if level.fewer == fewer[name])
-        for other in range(index - 1, -1, -1):
-            held = slice(other, other + 1)
-            some, saved = {**curves, name: curves[name][held]}, {**savings, name: savings[name][held]}
-            try:
-                choice = _solve(some, saved, cost, target)
-            except UserError:  # the others cannot make up for it
-                break
-            if not _misses(cost(choice), target, tolerance):
-                loss = sum(
-                    next(level.loss for level in curves[group] if level.fewer == count)
-                    for group, count in choice.items()
-                )
-                found.append((loss, choice))
-                break
-    return min(found, key=lambda each: each[0])[1] if found else fewer
 
-
-def _solve(curves: Curves, savings: Mapping[str, Sequence[float]], cost: Cost, target: float) -> Fewer:
-    """Bisect λ, and widen again what need not be so narrow."""
-
-    def best(weight: float) -> dict[str, int]:
-        """Return the index of each group's level of smallest loss − λ·saving; of equals, the first."""
-        chosen = {}
+    def __init__(self, curves: Curves, cost: Cost, here: Fewer, step: float) -> None:
+        self.curves, self.step = curves, step
+        self._steps: dict[str, list[int]] = {}
         for name, levels in curves.items():
-            objectives = [level.loss - weight * saving for level, saving in zip(levels, savings[name], strict=True)]
-            chosen[name] = objectives.index(min(objectives))
-        return chosen
+            costs = [cost({**here, name: level.fewer}) for level in levels]
+            self._steps[name] = [round((costs[0] - each) / step) for each in costs]
+        self.most = sum(max(of_group) for of_group in self._steps.values())
+        self.loss = np.full(self.most + 1, np.inf)
+        self.loss[0] = 0.0
+        self._taken: dict[str, npt.NDArray[np.int16]] = {}
+        for name, levels in curves.items():
+            loss, taken = np.full(self.most + 1, np.inf), np.zeros(self.most + 1, np.int16)
+            for index, (level, saved) in enumerate(zip(levels, self._steps[name], strict=True)):
+                if saved < 0:  # a width that costs more is of no use
+                    continue
+                with_level = self.loss[: self.most + 1 - saved] + level.loss
+                better = with_level < loss[saved:]
+                loss[saved:][better], taken[saved:][better] = with_level[better], index
+            self.loss, self._taken[name] = loss, taken
 
-    def costs(chosen: Mapping[str, int]) -> float:
-        return cost({name: curves[name][index].fewer for name, index in chosen.items() if curves[name][index].fewer})
-
-    low, high = 0.0, _steepest(curves, savings)
-    if costs(best(high)) > target:
-        raise _unreachable(target, costs(best(high)), cost({}))
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if costs(best(middle)) <= target else (middle, high)
-    chosen = _give_back(best(high), curves, costs, target)
-    return {name: curves[name][index].fewer for name, index in chosen.items() if curves[name][index].fewer}
-
-
-def _steepest(curves: Curves, savings: Mapping[str, Sequence[float]]) -> float:
-    """Return a λ so large that every group gives up all that it can."""
-    least = min((saving for of_group in savings.values() for saving in of_group if saving > 0), default=1.0)
-    return 2 * (1 + max(level.loss for levels in curves.values() for level in levels)) / least
-
-
-def _give_back(
-    chosen: dict[str, int], curves: Curves, costs: Callable[[Mapping[str, int]], float], target: float
-) -> dict[str, int]:
-    """Widen groups again, level by level, the one that loses most first, as long as the target is met."""
-    open_groups = {name for name, index in chosen.items() if index}
-    while open_groups:
-        name = max(open_groups, key=lambda name: curves[name][chosen[name]].loss - curves[name][chosen[name] - 1].loss)
-        wider = {**chosen, name: chosen[name] - 1}
-        if costs(wider) <= target:
-            chosen = wider
-            if not chosen[name]:
-                open_groups.remove(name)
-        else:
-            open_groups.remove(name)
-    return chosen
+    def choose(self, steps: int) -> Fewer:
+        """Return the choice of least loss that saves exactly so many steps: units less, of the groups that give any."""
+        fewer: Fewer = {}
+        for name in reversed(list(self.curves)):
+            index = int(self._taken[name][steps])
+            steps -= self._steps[name][index]
+            if count := self.curves[name][index].fewer:
+                fewer[name] = count
+        return {name: fewer[name] for name in self.curves if name in fewer}
 
 
 def choose_uniformly(
@@ -228,11 +220,15 @@ def _misses(reached: float, target: float, tolerance: float) -> bool:
 def _checked(fewer: Fewer, cost: Cost, target: float, tolerance: float) -> Fewer:
     reached = cost(fewer)
     if _misses(reached, target, tolerance):
-        raise UserError(
-            f"target {target:.4g} is not met within {100 * tolerance:g} %: {reached:.4g} is what these widths come "
-            "nearest to; expected a smaller round_to, or a target near that"
-        )
+        raise _too_coarse(reached, target, tolerance)
     return fewer
+
+
+def _too_coarse(reached: float, target: float, tolerance: float) -> UserError:
+    return UserError(
+        f"target {target:.4g} is not met within {100 * tolerance:g} %: {reached:.4g} is what these widths come "
+        "nearest to; expected a smaller round_to, or a target near that"
+    )
 
 
 def least_important(scores: Mapping[str, Tensor], fewer: Fewer) -> dict[str, list[int]]:

@@ -268,8 +268,39 @@ class BicubicConfig(FrozenConfig):
         return "bicubic"
 
 
-ModelConfig = Annotated[CAMixerSRConfig | SwinIRConfig | BicubicConfig, Field(discriminator="family")]
-MODEL_CONFIG: TypeAdapter[CAMixerSRConfig | SwinIRConfig | BicubicConfig] = TypeAdapter(ModelConfig)
+class CustomConfig(FrozenConfig):
+    """A network of one's own: the `nn.Module` that a function returns, B×3×h×w in [0, 1] to scale times that.
+
+    `factory`: `MODULE:FUNCTION` or `FILE.py:FUNCTION`, found from the working directory; it is called with `settings`
+    as keyword arguments, and with `scale` where it has such a parameter. `multiple_of`: what height and width must be
+    multiples of. `image_residual` adds the bicubic upscaled input to what it returns. `code` is the hash of the file
+    that the function stands in, found when a search or a training begins: where it changes, it is another network.
+    """
+
+    family: Literal["custom"] = "custom"
+    scale: Scale = 4
+    factory: Annotated[str, Field(pattern=r"^[^:]+:[A-Za-z_][\w.]*$")]
+    settings: dict[str, bool | int | float | str | list[int]] = {}
+    multiple_of: Annotated[int, Field(ge=1, le=512)] = 1
+    image_residual: bool = False
+    code: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unknown_code(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), "code")
+
+    def __hash__(self) -> int:
+        return hash(self.canonical_json())
+
+    def label(self) -> str:
+        """Return a short name such as 'make_net channels=32'."""
+        settings = [f"{name}={value}" for name, value in self.settings.items()]
+        return " ".join([self.factory.rpartition(":")[2], *settings])
+
+
+AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig | CustomConfig
+ModelConfig = Annotated[AnyModelConfig, Field(discriminator="family")]
+MODEL_CONFIG: TypeAdapter[AnyModelConfig] = TypeAdapter(ModelConfig)
 
 
 class ScheduleConfig(FrozenConfig):
@@ -603,7 +634,7 @@ def parse_config(config_type: type[ConfigT], values: Any, source: str) -> Config
         raise UserError(f"{source}: {describe_validation_error(error)}") from None
 
 
-def parse_model_config(values: Any, source: str) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
+def parse_model_config(values: Any, source: str) -> AnyModelConfig:
     """Validate `values` as the config of one of the known model families (key `family`)."""
     try:
         return MODEL_CONFIG.validate_python(values)

@@ -5,7 +5,8 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.core.errors import OutageError, UserError
@@ -76,6 +77,27 @@ def shared_lock(path: Path) -> Iterator[None]:
     with path.open("a", encoding="utf-8") as file:
         with contextlib.suppress(OSError):  # some network file systems have none: nobody waits for it
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, *, while_waiting: Callable[[], None], poll_s: float = 0.5) -> Iterator[None]:
+    """Hold the lock (flock) of `path` alone; the file, which is left behind, is created.
+
+    `while_waiting` is called again and again while another process holds it, and may raise. The system lets go of the
+    lock of a process that ends, however it ends. Where a file system has no locks, nobody waits.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                while_waiting()
+                time.sleep(poll_s)
+            except OSError:  # some network file systems have none
+                break
         yield
 
 

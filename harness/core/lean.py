@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from harness.core.configs import CustomConfig
 from harness.core.records import (
     EvaluationRecord,
     LatencyRecord,
@@ -114,7 +115,7 @@ class LeanReader:
 
     def _share_model(self, value: _ModelT) -> _ModelT:
         """Share a frozen model by its type and values, whose comparison is much faster than that of models."""
-        if value is None:
+        if value is None or isinstance(value, CustomConfig):  # whose settings cannot be a key
             return value
         key = (type(value), *vars(value).values())
         known: _ModelT = self._known.setdefault(key, value)

@@ -12,16 +12,18 @@ from typing import Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from harness.core.conditions import parse_conditions
+from harness.core.conditions import Conditions, parse_conditions
 from harness.core.configs import (
-    BicubicConfig,
-    CAMixerSRConfig,
+    INT8,
+    AnyModelConfig,
     CompressionConfig,
     DataConfig,
     FrozenConfig,
     ModelConfig,
+    Precision,
+    QuantisationMethod,
+    QuantisationRuntime,
     RoutingConfig,
-    SwinIRConfig,
     Task,
     TrainingConfig,
 )
@@ -216,7 +218,9 @@ class LatencyRecord(FrozenConfig):
     `lock_wait_seconds` is how long it waited for others to stop computing on the device, `sensors` what clock and
     temperature were before and after, `model_hash` the hash of the network's config. `mode` `training`: the forward
     pass of training, without gradients. `core_share`: of one thread, the share of the processor that passes had, the
-    reference's where that had less; below `MIN_CORE_SHARE` the run `is_noisy`. What older protocols did not say is
+    reference's where that had less; below `MIN_CORE_SHARE` the run `is_noisy`. `compared_under`: the conditions,
+    such as 'cpu:1', under which the reference ran, and with whose latencies this one compares, where they are not its
+    own: a quantised file runs in its own runtime beside networks that run eagerly. What older protocols did not say is
     None, or the default.
     """
 
@@ -259,6 +263,7 @@ class LatencyRecord(FrozenConfig):
     model_hash: str | None = None
     mode: Literal["inference", "training"] = "inference"
     core_share: float | None = None
+    compared_under: str | None = None
 
     @model_serializer(mode="wrap")
     def _leave_out_what_older_protocols_did_not_say(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -282,14 +287,18 @@ class LatencyRecord(FrozenConfig):
         """All that two latencies must share to stand in one column.
 
         Protocol, process, device with its instruction set, conditions, versions, kernels, reference, mode and images.
+        Of one that is `compared_under` other conditions these stand in place of its own, for they are its reference's;
+        its `runtime_note` says what it ran in.
         """
-        found = self.fingerprint
+        found, under = self.fingerprint, self.stands_for
         process = f" in {self.process} processes" if self.process else ""
-        parts = [f"{self.protocol_name}{process}", self.device_name, self.conditions, f"torch {self.torch_version}"]
+        parts = [f"{self.protocol_name}{process}", self.device_name]
+        parts += [_describe_conditions(under, self.batch_size), f"torch {self.torch_version}"]
         if found is not None:
-            parts += [f"{self.runtime} {found.runtime_version}"] if found.runtime_version else []
+            of_own = found.runtime_version and self.compared_under is None
+            parts += [f"{self.runtime} {found.runtime_version}"] if of_own else []
             parts += [found.instruction_set] if found.instruction_set else []
-            parts += [f"kernels {found.kernels}"] if found.kernels and self.runtime == "eager" else []
+            parts += [f"kernels {found.kernels}"] if found.kernels and under.runtime == "eager" else []
         parts += [f"against {self.reference}"] if self.reference else []
         parts += [] if self.mode == "inference" else [f"{self.mode} mode"]
         parts += [f"{len(self.images)} images"] if self.images else []
@@ -305,9 +314,32 @@ class LatencyRecord(FrozenConfig):
     @property
     def conditions(self) -> str:
         """Where and how it ran, such as 'cpu:1/eager/fp32/64x64', with the batch where it is not 1."""
-        height, width = self.input_size
-        batch = "" if self.batch_size == 1 else f"/batch {self.batch_size}"
-        return f"{self.device}/{self.runtime}/{self.precision}/{height}x{width}{batch}"
+        return _describe_conditions(self._own_conditions, self.batch_size)
+
+    @property
+    def _own_conditions(self) -> Conditions:
+        return Conditions(self.device, self.runtime, self.precision, self.input_size)  # type: ignore[arg-type]
+
+    @property
+    def stands_for(self) -> Conditions:
+        """The conditions of a study that this is the latency under: its own, or those that it is compared under."""
+        if self.compared_under is None:
+            return self._own_conditions
+        return parse_conditions(self.compared_under)._replace(input_size=self.input_size)
+
+    @property
+    def runtime_note(self) -> str | None:
+        """What it ran in, such as 'onnxruntime 1.23.0, fp32', where it is compared under other conditions."""
+        if self.compared_under is None:
+            return None
+        version = "" if self.fingerprint is None else f" {self.fingerprint.runtime_version or ''}".rstrip()
+        return f"{self.runtime}{version}, {self.precision}"
+
+
+def _describe_conditions(conditions: Conditions, batch_size: int) -> str:
+    height, width = conditions.input_size or (0, 0)
+    batch = "" if batch_size == 1 else f"/batch {batch_size}"
+    return f"{conditions.device}/{conditions.runtime}/{conditions.precision}/{height}x{width}{batch}"
 
 
 class BreakdownRecord(FrozenConfig):
@@ -398,7 +430,7 @@ class TrainingRecord(FrozenConfig):
 
 
 def find_latency(records: Sequence[LatencyRecord], conditions: str | None) -> LatencyRecord | None:
-    """Return the first record that meets `conditions` (None or '': any), see `parse_conditions`.
+    """Return the first record that stands for `conditions` (None or '': any), see `parse_conditions`.
 
     None where none does, also for conditions that are not known here.
     """
@@ -412,8 +444,7 @@ def find_latency(records: Sequence[LatencyRecord], conditions: str | None) -> La
         (
             record
             for record in records
-            if (record.device, record.runtime, record.precision) == (wanted.device, wanted.runtime, wanted.precision)
-            and wanted.input_size in (None, record.input_size)
+            if record.stands_for[:3] == wanted[:3] and wanted.input_size in (None, record.input_size)
         ),
         None,
     )
@@ -428,10 +459,40 @@ def latency_value(records: Sequence[LatencyRecord], metric: str) -> float | None
     return found.median if name == "latency_ms" else found.ratio
 
 
+class QuantisedFile(FrozenConfig):
+    """The ONNX file that a point is of, in the network's folder, and what quantisation alone changes in its runtime.
+
+    `precision` is what the runtime computes in what the file leaves in float; it takes images of `tile`² low-resolution
+    pixels. `layers` are quantised, `kept` in float for their cost. The float file runs in the same runtime:
+    `float_psnr_db` is its PSNR on the same images, `float_ratio` the quantised file's latency over its own, measured
+    side by side (None: not measured), `float_bytes` its size.
+    """
+
+    method: QuantisationMethod
+    runtime: QuantisationRuntime
+    precision: Precision
+    tile: int
+    file: str
+    sha256: str
+    layers: int
+    kept: int
+    file_bytes: int
+    float_bytes: int
+    float_psnr_db: float
+    float_ratio: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called, such as 'int8 minmax in onnxruntime', 'fp16 in openvino'."""
+        return f"{'int8 ' if self.method in INT8 else ''}{self.method} in {self.runtime}"
+
+
 class PointRecord(FrozenConfig):
     """One point: a trained network under one routing, with everything that was measured of it.
 
-    `constraints` maps each constraint's text to its violation: > 0 violates, ≤ 0 holds.
+    `constraints` maps each constraint's text to its violation: > 0 violates, ≤ 0 holds. A point that is `quantised` is
+    that of a file: scores, latency and memory are those of the file in its runtime, MACs, parameters and shares of
+    attention those of the same network in float.
     """
 
     routing: RoutingConfig | None
@@ -441,6 +502,14 @@ class PointRecord(FrozenConfig):
     latency: tuple[LatencyRecord, ...] = ()
     peak_memory_bytes: int | None = None
     constraints: dict[str, float] = {}
+    quantised: QuantisedFile | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.quantised is None:
+            values.pop("quantised", None)
+        return values
 
     @property
     def feasible(self) -> bool:
@@ -543,7 +612,7 @@ class StageRecord(FrozenConfig):
     compression goes by, with `target` what it was to be, and `estimate` what was expected where it is measured. `tune`
     changes no latency, and has none. Of a stage `quantise` scores and latency are those of the `file` (in the network's
     folder, with a record beside it) in the runtime that is to run it; its latency's reference is the same network in
-    float there.
+    float there. The points of quantised files stand with the others of the trial, beside the study's reference.
     """
 
     kind: StageKind
@@ -639,6 +708,14 @@ class TrialRecord(FrozenConfig):
                 values.pop(name, None)
         return values
 
+    @property
+    def produced(self) -> tuple[PointRecord, ...]:
+        """The points of what the trial ends with: of a quantised network those of its files, else all of them.
+
+        One for each routing, and what a sampler is told. Records of earlier versions have no points of files.
+        """
+        return tuple(point for point in self.points if point.quantised is not None) or self.points
+
     def rung_place(self, rung: RungRecord) -> int:
         """Return where on the way a rung stands: its step, or its images where all training comes before scoring."""
         return rung.images if self.training is not None and rung.step == self.training.steps else rung.step
@@ -690,7 +767,7 @@ class StudyRecord(FrozenConfig):
 
 
 def network_id(
-    model: CAMixerSRConfig | SwinIRConfig | BicubicConfig,
+    model: AnyModelConfig,
     training: TrainingConfig | None,
     data: DataConfig,
     compression: CompressionConfig | None = None,
@@ -714,8 +791,10 @@ def network_id(
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def point_id(network: str, routing: RoutingConfig | None) -> str:
-    """Return the identity of a point: the network's and its routing's."""
+def point_id(network: str, routing: RoutingConfig | None, quantised: QuantisedFile | None = None) -> str:
+    """Return the identity of a point: the network's, its routing's, and that of the file that runs it, if any."""
+    if quantised is not None:
+        return f"{point_id(network, routing)}/{quantised.method}-{quantised.runtime}"
     if routing is None:
         return network
     if routing.per_block is not None:

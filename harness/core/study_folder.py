@@ -5,7 +5,9 @@ study.db                the Optuna database (embedded default)
 folder.token            a number that storage and folder share, so that workers elsewhere know the folder
 trials/<record_id>.json one TrialRecord each, written in one step when the trial ends
 networks/<network_id>/  weights.safetensors; checkpoint.pt (unless checkpoints are kept elsewhere) and rungs.json
-                        while it trains; training.json of one that is compressed, compression.safetensors meanwhile
+                        while it trains; training.json and training.lock of one that others are made of,
+                        compression.safetensors while it is compressed; quantised/ of one that is quantised,
+                        quantised-ROUTING/ under its further routings
 report/                 front.csv, front.png, report.html
 bundles/                exported networks
 
@@ -23,7 +25,7 @@ from harness.core.checkpoints import Checkpoint, Folder, GivenPlace, Place
 from harness.core.configs import FrozenConfig
 from harness.core.errors import UserError, describe_validation_error
 from harness.core.files import write_text
-from harness.core.records import StudyRecord, TrialRecord
+from harness.core.records import PointRecord, StudyRecord, TrialRecord
 
 RecordT = TypeVar("RecordT", bound=FrozenConfig)
 KnownTrials = dict[Path, tuple[int, TrialRecord]]  # by file: when it was changed, and what is in it
@@ -86,9 +88,23 @@ class StudyFolder:
         """Return the file of how a network was trained, of one that others are made of."""
         return self.network_dir(network_id) / "training.json"
 
+    def training_lock(self, network_id: str) -> Path:
+        """Return the file that a worker holds the lock of while it trains a network that others may wait for."""
+        return self.network_dir(network_id) / "training.lock"
+
     def stage_file(self, network_id: str) -> Path:
         """Return the file of the last stage of a network's compression."""
         return self.network_dir(network_id) / "compression.safetensors"
+
+    def quantised_file(self, record: TrialRecord, point: PointRecord | None = None) -> Path | None:
+        """Return the ONNX file of a quantised point, or of a record's first; None where it is not quantised.
+
+        Its QuantisationRecord lies beside it, as quantisation.json.
+        """
+        files = [one.quantised.file for one in ([point] if point else record.points) if one.quantised is not None]
+        if not files and point is None and record.compression is not None:  # of an earlier version
+            files = [stage.file for stage in record.compression.stages if stage.file is not None]
+        return self.network_dir(record.network_id) / files[0] if files else None
 
     @property
     def checkpoints(self) -> Place:

@@ -1,5 +1,19 @@
 """Numbers for people."""
 
+# What may stand behind a number, by metric, and what it multiplies the number by; none is the metric's own unit.
+COUNTS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+UNITS: dict[str, dict[str, float]] = {
+    "psnr_db": {"dB": 1.0},
+    "ssim": {},
+    "latency_ms": {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3},
+    "latency_ratio": {"%": 1e-2},
+    "macs": COUNTS,
+    "params": COUNTS,
+    "peak_memory_bytes": _BYTES,
+    "attention_share": {"%": 1e-2},
+}
+
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 

@@ -1,4 +1,7 @@
-"""A deployable folder: config.json, model.safetensors, metrics.json and README.md (the model card)."""
+"""A deployable folder: config.json, model.safetensors, metrics.json and README.md (the model card).
+
+Of a network whose trial quantised it, quantised.onnx too, with quantisation.json: how it was made.
+"""
 
 import hashlib
 import shutil
@@ -9,7 +12,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from harness.core.configs import CAMixerSRConfig
+from harness.core.choice import ChoiceRecord
+from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.environment import now, observe_environment
 from harness.core.errors import UserError, describe_validation_error
 from harness.core.files import require_folder_place
@@ -20,6 +24,7 @@ from harness.metrics import get_protocol
 from harness.models import PanoramaNetwork, SRNetwork, build_model, describe_kernels
 
 _CONFIG, _WEIGHTS, _METRICS, _CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
+QUANTISED, QUANTISATION = "quantised.onnx", "quantisation.json"
 
 
 def write_bundle(
@@ -30,16 +35,21 @@ def write_bundle(
     *,
     picked_as: str,
     baselines: dict[str, PointRecord],
+    choice: ChoiceRecord | None = None,
+    quantised: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a bundle folder in one step and return its path.
 
     `network` carries the trained weights and the routing of `point`, which is one of `record`'s; `baselines` are
-    measured in the same study and stand in the model card. `UserError` where `path` exists and is not to be replaced,
-    or is no bundle. Whatever goes wrong, the old bundle stays.
+    measured in the same study and stand in the model card, as does what `choice` says. `quantised`: the folder of the
+    network's quantised file under this routing, where it has one; what was measured of it is taken from `record`.
+    `UserError` where `path` exists and is not to be replaced, or is no bundle. Whatever goes wrong, the old bundle
+    stays.
     """
     check_target(path, overwrite=overwrite)
     assert getattr(network.config, "routing", None) == point.routing, "a bundle's metrics are those of its routing"
+    assert point.quantised is None, "they are those of its weights, too"
     config = BundleConfig(
         model=network.config,
         task=record.training.task if record.training else "classic",
@@ -52,6 +62,7 @@ def write_bundle(
     )
     metrics = BundleMetrics(
         point=point,
+        quantised=None if quantised is None else _find_quantised(record, point.routing),
         training=record.training,
         training_result=record.training_result,
         converged=record.training is not None and record.training.is_full_recipe,
@@ -59,8 +70,14 @@ def write_bundle(
         measured_in=record.environment,
         baselines=baselines,
         compression=record.compression,
+        choice=choice,
     )
-    return _write(path, config, metrics, save(network.state_dict()))
+    return _write(path, config, metrics, save(network.state_dict()), quantised)
+
+
+def _find_quantised(record: TrialRecord, routing: RoutingConfig | None) -> PointRecord | None:
+    """Return the point of a record's quantised file under a routing; None of records from before such points."""
+    return next((one for one in record.points if one.quantised is not None and one.routing == routing), None)
 
 
 def write_imported_bundle(
@@ -103,8 +120,9 @@ def write_calibrated_bundle(
 ) -> Path:
     """Write a copy of the bundle `source` under a calibrated routing, in one step, and return its path.
 
-    What was measured under the routing before is kept as such; `evaluation` is that of the calibrated one. `path` may
-    be `source` itself. `UserError` as of `write_bundle`, and where `source` is damaged.
+    What was measured under the routing before is kept as such; `evaluation` is that of the calibrated one. A quantised
+    file stays behind: it has the routing before. `path` may be `source` itself. `UserError` as of `write_bundle`, and
+    where `source` is damaged.
     """
     check_target(path, overwrite=overwrite)
     config, metrics = read_bundle_config(source), read_bundle_metrics(source)
@@ -116,7 +134,7 @@ def write_calibrated_bundle(
         "environment": observe_environment(describe_kernels()),
     }
     known = BundleCalibration(record=calibration, evaluation=evaluation, point_before=point)
-    metrics = metrics.model_copy(update={"point": None, "calibration": known})
+    metrics = metrics.model_copy(update={"point": None, "quantised": None, "calibration": known})
     return _write(path, config.model_copy(update=changes), metrics, (source / _WEIGHTS).read_bytes())
 
 
@@ -129,18 +147,24 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path} is no bundle, so it is not replaced; give another --out")
 
 
-def _write(path: Path, config: BundleConfig, metrics: BundleMetrics, weights: bytes) -> Path:
-    """Write the four files beside `path` and move them into its place; whatever goes wrong, the old bundle stays."""
+def _write(
+    path: Path, config: BundleConfig, metrics: BundleMetrics, weights: bytes, quantised: Path | None = None
+) -> Path:
+    """Write the files beside `path` and move them into its place; whatever goes wrong, the old bundle stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     temporary, retired = workplace / "new", workplace / "old"
-    left_out = {name for name in ("calibration", "compression") if getattr(metrics, name) is None}
+    optional = ("calibration", "compression", "choice", "quantised")
+    left_out = {name for name in optional if getattr(metrics, name) is None}
     try:
         temporary.mkdir()
         (temporary / _CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
         (temporary / _WEIGHTS).write_bytes(weights)
         (temporary / _METRICS).write_text(metrics.model_dump_json(indent=1, exclude=left_out), encoding="utf-8")
         (temporary / _CARD).write_text(write_card(config, metrics), encoding="utf-8")
+        if quantised is not None:
+            shutil.copyfile(quantised / "network.onnx", temporary / QUANTISED)
+            shutil.copyfile(quantised / "quantisation.json", temporary / QUANTISATION)
         if path.exists():
             path.rename(retired)
         temporary.rename(path)

@@ -43,7 +43,7 @@ def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
 
 {_describe_measured(point, metrics)}
 
-## Training
+{_describe_choice(metrics)}## Training
 
 {training}
 
@@ -64,6 +64,14 @@ the images and the protocol named above.
 """
 
 
+def _describe_choice(metrics: BundleMetrics) -> str:
+    """Say why it was this point of the study, and what that gives up; '' where it was not chosen."""
+    if metrics.choice is None:
+        return ""
+    lines = "\n".join(f"- {sentence}" for sentence in metrics.choice.sentences)
+    return f"## Choice\n\n{lines}\n\n"
+
+
 def _describe_measured(point: PointRecord | None, metrics: BundleMetrics) -> str:
     """Return the table of what was measured, and how."""
     if point is None:
@@ -74,19 +82,41 @@ def _describe_measured(point: PointRecord | None, metrics: BundleMetrics) -> str
     routing = point.routing.label() if point.routing else "no routing"
     name = "**this network**" if metrics.calibration is None else "this network before its routing was calibrated"
     rows = [_row(f"{name} ({routing})", point)]
+    file = metrics.quantised
+    if file is not None and file.quantised is not None:
+        rows.append(_row(f"quantised.onnx ({routing}, {file.quantised.label})", file))
     rows += [_row(name, baseline) for name, baseline in metrics.baselines.items()]
     latency = "; ".join(
         f"{entry.device} ({entry.device_name}), {entry.precision}, input {entry.input_size[0]}×{entry.input_size[1]}, "
         f"{len(entry.samples)} repeats" + (f", interleaved with {entry.reference}" if entry.reference else "")
         for entry in point.latency
     )
+    quantised = "" if file is None else f"\n{_describe_quantised(file)}"
     seam = f"\nPanoramas: {evaluation.seam_note}." if evaluation.seam_note else ""
     return f"""| network | {psnr} | {ssim} | MACs | parameters | latency (ms) | / SwinIR-light | attention share |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 {quality} and {ssim}: {_rules(evaluation)}.
-Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{seam}"""
+Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{quantised}{seam}"""
+
+
+def _describe_quantised(point: PointRecord) -> str:
+    """Say what the quantised file is, beside which its row is to be read."""
+    file = point.quantised
+    assert file is not None
+    ratio = "" if file.float_ratio is None else f", {file.float_ratio:.3f} of that file's latency"
+    beside = next(
+        (f", beside {one.reference} under {one.compared_under}" for one in point.latency if one.reference), ""
+    )
+    return (
+        f"`quantised.onnx` is the same network and routing for images of {file.tile}×{file.tile} low-resolution pixels "
+        f"(larger ones in tiles), {file.label}: {file.layers} layers quantised, {file.kept} kept in float, "
+        f"{file.file_bytes / 2**20:.2f} MiB. Its scores and latency are those of the file in that runtime{beside}; "
+        f"MACs and attention are those in float. In float the same runtime gives {file.float_psnr_db:.3f} dB{ratio}. "
+        "`harness upscale` on this folder runs the weights in float; `harness evaluate quantised.onnx --data IMAGES` "
+        "runs the file."
+    )
 
 
 def _row(name: str, point: PointRecord) -> str:

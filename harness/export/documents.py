@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from harness.core.choice import ChoiceRecord
 from harness.core.configs import DataConfig, FrozenConfig, ModelConfig, Task, TrainingConfig
 from harness.core.environment import EnvironmentRecord
 from harness.core.records import CalibrationRecord, CompressionRecord, EvaluationRecord, PointRecord, TrainingRecord
@@ -43,8 +44,10 @@ class BundleMetrics(FrozenConfig):
     """What metrics.json holds: what was measured of the network under its routing, and beside what.
 
     `point` is None where the routing was calibrated since; `calibration` then says more. Of weights that were trained
-    elsewhere there is neither, and no `data`. `compression`: the chain that has made the network out of a larger one,
-    whose training `training` and `training_result` are.
+    elsewhere there is neither, and no `data`. `quantised` is what was measured of quantised.onnx, the same network and
+    routing, in its runtime, where there is such a file. `compression`: the chain that has made the network out of a
+    larger one, whose training `training` and `training_result` are. `choice`: how it was chosen of its study, and what
+    that gives up; older bundles, and networks that were chosen from nothing, have none.
     """
 
     point: PointRecord | None
@@ -56,3 +59,5 @@ class BundleMetrics(FrozenConfig):
     baselines: dict[str, PointRecord]
     compression: CompressionRecord | None = None
     calibration: BundleCalibration | None = None
+    choice: ChoiceRecord | None = None
+    quantised: PointRecord | None = None

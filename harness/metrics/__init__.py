@@ -1,5 +1,6 @@
-"""PSNR and SSIM under named protocols: pure functions on numpy arrays."""
+"""PSNR and SSIM under named protocols, averages between curves: pure functions on numpy arrays."""
 
+from harness.metrics.bjontegaard import INTERPOLATIONS, Average, Interpolation, bd_cost, bd_psnr
 from harness.metrics.fidelity import latitude_weights
 from harness.metrics.protocols import (
     PROTOCOLS,
@@ -13,9 +14,14 @@ from harness.metrics.protocols import (
 )
 
 __all__ = [
+    "INTERPOLATIONS",
     "PROTOCOLS",
+    "Average",
+    "Interpolation",
     "Protocol",
     "Score",
+    "bd_cost",
+    "bd_psnr",
     "get_protocol",
     "latitude_weights",
     "metric_label",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig
 
 
 class Restoration(NamedTuple):
@@ -51,7 +51,7 @@ class SRNetwork(nn.Module, ABC):
     the end of each of its groups (B×H×W×C, the input's size padded at right and bottom); see `keep_features`.
     """
 
-    config: CAMixerSRConfig | SwinIRConfig | BicubicConfig
+    config: AnyModelConfig
     is_literal: bool = False
     features: list[Tensor] | None = None
 

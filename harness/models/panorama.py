@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig
 from harness.core.panorama import require_panorama
 from harness.models.network import Restoration, SRNetwork
 from harness.models.tiling import restore_tiled, restore_whole
@@ -94,7 +94,7 @@ class PanoramaNetwork(nn.Module):
         self.context = context
 
     @property
-    def config(self) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
+    def config(self) -> AnyModelConfig:
         """The plain network's config."""
         return self.network.config
 

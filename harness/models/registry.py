@@ -5,15 +5,14 @@ from typing import cast, get_args
 
 import torch
 
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, Scale, SwinIRConfig
+from harness.core.configs import AnyModelConfig, BicubicConfig, CAMixerSRConfig, CustomConfig, Scale, SwinIRConfig
 from harness.core.errors import UserError, unknown_name
 from harness.core.seeding import derive_seed
 from harness.models.bicubic import Bicubic
 from harness.models.camixersr import CAMixerSR
+from harness.models.custom import CustomNetwork
 from harness.models.network import SRNetwork
 from harness.models.swinir import SwinIR
-
-AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 
 # The paper's Small, Medium and Base differ in channels alone (supplementary, table 2).
 PRESETS: dict[str, Callable[[Scale], AnyModelConfig]] = {
@@ -40,6 +39,8 @@ def build_model(config: AnyModelConfig) -> SRNetwork:
         return CAMixerSR(config)
     if isinstance(config, SwinIRConfig):
         return SwinIR(config)
+    if isinstance(config, CustomConfig):
+        return CustomNetwork(config)
     return Bicubic(config)
 
 

@@ -10,20 +10,30 @@ from harness.profiling.closed_form import (
     paper_flops_tile,
     paper_macs_fvcore,
 )
-from harness.profiling.counters import AGREEMENT, count_macs, count_operations
+from harness.profiling.counters import AGREEMENT, count_macs, count_operations, try_custom
 from harness.profiling.device import Device, chosen_threads, describe_device, parse_device
 from harness.profiling.latency import DEFAULT, QUICK, Effort, measure_latencies, measure_latency
 from harness.profiling.memory import measure_peak_memory
 from harness.profiling.onnx_graph import OnnxCount, count_onnx
-from harness.profiling.processes import break_down_in_process, measure_in_processes
+from harness.profiling.processes import break_down_in_process, measure_file_memory, measure_in_processes
 from harness.profiling.runtimes import check_runtime, export_onnx, run_in
 from harness.profiling.score import ntire_score
-from harness.profiling.targets import InputContract, Target, TargetNetwork, TargetSpec, load_target, parse_target
+from harness.profiling.targets import (
+    TILE_OVERLAP,
+    InputContract,
+    Target,
+    TargetNetwork,
+    TargetSpec,
+    fit_to,
+    load_target,
+    parse_target,
+)
 
 __all__ = [
     "AGREEMENT",
     "DEFAULT",
     "QUICK",
+    "TILE_OVERLAP",
     "Device",
     "Effort",
     "InputContract",
@@ -42,9 +52,11 @@ __all__ = [
     "count_params",
     "describe_device",
     "export_onnx",
+    "fit_to",
     "load_target",
     "macs_by_part",
     "measure_breakdown",
+    "measure_file_memory",
     "measure_in_processes",
     "measure_latencies",
     "measure_latency",
@@ -56,4 +68,5 @@ __all__ = [
     "parse_target",
     "ratio_interval",
     "run_in",
+    "try_custom",
 ]

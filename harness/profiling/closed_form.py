@@ -7,19 +7,24 @@ attention, C the channels, M the window's side, s the scale. Inside a block: V c
 keys, D = V and the conditions, which its predictor sees, E of the predictor, F of each half of the FFN.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from itertools import compress
+from typing import TYPE_CHECKING
 
-from harness.core.configs import BicubicConfig, BlockWidths, CAMixerSRConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig, BicubicConfig, BlockWidths, CAMixerSRConfig, CustomConfig, SwinIRConfig
 from harness.core.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.profiling.counters import Counts
 
 PAPER_OUTPUT_SIZE = (720, 1280)  # height, width of the output that tables 1 and 3 of the supplementary count
 PAPER_TILE_SIZE = (32, 32)  # low-resolution tile that table 2 counts
 
 
 def canonical_macs(
-    config: CAMixerSRConfig | SwinIRConfig | BicubicConfig,
+    config: AnyModelConfig,
     input_size: tuple[int, int],
     *,
     attention_share: float | Sequence[float] | None = None,
@@ -30,7 +35,7 @@ def canonical_macs(
 
 
 def macs_by_part(
-    config: CAMixerSRConfig | SwinIRConfig | BicubicConfig,
+    config: AnyModelConfig,
     input_size: tuple[int, int],
     *,
     attention_share: float | Sequence[float] | None = None,
@@ -41,7 +46,8 @@ def macs_by_part(
     `input_size` is the low-resolution (height, width) in pixels, before padding. `attention_share` is the realised K/N:
     one number for all blocks or one for each; None takes it from the routing of the config: exactly for `fixed`,
     `schedule` and, where blocks are equally wide, `detail`, in expectation (γ) for `probability`. A realised share
-    gives the nearest integer. The image residual and bicubic interpolation have no MACs.
+    gives the nearest integer. The image residual and bicubic interpolation have no MACs. A network of a user's has no
+    closed form: it is built, and run under the counters, which must agree.
 
     Raises `UserError` for sizes and shares that make no sense, and for `threshold` without a share.
     """
@@ -54,12 +60,12 @@ def macs_by_part(
         raise UserError(f"{config.label()} does not route, so it has no attention share: got {attention_share}")
     if isinstance(config, SwinIRConfig):
         return _swinir_parts(config, input_size, batch_size)
+    if isinstance(config, CustomConfig):
+        return {"counted": batch_size * _counted(config, input_size).macs}
     return {"interpolation": 0}
 
 
-def canonical_activations(
-    config: CAMixerSRConfig | SwinIRConfig | BicubicConfig, input_size: tuple[int, int], *, batch_size: int = 1
-) -> int:
+def canonical_activations(config: AnyModelConfig, input_size: tuple[int, int], *, batch_size: int = 1) -> int:
     """Return the output elements of all convolutions of one forward pass, on the padded input.
 
     So the NTIRE challenges on efficient super-resolution count activations. The network is taken as its paper writes
@@ -68,6 +74,8 @@ def canonical_activations(
     """
     if isinstance(config, BicubicConfig):
         return 0
+    if isinstance(config, CustomConfig):
+        return batch_size * _counted(config, input_size).activations
     height, width = padded_size(input_size, config.window)
     pixels = batch_size * height * width
     tail = 3 * config.scale**2 * pixels
@@ -124,10 +132,12 @@ def paper_flops_tile(
     return 2 * sum(parts.values()) - parts["attention"]
 
 
-def count_params(model: CAMixerSRConfig | SwinIRConfig | BicubicConfig) -> int:
+def count_params(model: AnyModelConfig) -> int:
     """Return the number of trainable parameters, without building the network."""
     if isinstance(model, BicubicConfig):
         return 0
+    if isinstance(model, CustomConfig):
+        return _counted(model, None).params
     image_channels = 3 * model.scale**2
     if isinstance(model, SwinIRConfig):
         C, A = model.embed_dim, model.num_heads
@@ -143,6 +153,18 @@ def count_params(model: CAMixerSRConfig | SwinIRConfig | BicubicConfig) -> int:
     groups = len(model.groups) * (C * C + C)
     conditions = (8 * C + 8 + 9 * 8 * 2 + 2) * model.global_condition
     return blocks + groups + conditions + (27 * C + C) + (9 * C * C + C) + 9 * C * image_channels + image_channels
+
+
+@functools.lru_cache(maxsize=4096)
+def _count_once(canonical_json: str, input_size: tuple[int, int] | None) -> "Counts":
+    from harness.profiling.counters import count_custom
+
+    return count_custom(CustomConfig.model_validate_json(canonical_json), input_size)
+
+
+def _counted(config: CustomConfig, input_size: tuple[int, int] | None) -> "Counts":
+    """Return what counters find of a network of a user's, for which nobody has a closed form."""
+    return _count_once(config.canonical_json(), input_size)
 
 
 def _count_block_params(model: CAMixerSRConfig, widths: BlockWidths) -> int:

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fvcore.nn.jit_analysis import JitModelAnalysis
@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from torch.export.unflatten import InterpreterModule
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig, CustomConfig
 from harness.core.errors import UserError, describe_error
 from harness.core.records import CounterGap, MacsRecord, ModuleRecord, OperationsRecord, UncountedOperator
+from harness.models.custom import CustomNetwork
 from harness.profiling.closed_form import canonical_activations, canonical_macs
 from harness.profiling.network_state import preserved_hooks, preserved_training_state, written_out
 from harness.profiling.operators import OperatorLog
@@ -97,7 +98,7 @@ def count_macs(
     network: nn.Module,
     input_BCHW: Tensor,
     *,
-    config: CAMixerSRConfig | SwinIRConfig | BicubicConfig | None = None,
+    config: AnyModelConfig | None = None,
     attention_share: float | Sequence[float] | None = None,
 ) -> MacsRecord:
     """Count the MACs of one forward pass as `count_operations` does, and return the counts alone."""
@@ -109,7 +110,7 @@ def count_operations(
     network: nn.Module,
     input_BCHW: Tensor,
     *,
-    config: CAMixerSRConfig | SwinIRConfig | BicubicConfig | None = None,
+    config: AnyModelConfig | None = None,
     attention_share: float | Sequence[float] | None = None,
 ) -> OperationsRecord:
     """Count the operations of one forward pass of `network` in eval mode on `input_BCHW`, with each counter.
@@ -158,6 +159,56 @@ def count_operations(
         gaps=() if agree else _find_gaps(modules, trace, log, by_counter),
         missing=missing,
     )
+
+
+class Counts(NamedTuple):
+    """What a network of a user's costs for one image: MACs, output elements of convolutions, trainable parameters."""
+
+    macs: int
+    activations: int
+    params: int
+
+
+def try_custom(config: AnyModelConfig) -> None:
+    """Build a user's network and restore images of two sizes by it; `UserError` where that fails."""
+    assert isinstance(config, CustomConfig)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = CustomNetwork(config).eval()
+        for height, width in ((32, 32), (33, 43)):
+            try:
+                network(torch.zeros(1, 3, height, width))
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"{config.label()} fails on an image of {height}×{width} pixels: {describe_error(error)}; expected "
+                    "a network for B×3×h×w of any height and width, or of multiples of the setting `multiple_of`"
+                ) from None
+
+
+def count_custom(config: CustomConfig, input_size: tuple[int, int] | None) -> Counts:
+    """Build a user's network and count its operations for one image of (height, width); None: parameters alone.
+
+    It runs on the device `meta`, which computes nothing, where it can. Raises `UserError` where it cannot be built or
+    run, and where the counters differ by more than `AGREEMENT` for reasons that no listed operator explains.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = CustomNetwork(config).eval()
+    params = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    if input_size is None:
+        return Counts(0, 0, params)
+    try:
+        record = count_operations(network.to("meta"), torch.empty(1, 3, *input_size, device="meta"), config=None)
+    except Exception:  # a network that makes tensors of its own on the CPU, say
+        network = CustomNetwork(config).eval()
+        record = count_operations(network, torch.zeros(1, 3, *input_size), config=None)
+    unexplained = [gap.path or gap.type for gap in record.gaps if not gap.explained_by]
+    if unexplained:
+        raise UserError(
+            f"{config.label()}: counters of its MACs differ by {record.max_disagreement:.1%}, in "
+            f"{', '.join(unexplained[:3])}; `harness profile {config.factory}` says more"
+        )
+    return Counts(record.macs, record.activations, params)
 
 
 def _refuse_optimised(network: nn.Module) -> None:

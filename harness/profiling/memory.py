@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from harness.core.configs import MODEL_CONFIG, BicubicConfig, CAMixerSRConfig, SwinIRConfig
+from harness.core.configs import MODEL_CONFIG, AnyModelConfig
 from harness.core.device_lock import computing
 from harness.core.errors import UserError
 from harness.models import build_model
@@ -29,7 +29,7 @@ _TINY = 16  # pixels a side
 
 
 def measure_peak_memory(
-    config: CAMixerSRConfig | SwinIRConfig | BicubicConfig,
+    config: AnyModelConfig,
     input_size: tuple[int, int],
     device: str = "cpu:1",
     *,
@@ -70,7 +70,7 @@ def answer_request() -> None:
     sys.stdout.write(str(_measure_here(config, request["shape"], request["device"])))
 
 
-def _measure_here(config: CAMixerSRConfig | SwinIRConfig | BicubicConfig, shape: list[int], device: str) -> int:
+def _measure_here(config: AnyModelConfig, shape: list[int], device: str) -> int:
     """Measure in this process, which should be fresh."""
     place = parse_device(device)
     network = build_model(config).eval().to(place.torch_device)

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.core.conditions import Conditions
-from harness.core.configs import Precision
 from harness.core.device_lock import computing, measuring
 from harness.core.environment import DeviceFingerprint
 from harness.core.errors import UserError
@@ -126,22 +125,25 @@ def measure_in_processes(
     *,
     reference: SRNetwork | Target | None = None,
     reference_name: str | None = None,
-    reference_precision: Precision | None = None,
+    reference_conditions: Conditions | None = None,
     images: Sequence[str] = (),
     with_memory: bool = False,
 ) -> dict[str, LatencyRecord]:
     """Measure networks in one fresh process, interleaved with `reference` in another.
 
     Several `networks` are meant to be one network under several routings. The reference runs under the same conditions,
-    but for its precision where `reference_precision` is given (`reference_name` is then to say so). `inputs_NBCHW` are
-    N batches of B×C×h×w in [0, 1], which all restore in turn; `images` are their names where they are no random
-    numbers. `with_memory`: also the memory of one pass, in the same process, before anything is timed; of several
-    networks the first one's alone.
+    but for runtime and precision where `reference_conditions` say others; the records are then `compared_under` these.
+    `inputs_NBCHW` are N batches of B×C×h×w in [0, 1], which all restore in turn; `images` are their names where they
+    are no random numbers. An ONNX file that takes images of another size alone restores them in tiles. `with_memory`:
+    also the memory of one pass, in the same process, before anything is timed; of several networks the first one's
+    alone.
     Raises `UserError` for a device, a runtime or a network that cannot be measured so.
     """
     effort.check()
     device = parse_device(conditions.device)
-    check_runtime(conditions.runtime, device, conditions.precision)
+    beside = conditions if reference_conditions is None else reference_conditions
+    for each in (conditions, beside):
+        check_runtime(each.runtime, device, each.precision)
     groups: list[list[SRNetwork | Target]] = [list(networks.values())]
     if reference is not None:
         groups.append([reference])
@@ -151,8 +153,7 @@ def measure_in_processes(
         save_file({"inputs": inputs_NBCHW.contiguous()}, inputs)
         with computing(device.lock):  # building, exporting and compiling would disturb others' measurements
             processes = [stack.enter_context(NetworkProcess(device, _foreign_label(group[0]))) for group in groups]
-            of_each = [conditions, conditions._replace(precision=reference_precision or conditions.precision)]
-            fingerprints = _load(processes, groups, folder, inputs, of_each[: len(groups)], device)
+            fingerprints = _load(processes, groups, folder, inputs, [conditions, beside][: len(groups)], device)
             memory = processes[0].ask(do="memory", network=0)["bytes"] if with_memory else None
         timers = [processes[0].timer(index) for index in range(len(networks))]
         timers += [process.timer(0) for process in processes[1:]]
@@ -176,12 +177,27 @@ def measure_in_processes(
             "model_hash": network.spec.identity() if isinstance(network, Target) else network.config.config_hash(),
             "peak_memory_bytes": memory if index == 0 else None,
             "core_share": min(shares, default=None),
+            "compared_under": None if beside[1:3] == conditions[1:3] else beside._replace(input_size=None).text,
             "mode": "training" if isinstance(network, SRNetwork) and network.training else "inference",
             **inspected[index],
         }
         named = None if reference is None else reference_name or _label(reference)
         records[name] = make_record(measured, index, device, effort, reference=named, facts=facts)
     return records
+
+
+def measure_file_memory(file: Target, input_BCHW: Tensor, conditions: Conditions) -> int:
+    """Return the bytes that one pass of an ONNX file in its runtime needs above what a fresh process held before."""
+    device = parse_device(conditions.device)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        NetworkProcess(device, _foreign_label(file)) as process,
+        computing(device.lock),
+    ):
+        inputs = Path(name) / "inputs.safetensors"
+        save_file({"inputs": input_BCHW[None].contiguous()}, inputs)
+        _load([process], [[file]], Path(name), inputs, [conditions], device)
+        return int(process.ask(do="memory", network=0)["bytes"])
 
 
 def break_down_in_process(

@@ -6,14 +6,10 @@ a TorchScript file, a `torch.export` file or an ONNX file. `TargetSpec` is all t
 """
 
 import contextlib
-import functools
 import hashlib
-import importlib
-import importlib.util
 import logging
 import math
 import sys
-import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +21,12 @@ from torch import Tensor, nn
 
 from harness.core.configs import FrozenConfig, ModelConfig
 from harness.core.errors import UserError, describe_error
+from harness.core.factories import FactoryPlace, find_factory
 from harness.core.seeding import derive_seed
 from harness.models import AnyGenerator, Restoration, SRNetwork, build_seeded, load_plain_weights, load_weights
+from harness.models.custom import call_factory, import_factory
 from harness.models.padding import pad_to_size
+from harness.models.tiling import restore_tiled
 
 TargetKind = Literal["model", "factory", "torchscript", "exported", "onnx"]
 Network = Callable[[Tensor], Tensor]
@@ -37,6 +36,7 @@ FILE_KINDS: dict[str, TargetKind] = {".pt": "torchscript", ".ts": "torchscript",
 WEIGHT_FILES = (".pth", ".ckpt", ".safetensors")
 # Sides with many divisors, small ones first: whatever multiple a network needs up to 64, it divides one of them.
 _SIDES = (64, 96, 120, 168, 112, 128, 144, 176, 208, 240, 256, 320, 384, 512)
+TILE_OVERLAP = 4  # low-resolution pixels, as in the protocol `large`: of networks that take images of one size alone
 _CHANNELS = (3, 1, 4)  # RGB, grey, RGB with alpha or packed Bayer
 
 
@@ -205,6 +205,19 @@ class TargetNetwork(SRNetwork):
         return Restoration(image_BCHW, input_BCHW.new_zeros(0, len(input_BCHW)))
 
 
+def fit_to(target: Target, size: tuple[int, int]) -> Network:
+    """Return the network as it restores images of a (height, width): in tiles where it takes those of another alone.
+
+    Tiles overlap by `TILE_OVERLAP`; smaller images are continued, as `TargetNetwork` does.
+    """
+    if target.contract.admits(size):
+        return target.network
+    restorer = TargetNetwork(target)
+    tile = restorer.tile
+    assert tile is not None, f"{target.name} needs {target.contract.needs()}"
+    return lambda input_BCHW: restore_tiled(restorer, input_BCHW, tile=tile, overlap=TILE_OVERLAP).image_BCHW
+
+
 def parse_target(text: str, *, weights: Path | None = None) -> TargetSpec | None:
     """Read what names a network of anybody's; None where the text names none.
 
@@ -215,7 +228,7 @@ def parse_target(text: str, *, weights: Path | None = None) -> TargetSpec | None
     path = Path(text)
     file, _, attribute = text.rpartition(":")
     if file and attribute and not path.exists():
-        return _factory_spec(text, file, attribute, weights)
+        return _factory_spec(text, weights)
     if path.suffix == ".py":
         raise UserError(f"{text}: expected {text}:FACTORY, a function of the file that returns the network")
     if path.suffix in WEIGHT_FILES:
@@ -286,22 +299,16 @@ class _MisfitError(Exception):
 _KIND_NAMES: dict[TargetKind, str] = {"torchscript": "TorchScript", "exported": "torch.export", "onnx": "ONNX"}
 
 
-def _factory_spec(text: str, place: str, attribute: str, weights: Path | None) -> TargetSpec:
-    resolved = None if weights is None else str(weights.resolve())
-    if place.endswith(".py") or "/" in place:
-        path = Path(place)
-        if not path.is_file():
-            raise UserError(f"{place} not found; expected a Python file with {attribute!r}, a function or class")
-        return TargetSpec(
-            kind="factory",
-            source=text,
-            path=str(path.resolve()),
-            attribute=attribute,
-            import_from=str(path.resolve().parent),
-            weights=resolved,
-        )
+def _factory_spec(text: str, weights: Path | None) -> TargetSpec:
+    place = find_factory(text)
     return TargetSpec(
-        kind="factory", source=text, module=place, attribute=attribute, import_from=str(Path.cwd()), weights=resolved
+        kind="factory",
+        source=text,
+        path=None if place.path is None else str(place.path),
+        module=place.module,
+        attribute=place.attribute,
+        import_from=str(place.import_from),
+        weights=None if weights is None else str(weights.resolve()),
     )
 
 
@@ -316,68 +323,16 @@ def _load_model(spec: TargetSpec, _threads: int) -> Network:
 def _load_factory(spec: TargetSpec, _threads: int) -> Network:
     assert spec.attribute is not None
     assert spec.import_from is not None
-    if spec.import_from not in sys.path:  # as for a script there; imports while it runs find the same modules
-        sys.path.insert(0, spec.import_from)
+    path = None if spec.path is None else Path(spec.path)
+    place = FactoryPlace(spec.attribute, path, spec.module, Path(spec.import_from))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(0, "weights"))
         # The command's standard output is one JSON document; whatever the user's code prints goes beside it.
         with contextlib.redirect_stdout(sys.stderr):
-            network = _call_factory(spec, _import_module(spec))
+            network = call_factory(import_factory(place, spec.source), spec.source, {})
     if spec.weights is not None:
         load_plain_weights(network, Path(spec.weights), spec.source)
     return network.eval()
-
-
-def _import_module(spec: TargetSpec) -> types.ModuleType:
-    """Import the module, or run the file as one of its own; `UserError` for whatever goes wrong."""
-    name = spec.module or f"_target_{Path(str(spec.path)).stem}"
-    try:
-        if spec.path is None:
-            return importlib.import_module(name)
-        file_spec = importlib.util.spec_from_file_location(name, spec.path)
-        if file_spec is None or file_spec.loader is None:
-            raise UserError(f"{spec.source}: {spec.path} is no Python file")
-        module = importlib.util.module_from_spec(file_spec)
-        sys.modules[name] = module  # dataclasses and pickles of the file look it up
-        file_spec.loader.exec_module(module)
-        return module
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        if spec.path is None and isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-            raise UserError(
-                f"{spec.source}: no module named {error.name!r}, here or among the installed; "
-                "expected MODULE:FACTORY or FILE.py:FACTORY"
-            ) from None
-        raise UserError(f"{spec.source}: importing it fails: {describe_error(error)}") from None
-
-
-def _call_factory(spec: TargetSpec, module: types.ModuleType) -> nn.Module:
-    """Return what the factory returns; a module that exists already is taken as it is."""
-    assert spec.attribute is not None
-    try:
-        factory = functools.reduce(getattr, spec.attribute.split("."), module)
-    except AttributeError:
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        known = f"; it has {', '.join(names[:8])}" if names else ""
-        raise UserError(f"{spec.source}: no attribute {spec.attribute!r} in {module.__name__}{known}") from None
-    network: Any = factory
-    if not isinstance(factory, nn.Module):
-        if not callable(factory):
-            raise UserError(
-                f"{spec.source}: {spec.attribute} is a {type(factory).__name__}; "
-                "expected a function that returns an nn.Module"
-            )
-        try:
-            network = factory()
-        except (Exception, SystemExit) as error:
-            raise UserError(
-                f"{spec.source}: calling {spec.attribute}() fails: {describe_error(error)}; "
-                "expected a function that takes no arguments and returns an nn.Module"
-            ) from None
-    if not isinstance(network, nn.Module):
-        raise UserError(f"{spec.source}: {spec.attribute}() returns a {type(network).__name__}; expected an nn.Module")
-    return network
 
 
 def _load_torchscript(spec: TargetSpec, _threads: int) -> Network:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,7 +27,7 @@ from harness.profiling.latency import Timer, inference, local_timer
 from harness.profiling.memory import measure_pass_memory
 from harness.profiling.onnx_session import OnnxNetwork
 from harness.profiling.runtimes import Pass, check_runtime, prepare, prepare_file, runtime_version
-from harness.profiling.targets import Network, TargetSpec, load_target
+from harness.profiling.targets import Network, Target, TargetSpec, fit_to, load_target
 
 _TINY = 16  # pixels a side
 
@@ -99,9 +99,27 @@ def _load(request: dict[str, Any], contexts: contextlib.ExitStack) -> tuple[Load
         else prepare(cast(nn.Module, each), runtime, request["precision"], device, inputs[0])
         for each in networks
     )
+    networks, passes = (_fit(request, runs, inputs[0]) for runs in (networks, passes))
     timers = tuple(local_timer(each, inputs, device) for each in passes)
     fingerprint = observe_device(device, runtime_version(runtime))
     return Loaded(networks, passes, timers, inputs, device, runtime), fingerprint.model_dump(mode="json")
+
+
+def _fit(request: dict[str, Any], runs: Sequence[Pass], input_BCHW: Tensor) -> tuple[Any, ...]:
+    """Have what runs files of one size restore the input in tiles where that has another; all else is left as it is."""
+    fitted = []
+    for description, run in zip(request["networks"], runs, strict=True):
+        spec = TargetSpec.model_validate(description["target"]) if "target" in description else None
+        size = (input_BCHW.shape[-2], input_BCHW.shape[-1])
+        if spec is not None and spec.kind == "onnx" and spec.contract is not None and not spec.contract.admits(size):
+            network: Network = _as_network(run)
+            run = fit_to(Target(spec, network, spec.contract, ""), size)
+        fitted.append(run)
+    return tuple(fitted)
+
+
+def _as_network(run: Pass) -> Network:
+    return lambda input_BCHW: torch.as_tensor(run(input_BCHW)).float()
 
 
 def _memory(loaded: Loaded, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Records to fronts, tables, plots and HTML. Reads a study's folder and nothing else."""
 
+from harness.reporting.averages import bd_sentence, compare_fronts
 from harness.reporting.comparison import compare
-from harness.reporting.front import pick, study_front
+from harness.reporting.front import study_front
 from harness.reporting.html import ReportFiles, write_report
 from harness.reporting.paper import compare_with_paper
+from harness.reporting.picks import choose, parse_pick, pick
 from harness.reporting.pictures import Picture, Pictures, make_pictures
 from harness.reporting.plots import draw_front_html, draw_front_png
 from harness.reporting.profile_plots import draw_breakdown_png, draw_sweep_png
@@ -20,7 +22,10 @@ __all__ = [
     "Point",
     "ReportFiles",
     "Study",
+    "bd_sentence",
+    "choose",
     "compare",
+    "compare_fronts",
     "compare_profiles",
     "compare_with_paper",
     "draw_breakdown_png",
@@ -33,6 +38,7 @@ __all__ = [
     "load_published",
     "load_study",
     "make_pictures",
+    "parse_pick",
     "pick",
     "points_table",
     "published_dir",

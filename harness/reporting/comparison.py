@@ -1,15 +1,13 @@
 """The front against SwinIR-light: x % fewer MACs, y times faster, z dB; in numbers and in words."""
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from harness.core.errors import UserError
-from harness.core.records import LatencyRecord, find_latency
+from harness.core.records import find_latency
 from harness.metrics import metric_label
+from harness.reporting.averages import against_curve
 from harness.reporting.front import Front, study_front
 from harness.reporting.published import load_published
-from harness.reporting.study import BASELINE_IDS, Point, Study, not_converged, without_collection
+from harness.reporting.study import BASELINE_IDS, Point, Study, latency_settings, not_converged, without_collection
 from harness.reporting.table import POINT_FIELDS, point_row
 
 _SHOWN = (*POINT_FIELDS, "dataset", "steps", "training_seconds")
@@ -25,6 +23,8 @@ def compare(study: Study, published: bool = False, *, mix: bool = False) -> dict
     Differences are null without that baseline. `source` and `trained_on` say where a row comes from; published rows
     are of the study's scale and, where the tables have it, of its validation set. `headline` answers the question.
     `latency_settings` says what the latencies were measured under; unless `mix`, `UserError` where they are several.
+    `bjontegaard` holds the averages of the front against that of SwinIR-light, where it has points for a front, and
+    otherwise says why there are none.
     """
     front = study_front(study)
     baselines = [found for name in BASELINE_IDS if (found := study.baseline(name)) is not None]
@@ -45,23 +45,9 @@ def compare(study: Study, published: bool = False, *, mix: bool = False) -> dict
         "seam_note": study.seam_note,
         "protocol": study.record.protocol,
         "latency_settings": settings,
+        "bjontegaard": against_curve(study, "swinir-light"),
         "rows": rows,
     }
-
-
-def latency_settings(latencies: Sequence[LatencyRecord], *, mix: bool = False) -> list[str]:
-    """Return the settings (protocol, device, conditions) that latencies of one column were measured under, each once.
-
-    Raises `UserError` for more than one, because such numbers do not compare, unless told to `mix` them.
-    """
-    counts = Counter(latency.setting for latency in latencies)
-    if len(counts) > 1 and not mix:
-        found = "; ".join(f"{count} of {setting}" for setting, count in counts.items())
-        raise UserError(
-            f"latencies of one column were measured under different protocols, devices or conditions: {found}; measure "
-            "them alike, or give --mix to see them side by side"
-        )
-    return list(counts)
 
 
 def headline(study: Study, front: Front | None = None) -> str:

@@ -1,10 +1,10 @@
-"""Pareto fronts: which points are not dominated, the knee, the hypervolume, and picking one point.
+"""Pareto fronts: which points are not dominated, the knee, the hypervolume.
 
 The first three functions know nothing of studies: an array of one row per point and one column per objective.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from harness.core.errors import UserError
-from harness.core.records import Direction, TrialRecord
+from harness.core.records import Direction
 from harness.core.units import format_count
 from harness.metrics import metric_label
 from harness.reporting.study import Point, Study
@@ -22,8 +21,6 @@ Values = npt.NDArray[np.float64]
 
 # Qualities are measured from a reference in their own unit; everything else is a cost, measured as a multiple of one.
 _QUALITIES = ("psnr_db", "ssim")
-_MOST_LISTED = 100  # trials in a message
-PICKS = ("knee", "best-psnr", "fastest", "smallest", "trial:N", "point:ID")
 
 
 def non_dominated(values: npt.ArrayLike, directions: Sequence[Direction]) -> npt.NDArray[np.bool_]:
@@ -169,6 +166,41 @@ def hypervolume_history(study: Study, most: int = 200) -> tuple[Moment, ...]:
     return tuple(moments)
 
 
+def joint_hypervolumes(studies: Sequence[Study]) -> tuple[tuple[float, ...], str]:
+    """Return each study's hypervolume, all from the same reference, that of the first one's baselines; and its words.
+
+    The studies have the same objectives, and their values compare. Where the first has no baseline to measure from, the
+    worst feasible point of them all stands in for it. A study without a feasible point has 0.
+    """
+    values = [_candidates(study)[1] for study in studies]
+    found = [rows for rows in values if len(rows)]
+    if not found:
+        return tuple(0.0 for _ in studies), "no feasible point yet"
+    first, directions = studies[0], _directions(studies[0])
+    scale = _find_scale(first, np.concatenate(found))
+    volumes = [hypervolume(scale.apply(rows), scale.reference, directions) if len(rows) else 0.0 for rows in values]
+    return tuple(volumes), scale.words
+
+
+def cost_curve(points: Iterable[Point], metric: str) -> tuple[Point, ...]:
+    """Return the feasible ones of points that no other beats in both PSNR and a cost, by rising cost.
+
+    Left out are points without the cost, or whose cost is 0. The first of equal points stands for them.
+    """
+    rows = []
+    for point in points:
+        cost, quality = point.measured.value(metric), point.measured.evaluation.psnr_db
+        if point.measured.feasible and cost is not None and 0 < cost < math.inf and math.isfinite(quality):
+            rows.append((cost, -quality, point))
+    curve: list[Point] = []
+    best = math.inf
+    for _, lost, point in sorted(rows, key=lambda row: row[:2]):
+        if lost < best:
+            curve.append(point)
+            best = lost
+    return tuple(curve)
+
+
 def _candidates(study: Study) -> tuple[list[Point], Values]:
     """Return the points that may be on the front, feasible and with a value for every objective, and these values."""
     if "candidates" not in study.found:
@@ -238,96 +270,3 @@ def _find_scale(study: Study, values: Values) -> _Scale:
                 f"{label}: as a share of {source} {format_count(base)}".rstrip() if base > 0 else f"{label}: from 0"
             )
     return _Scale(np.array(origins), np.array(units), np.array(reference), "; ".join(words))
-
-
-def pick(study: Study, how: str) -> Point:
-    """Return one point: `knee`, `best-psnr`, `fastest`, `smallest` of the front, `trial:N`, or `point:ID` of any.
-
-    `smallest` is fewest parameters, then fewest MACs; ties go to the higher PSNR. `trial:N` is the point under the
-    routing that trial N suggested; `point:ID` takes any point, such as a calibrated one, by its `point_id`. `UserError`
-    for an unknown way, an empty front, a trial that has no point, or an unknown point.
-    """
-    if how.startswith("trial:"):
-        return _pick_trial(study, how.removeprefix("trial:"))
-    if how.startswith("point:"):
-        return _pick_point(study, how.removeprefix("point:"))
-    if how not in PICKS:
-        raise UserError(f"unknown pick {how!r}; expected one of: {', '.join(PICKS)}")
-    front = study_front(study)
-    if front.knee is None:
-        raise UserError(
-            f"study {study.record.name!r} has no feasible point on its front yet; run `harness search` to its end, "
-            "or relax its constraints"
-        )
-    if how == "knee":
-        return front.knee
-    if how == "best-psnr":
-        return max(front.points, key=lambda point: point.measured.evaluation.psnr_db)
-    if how == "fastest":
-        timed = [point for point in front.points if point.latency() is not None]
-        if not timed:
-            raise UserError(f"study {study.record.name!r} measured no latency; expected another pick than 'fastest'")
-        return min(timed, key=lambda point: (_median(point), -point.measured.evaluation.psnr_db))
-    return min(
-        front.points,
-        key=lambda point: (point.measured.params, point.measured.macs, -point.measured.evaluation.psnr_db),
-    )
-
-
-def _median(point: Point) -> float:
-    latency = point.latency()
-    assert latency is not None
-    return latency.median
-
-
-def _pick_point(study: Study, identity: str) -> Point:
-    found = {point.point_id: point for point in study.all_points}
-    if identity not in found:
-        same = [known for known in found if known.partition("/")[0] == identity.partition("/")[0]]
-        listed = f"its network has {', '.join(same)}" if same else "the column point_id of front.csv names points"
-        raise UserError(f"no point {identity!r} in study {study.record.name!r}; {listed}")
-    return found[identity]
-
-
-def _pick_trial(study: Study, text: str) -> Point:
-    numbers = {trial.number: trial for trial in study.trials if trial.number is not None}
-    trial = numbers.get(int(text)) if text.isdecimal() else None
-    if trial is None:
-        listed = _trials_with_points(study)
-        raise UserError(f"no trial {text!r} in study {study.record.name!r}; trials with points: {listed}")
-    found = _trial_point(study, trial)
-    if found is None:
-        why = f": {trial.reason}" if trial.reason else ""
-        listed = _trials_with_points(study)
-        raise UserError(f"trial {text} has no point (it was {trial.state}{why}); trials with points: {listed}")
-    return found
-
-
-def _trials_with_points(study: Study) -> str:
-    records = {point.record.record_id for point in study.all_points}
-    networks = {point.record.network_id for point in study.all_points}
-    possible = [
-        f"trial:{trial.number}"
-        for trial in sorted(study.trials, key=lambda trial: trial.number or 0)
-        if trial.number is not None
-        and ((trial.answered_by or trial.record_id) in records or _is_answered(trial, networks))
-    ]
-    more = f" and {len(possible) - _MOST_LISTED:,} more" if len(possible) > _MOST_LISTED else ""
-    return ", ".join(possible[:_MOST_LISTED]) + more or "none yet"
-
-
-def _is_answered(trial: TrialRecord, networks: set[str]) -> bool:
-    return trial.state == "answered" and trial.network_id in networks
-
-
-def _trial_point(study: Study, trial: TrialRecord) -> Point | None:
-    """Return the trial's point under the routing that it suggested, else the best of its network's."""
-    holder = trial.record_id if trial.answered_by is None else trial.answered_by
-    points = [point for point in study.all_points if point.record.record_id == holder]
-    if not points and trial.state == "answered":
-        points = [point for point in study.all_points if point.record.network_id == trial.network_id]
-    if not points:
-        return None
-    suggested = getattr(trial.model, "routing", None)
-    same = [point for point in points if point.measured.routing == suggested]
-    return same[0] if same else max(points, key=lambda point: point.measured.evaluation.psnr_db)

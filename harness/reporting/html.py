@@ -22,9 +22,10 @@ from harness.core.units import format_count, format_seconds
 from harness.metrics import metric_label
 from harness.reporting.answer import QUESTION, answer
 from harness.reporting.comparison import compare, describe_missing, format_difference
-from harness.reporting.front import pick, study_front
+from harness.reporting.front import study_front
 from harness.reporting.gallery import credit_images, describe_maps, write_crops, write_maps
 from harness.reporting.page_data import MOST_GAMMA_NETWORKS, MOST_LINES_DRAWN, describe_page
+from harness.reporting.picks import pick
 from harness.reporting.pictures import Pictures
 from harness.reporting.plots import MOST_CURVES_DRAWN, MOST_POINTS_DRAWN, draw_front_png, ordered_dimensions
 from harness.reporting.published import load_published
@@ -404,7 +405,7 @@ def _comparison_row(row: dict[str, Any]) -> str:
     gamma = "" if row["gamma"] is None else f" γ={row['gamma']:g}"
     cells = [
         escape(row["label"]) + ("<br><small>★ knee</small>" if row["knee"] else ""),
-        escape(f"{row['routing'] or ''}{gamma}"),
+        escape(", ".join(part for part in (f"{row['routing'] or ''}{gamma}", row["quantised"]) if part)),
         "" if row["trial"] is None else str(row["trial"]),
         f"{row['psnr_db']:.2f} dB",
         "" if difference is None else format_difference(difference) + note,
@@ -479,6 +480,7 @@ def _protocol(study: Study, pictures: Pictures | None) -> str:
     for conditions, one in firsts.items():
         threads = f", {one.threads} thread{'' if one.threads == 1 else 's'}" if one.threads else ""
         against = f", interleaved with {one.reference}" if one.reference else ""
+        against += f", which ran under {one.compared_under}" if one.reference and one.compared_under else ""
         runs = f"median of {len(one.samples)} runs after {one.warmup_runs} warm-up runs"
         runtime = "" if one.runtime == "eager" else f", {one.runtime}"
         noisy = noisy_runs[conditions]

@@ -583,7 +583,7 @@
       var column = 1 + data.gamma.columns.indexOf(axis);
       var series = data.gamma.curves.map(function (curve) {
         return {
-          n: curve.n, kind: (curve.front ? "front" : "other") + (curve.policy === "fixed" ? "" : " dashed"), policy: curve.policy,
+          n: curve.n, kind: (curve.front ? "front" : "other") + (curve.policy.indexOf("fixed") === 0 ? "" : " dashed"), policy: curve.policy,
           at: curve.at.filter(function (row) { return row[column] !== null; }).map(function (row) { return [row[0], row[column]]; })
         };
       }).sort(function (a, b) { return (a.kind.indexOf("front") === 0) - (b.kind.indexOf("front") === 0); });

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from harness.core.configs import CustomConfig
 from harness.core.constraints import parse_constraint
 from harness.core.lean import LOSSES
 from harness.core.records import METRIC_DIRECTIONS, Direction, TrialRecord
@@ -167,7 +168,13 @@ class _Page:
     def _add(self, point: Point, kind: Kind) -> None:
         measured = point.measured
         routing = measured.routing
+        quantised = measured.quantised
+        names = [*([routing.label()] if routing else []), *([quantised.label] if quantised else [])]
         notes = [f"violates {text}" for text, value in measured.constraints.items() if value > 0]
+        if quantised is not None:
+            notes.append(
+                f"a file of {quantised.file_bytes / 2**20:.2f} MiB, {quantised.float_bytes / 2**20:.2f} in float"
+            )
         latency = point.latency()
         if latency is not None:
             notes.append(f"latency IQR {latency.iqr:.3g} ms{', of a noisy run' if latency.is_noisy else ''}")
@@ -175,7 +182,7 @@ class _Page:
             kind,
             self._network(point.record),
             [shown.axis.value(point) for shown in self.axes],
-            routing.label() if routing else None,
+            ", ".join(names) or None,
             [_setting(point.record, point, name) for name in self.dimensions] if kind != "baseline" else None,
             "; ".join(notes) or None,
             point.point_id if routing else None,
@@ -282,7 +289,9 @@ class _Page:
         for point in self.study.points:
             routing = point.measured.routing
             if routing is not None and routing.policy in ("fixed", "probability"):
-                curves.setdefault((id(point.record), routing.policy), []).append(point)
+                quantised = point.measured.quantised
+                way = routing.policy if quantised is None else f"{routing.policy}, {quantised.label}"
+                curves.setdefault((id(point.record), way), []).append(point)
         several = {key: points for key, points in curves.items() if len(points) > 1}
         best = {id(point.record) for point in self.front.points}
         order = [record for record in dict.fromkeys(key[0] for key in several) if record in best]
@@ -423,8 +432,9 @@ def _setting(record: TrialRecord, point: Point, name: str) -> Any:
         "compression": record.plan,
     }.get(section)
     for part in rest.split("."):
-        found = getattr(found, part, None)
-    if isinstance(found, tuple):
+        settings = found if isinstance(found, dict) else getattr(found, "settings", {})
+        found = settings.get(part, None if isinstance(found, dict) else getattr(found, part, None))
+    if isinstance(found, tuple | list):
         return "-".join(str(value) for value in found)
     return found if isinstance(found, int | float | str) else None
 
@@ -435,7 +445,10 @@ def _describe_config(record: TrialRecord) -> list[list[str]]:
     model = record.model
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
-        if name in ("family", "scale", "routing"):
+        if name in ("family", "scale", "routing", "code"):
+            continue
+        if name == "settings":
+            lines += [[key.replace("_", " "), _write(one)] for key, one in value.items()]
             continue
         if name == "widths":
             if value is not None:
@@ -456,7 +469,7 @@ def _describe_config(record: TrialRecord) -> list[list[str]]:
 def _write(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return "-".join(str(one) for one in value)
     return str(value)
 
@@ -492,7 +505,9 @@ def _known_values(study: Study, record: TrialRecord) -> dict[str, float | None]:
 def _count_macs(study: Study, record: TrialRecord) -> int | None:
     """Count the MACs of a network that was never trained, under the routing that was proposed."""
     routing = getattr(record.model, "routing", None)
-    if record.plan is not None or (routing is not None and routing.policy == "threshold"):
+    if record.plan is not None or isinstance(record.model, CustomConfig):  # known when pruned, or by running its code
+        return None
+    if routing is not None and routing.policy == "threshold":
         return None
     from harness.profiling import canonical_macs  # torch, which reports do without where every trial finished
 

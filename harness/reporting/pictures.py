@@ -22,7 +22,8 @@ from harness.core.study_folder import StudyFolder
 from harness.core.urls import is_url
 from harness.metrics import get_protocol, metric_label
 from harness.reporting.answer import answer
-from harness.reporting.front import pick, study_front
+from harness.reporting.front import study_front
+from harness.reporting.picks import pick
 from harness.reporting.study import Point, Study
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ def _choose(study: Study) -> list[_Network]:
     roles: dict[int, tuple[Point, list[str]]] = {}
 
     def add(point: Point, role: str) -> None:
+        if point.measured.quantised is not None:  # its file is the same network, which is shown by its weights
+            point, role = _in_float(study, point), f"{role}, in float"
         roles.setdefault(id(point.measured), (point, []))[1].append(role)
 
     for how, role in _PICKS.items():
@@ -165,6 +168,11 @@ def _choose(study: Study) -> list[_Network]:
     by_quality = sorted(roles.values(), key=lambda entry: entry[0].measured.evaluation.psnr_db)
     found += [_Network(point, point.label, ", ".join(dict.fromkeys(words))) for point, words in by_quality]
     return found
+
+
+def _in_float(study: Study, point: Point) -> Point:
+    same = (one for one in study.all_points if one.record is point.record and one.measured.quantised is None)
+    return next((one for one in same if one.measured.routing == point.measured.routing), point)
 
 
 def _open_images(study: Study, cache_dir: Path) -> "PairedDataset":
@@ -284,18 +292,24 @@ class _Painter:
             if time.monotonic() - self.started > MOST_SECONDS:
                 self.notes.append(f"{network.name} is left out: restoring took more than {MOST_SECONDS:.0f} s by then.")
                 continue
-            loaded = load_trained(self.folder, network.point.record, network.point.measured.routing)
-            wrap = 0 if is_part else wrap_width(loaded, self.protocol.wrap)
-            with computing(), torch.inference_mode():
-                found = restore_image(
-                    loaded, input_BCHW, tile=self.protocol.tile, overlap=self.protocol.overlap, wrap=wrap
-                )
-            yield network, to_image(found.image_BCHW)
+            try:
+                loaded = load_trained(self.folder, network.point.record, network.point.measured.routing)
+                wrap = 0 if is_part else wrap_width(loaded, self.protocol.wrap)
+                with computing(), torch.inference_mode():
+                    found = restore_image(
+                        loaded, input_BCHW, tile=self.protocol.tile, overlap=self.protocol.overlap, wrap=wrap
+                    )
+                image_HWC = to_image(found.image_BCHW)
+            except Exception as error:  # of a network of the user's own, too: a report is written nevertheless
+                self.notes.append(f"{network.name} is left out: {' '.join(str(error).split())}.")
+                continue
+            yield network, image_HWC
 
     def _score_of(self, network: _Network, image: str) -> float | None:
         """Return the score of the whole image under the network's routing, as it was recorded."""
         record = self.records[network.point.record.record_id]
-        point = next((one for one in record.points if one.routing == network.point.measured.routing), None)
+        in_float = (one for one in record.points if one.quantised is None)
+        point = next((one for one in in_float if one.routing == network.point.measured.routing), None)
         scores = {} if point is None else {one.name: one.psnr_db for one in point.evaluation.images}
         return scores.get(image)
 

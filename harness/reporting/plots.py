@@ -262,7 +262,9 @@ def _annotate_knee(panel: "Axes", knee: Point, at: tuple[float, float], marks: l
     from matplotlib.text import Text
 
     routing = knee.measured.routing
-    lines = [_shorten(knee.record.label), *([routing.label()] if routing else []), _measures(knee)]
+    quantised = knee.measured.quantised
+    names = [*([routing.label()] if routing else []), *([quantised.label] if quantised else [])]
+    lines = [_shorten(knee.record.label), *names, _measures(knee)]
     note = panel.annotate(
         "\n".join(lines),
         at,
@@ -418,6 +420,8 @@ def describe_point(study: Study, point: Point) -> str:
     lines = [f"<b>{html.escape(record.label)}</b>"]
     if measured.routing:
         lines.append(html.escape(measured.routing.label()))
+    if measured.quantised:
+        lines.append(html.escape(f"{measured.quantised.label}, {measured.quantised.file_bytes / 2**20:.2f} MiB"))
     if record.number is not None:
         lines.append(f"trial {record.number} · {record.network_id}")
     lines.append(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from harness.core.conditions import parse_conditions
 from harness.core.errors import UserError, describe_validation_error
 from harness.core.records import LatencyRecord, ProfileRecord, find_latency
-from harness.reporting.comparison import latency_settings
+from harness.reporting.study import latency_settings
 
 
 def load_profiles(folder: Path) -> list[ProfileRecord]:

@@ -2,7 +2,8 @@
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +28,12 @@ class Point:
 
     @property
     def point_id(self) -> str:
-        """The identity of (network, routing)."""
-        return point_id(self.record.network_id, self.measured.routing)
+        """The identity of (network, routing, file)."""
+        return point_id(self.record.network_id, self.measured.routing, self.measured.quantised)
 
     @property
-    def identity(self) -> tuple[str, str | None, tuple[float, ...] | None, float | None]:
-        """(network, policy, γ or weight of each block, realised attention share): what makes points distinct.
+    def identity(self) -> tuple[str, str | None, tuple[float, ...] | None, float | None, str | None]:
+        """(network, policy, γ or weight of each block, realised attention share, file): what makes points distinct.
 
         Two γ that come to the same K in every block are the same point.
         """
@@ -42,13 +43,15 @@ class Point:
             routing.policy if routing else None,
             routing.per_block if routing else None,
             None if share is None else round(share, 9),
+            None if self.measured.quantised is None else self.measured.quantised.sha256,
         )
 
     @property
     def label(self) -> str:
-        """The network's label with its routing, such as 'C24 groups 1-1 M16, fixed γ=0.5'."""
-        routing = self.measured.routing
-        return f"{self.record.label}, {routing.label()}" if routing else self.record.label
+        """The network's label with its routing, such as 'C24 groups 1-1 M16, fixed γ=0.5', and what runs its file."""
+        routing, quantised = self.measured.routing, self.measured.quantised
+        parts = [self.record.label, routing.label() if routing else None, quantised.label if quantised else None]
+        return ", ".join(part for part in parts if part)
 
     def latency(self, conditions: str | None = None) -> LatencyRecord | None:
         """Return the latency under `conditions` such as `cpu:1` or `cpu:1/bf16` (None: the first); None without one."""
@@ -142,6 +145,27 @@ def not_converged(recipes: Iterable[TrainingConfig]) -> str:
     steps = [recipe.steps for recipe in recipes]
     low, high = f"{min(steps):,}", f"{max(steps):,}"
     return f"not converged: {low if low == high else f'{low}–{high}'} steps"
+
+
+def latency_settings(
+    latencies: Sequence[LatencyRecord], *, mix: bool = False, remedy: str = "give --mix to see them side by side"
+) -> list[str]:
+    """Return the settings (protocol, device, conditions) that latencies of one column were measured under, each once.
+
+    Raises `UserError` for more than one, because such numbers do not compare, unless told to `mix` them; `remedy` is
+    what else to do than to measure them alike.
+    """
+    counts = Counter(latency.setting for latency in latencies)
+    notes = Counter(
+        f"{latency.setting}, run by {latency.runtime_note}" for latency in latencies if latency.runtime_note
+    )
+    if len(counts) > 1 and not mix:
+        found = "; ".join(f"{count} of {setting}" for setting, count in counts.items())
+        raise UserError(
+            f"latencies of one column were measured under different protocols, devices or conditions: {found}; measure "
+            f"them alike, or {remedy}"
+        )
+    return [*counts, *(f"{count} of them quantised: {note}" for note, count in notes.items())]
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ POINT_FIELDS = (
     "ssim",
     "macs",
     "params",
+    "quantised",
     "latency_ms_median",
     "latency_ratio",
     "protocol",
@@ -35,7 +36,8 @@ def point_row(study: Study, point: Point, front: Front | None = None) -> dict[st
     """Return one point as a flat row; None where something was not measured. Times in ms, bytes, seconds, dB.
 
     `macs` and latencies are of plain images; a panorama costs `seam_factor` times as much, for what continues it.
-    `latency_*` columns are the study's first device; further devices follow as `latency_ms_median/<device>` etc.
+    `quantised` says what the point's file stores and what runs it (None: it is the network in float), `file_bytes` its
+    size. `latency_*` columns are the study's first device; further devices follow as `latency_ms_median/<device>` etc.
     `steps` and `training_seconds` are 0 for what is not trained. With `front`, `on_front` and `knee` are filled.
     """
     record, measured = point.record, point.measured
@@ -58,6 +60,8 @@ def point_row(study: Study, point: Point, front: Front | None = None) -> dict[st
         "macs": measured.macs,
         "params": measured.params,
         "seam_factor": evaluation.seam_factor,
+        "quantised": None if measured.quantised is None else measured.quantised.label,
+        "file_bytes": None if measured.quantised is None else measured.quantised.file_bytes,
     }
     for index, device in enumerate(study.record.devices or ("",)):
         latency = point.latency(device or None)
@@ -107,7 +111,7 @@ def _table(study: Study, points: Iterable[Point], front: Front) -> "pd.DataFrame
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=None if rows else _columns(study), dtype=object)
-    whole = [name for name in ("trial", "macs", "params", "peak_memory_bytes", "steps") if name in table]
+    whole = [name for name in ("trial", "macs", "params", "file_bytes", "peak_memory_bytes", "steps") if name in table]
     return table.infer_objects().astype(dict.fromkeys(whole, "Int64"))
 
 
@@ -115,6 +119,7 @@ def _columns(study: Study) -> list[str]:
     further = [f"/{device}" for device in study.record.devices[1:]]
     names = ["record_id", "trial", "kind", "label", "config_id", "point_id", "gamma", "routing", "attention_share"]
     names += ["protocol", "dataset", "psnr_db", "ssim", "macs", "params", "seam_factor"]
+    names += ["quantised", "file_bytes"]
     for suffix in ("", *further):
         names += [f"latency_ms_median{suffix}", f"latency_ms_iqr{suffix}", f"latency_ratio{suffix}"]
     return [

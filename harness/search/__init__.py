@@ -8,7 +8,7 @@ from harness.search.space import SearchSpace, find_space, preset_names, read_spa
 
 if TYPE_CHECKING:
     from harness.search.ray_cluster import RayCluster, check_ray
-    from harness.search.reach import refuse_unreachable
+    from harness.search.reach import refuse_failing, refuse_unreachable
     from harness.search.study import baseline_config, join_search, run_search, study_identity, study_record
     from harness.search.worker import SearchOutcome
 
@@ -24,6 +24,7 @@ __all__ = [
     "preset_names",
     "read_space",
     "read_study_space",
+    "refuse_failing",
     "refuse_unreachable",
     "run_search",
     "study_identity",
@@ -37,6 +38,7 @@ _HOMES = {
     "baseline_config": "study",
     "check_ray": "ray_cluster",
     "join_search": "study",
+    "refuse_failing": "reach",
     "refuse_unreachable": "reach",
     "run_search": "study",
     "study_identity": "study",

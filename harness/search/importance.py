@@ -69,7 +69,7 @@ def _find_points(space: SearchSpace, trials: Iterable[TrialRecord]) -> list[_Poi
     distinct: dict[str, _Point] = {}
     for trial in trials:
         if trial.kind == "trial" and trial.state == "complete":
-            for point in trial.points:
+            for point in trial.produced:
                 if point.routing in routings:
                     distinct.setdefault(point_id(trial.network_id, point.routing), _Point(trial, point))
     return list(distinct.values())

@@ -1,12 +1,12 @@
-"""What the networks of a space cost at least and at most, by closed form: constraints that none of them can meet."""
+"""What is refused before anything is trained: constraints that no network of a space can meet, networks that fail."""
 
 import math
 from collections.abc import Iterator
 
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig, CAMixerSRConfig
 from harness.core.constraints import Constraint
 from harness.core.errors import UserError
-from harness.profiling import canonical_macs, count_params
+from harness.profiling import canonical_macs, count_params, try_custom
 from harness.search.proposals import combine
 from harness.search.space import Dimension, SearchSpace
 
@@ -15,14 +15,14 @@ _LISTED = (
 )
 _GROWING = frozenset({"model.channels", "model.embed_dim", "model.mlp_ratio"})
 
-_Model = CAMixerSRConfig | SwinIRConfig | BicubicConfig
-
 
 def refuse_unreachable(space: SearchSpace) -> None:
     """Raise `UserError` for a bound on parameters or MACs that no network of the space can keep at any routing.
 
     Only where that is certain: spaces with too many networks to look through are passed by.
     """
+    if space.model.get("family") == "custom":  # each would be built to be counted
+        return
     for constraint in space.parsed_constraints():
         if constraint.metric not in ("params", "macs") or space.compresses:  # what is left shows when it is pruned
             continue
@@ -36,6 +36,14 @@ def refuse_unreachable(space: SearchSpace) -> None:
             )
 
 
+def refuse_failing(space: SearchSpace) -> None:
+    """Raise `UserError` where a user's own network, the first of the space, cannot be built or restores no image."""
+    if space.model.get("family") != "custom":
+        return
+    first = {name: dimension.first for name, dimension in space.dimensions.items() if name.startswith("model.")}
+    try_custom(space.model_config_for(first))
+
+
 def _find_nearest(space: SearchSpace, constraint: Constraint) -> tuple[int, str] | None:
     """Return the cost that comes nearest to keeping a bound, and whose it is; None where that is not certain."""
     is_upper = constraint.operator == "<="
@@ -46,7 +54,7 @@ def _find_nearest(space: SearchSpace, constraint: Constraint) -> tuple[int, str]
     return (min if is_upper else max)(found, key=lambda cost: cost[0])
 
 
-def _list_models(space: SearchSpace, *, smallest: bool) -> list[_Model]:
+def _list_models(space: SearchSpace, *, smallest: bool) -> list[AnyModelConfig]:
     """Return models of which one has the least cost of the space, or the greatest; none where that is not certain."""
     needed = {name for name in space.dimensions if name.startswith("model.")}
     for name in reversed(list(space.dimensions)):  # conditions name earlier dimensions
@@ -60,7 +68,7 @@ def _list_models(space: SearchSpace, *, smallest: bool) -> list[_Model]:
             dimensions[name] = _end(dimensions[name], smallest=smallest)
         if _count(dimensions) > _LISTED:
             return []
-    models: list[_Model] = []
+    models: list[AnyModelConfig] = []
     for values in combine(space.model_copy(update={"dimensions": dimensions}), dimensions):
         try:
             models.append(space.model_config_for(values))
@@ -82,7 +90,7 @@ def _end(dimension: Dimension, *, smallest: bool) -> Dimension:
     return Dimension(choices=((min if smallest else max)(values),), when=dimension.when)
 
 
-def _costs(space: SearchSpace, model: _Model, metric: str, *, smallest: bool) -> Iterator[tuple[int, str]]:
+def _costs(space: SearchSpace, model: AnyModelConfig, metric: str, *, smallest: bool) -> Iterator[tuple[int, str]]:
     """Yield a network's costs, each with whose it is: of every policy at the γ where it does least, or most."""
     if metric == "params":
         yield count_params(model), model.label()

@@ -27,12 +27,14 @@ from harness.core.conditions import parse_conditions
 from harness.core.configs import (
     KINDS,
     PAPER_RECIPE,
+    AnyModelConfig,
     BicubicConfig,
     BudgetConfig,
     CalibratedPolicy,
     CalibrationConfig,
     CAMixerSRConfig,
     CompressionConfig,
+    CustomConfig,
     DataConfig,
     DistillationConfig,
     FrozenConfig,
@@ -50,6 +52,7 @@ from harness.core.configs import (
 )
 from harness.core.constraints import Constraint, parse_constraint, parse_metric
 from harness.core.errors import UserError, describe_finding
+from harness.core.factories import find_code, with_code
 from harness.core.given import read_given
 from harness.core.records import METRIC_DIRECTIONS, ObjectiveConfig, StudyRecord
 from harness.metrics import get_protocol
@@ -237,7 +240,9 @@ class SearchSpace(FrozenConfig):
     `task: odi` is for whole panoramas: loss and score (protocol `odi`, then the default) are weighted by latitude.
     `calibrate` gives each trained network further points, whose routings are calibrated on its training images.
     `stopping` ends the training of networks that fall behind others at rungs. `compression` holds settings of
-    `CompressionConfig`: every trained network is pruned and trained on, and its points are those of what comes out.
+    `CompressionConfig`: every trained network is pruned and trained on, and its points are those of what comes out. Of
+    one that is quantised these are points of the network in float and points of its files, which are what samplers are
+    told of.
     """
 
     description: str = ""
@@ -279,6 +284,20 @@ class SearchSpace(FrozenConfig):
                 values.pop(section, None)
         if not self.compression:
             values.pop("compression", None)
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_a_sampler_that_needs_no_costs(cls, values: Any) -> Any:
+        """`ehvi` asks for the costs of thousands of networks at each step, which a user's own would be built for."""
+        if (
+            isinstance(values, dict)
+            and isinstance(values.get("model"), dict)
+            and values["model"].get("family") == "custom"
+        ):
+            sampler = values.get("sampler", {})
+            if isinstance(sampler, dict):
+                return {**values, "sampler": {"name": "tpe", **sampler}}
         return values
 
     @field_validator("objectives", mode="before")
@@ -336,12 +355,10 @@ class SearchSpace(FrozenConfig):
             found += [one["teacher"] if isinstance(one, dict) else one for one in choices or () if one is not None]
         return tuple(dict.fromkeys(found))
 
-    def model_config_for(
-        self, values: Mapping[str, Any] | None = None
-    ) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
+    def model_config_for(self, values: Mapping[str, Any] | None = None) -> AnyModelConfig:
         """Return the model under dimension `values` (`model.*`), fixed settings elsewhere, routing at its default."""
-        settings = {"family": "camixersr", **self.model, "scale": self.scale, **_part(values, "model.")}
-        return parse_model_config(settings, "model")
+        settings = {"family": "camixersr", **self.model, "scale": self.scale}
+        return with_code(parse_model_config(nest(_part(values, "model."), settings), "model"))
 
     @property
     def compresses(self) -> bool:
@@ -362,14 +379,16 @@ class SearchSpace(FrozenConfig):
 
     def quantisations(self) -> tuple[QuantisationConfig, ...]:
         """Return how networks of the space may be quantised, as far as choices are listed one by one."""
+        if not self.compresses:
+            return ()
         named = [name for name in self.dimensions if name.partition(".quantise")[0] == "compression"]
         found = []
         for name in named or [""]:
-            for value in (self.dimensions[name].values() or ()) if name else (None,):
+            for value in (self.dimensions[name].values() or (self.dimensions[name].first,)) if name else (None,):
                 plan = self.compression_config({"compression.left": 0.5, **({name: value} if name else {})})
                 if plan is not None and plan.quantise is not None:
                     found.append(plan.quantise)
-        return tuple(dict.fromkeys(found)) if self.compresses else ()
+        return tuple(dict.fromkeys(found))
 
     def routing_config(self, values: Mapping[str, Any]) -> RoutingConfig:
         """Return the routing under dimension `values`; `threshold` ignores γ, so it always carries the default."""
@@ -398,6 +417,8 @@ class SearchSpace(FrozenConfig):
         """Return the hash of what makes results comparable: not of description, budget, sampler, stopping and queue."""
         compared = self.model_dump(exclude={"description", "budget", "enqueue", "sampler", "stopping"})
         compared["data"] |= self.data_config.model_dump()  # without credentials, which may change
+        if self.model.get("family") == "custom":
+            compared["model"] = {**self.model, "code": find_code(self.model["factory"])}
         first_default = {"name": "tpe", "startup_networks": 10}  # stands in all identities
         return SearchSpace.model_validate({**compared, "budget": {}, "sampler": first_default}).config_hash()
 
@@ -430,11 +451,34 @@ def load_space(located: LocatedYaml) -> SearchSpace:
                 (section, index),
                 f"{metric!r} names a device that is not in profile.devices: {_list(space.profile.devices)}",
             )
+    _check_quantisation(located, space)
     if space.sampler.name == "grid":
         endless = [name for name, dimension in space.dimensions.items() if dimension.values() is None]
         if endless:
             raise located.error(("dimensions", endless[0]), "the grid sampler needs `choices` or a `step`")
     return space
+
+
+def _check_quantisation(located: LocatedYaml, space: SearchSpace) -> None:
+    """Refuse what a quantised network could have no value of: its file runs on the CPU, and restores tiles."""
+    if not space.quantisations():
+        return
+    where: KeyPath = ("compression",) if "quantise" in space.compression else ("dimensions",)
+    if get_protocol(space.data.protocol).spherical:
+        raise located.error(
+            where, f"quantised files restore tiles, which protocol {space.data.protocol} for whole panoramas cuts"
+        )
+    named = [objective.metric for objective in space.objectives]
+    named += [constraint.metric for constraint in space.parsed_constraints()]
+    needed = {metric.partition("/")[2] for metric in named if metric[:7] == "latency"} - {""}
+    needed.add(space.profile.devices[0])  # by which reports sort all points
+    elsewhere = sorted(one for one in needed if not parse_conditions(one).device.startswith("cpu"))
+    if elsewhere:
+        raise located.error(
+            where,
+            f"quantised files run on the CPU, so that they have no latency on {elsewhere[0]}; expected cpu:THREADS as "
+            "the first of profile.devices, and in objectives and constraints",
+        )
 
 
 def _check_stopping(located: LocatedYaml, space: SearchSpace) -> None:
@@ -481,6 +525,8 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
             build()
         except UserError as error:
             raise located.error(*_blame(located, section, str(error))) from None
+    if space.compresses and str(space.model.get("family", "camixersr")) not in KINDS:
+        raise located.error(("compression",), "channels are removed of camixersr and swinir, not of others")
     if space.compression and "compression.left" not in space.dimensions and "left" not in space.compression:
         raise located.error(
             ("compression",), "`left` is missing: say what share of `cost` is left, here or as dimension"
@@ -494,7 +540,9 @@ def _check_settings(located: LocatedYaml, space: SearchSpace) -> None:
         except UserError as error:
             raise located.error(*_blame(located, "compression", str(error))) from None
     if space.model.get("family") == "bicubic":
-        raise located.error(("model", "family"), "bicubic has nothing to search; expected camixersr or swinir")
+        raise located.error(("model", "family"), "bicubic has nothing to search; expected another")
+    if space.model.get("family") == "custom" and space.sampler.name == "ehvi":
+        raise located.error(("sampler", "name"), "ehvi needs costs in closed form, which custom networks have not")
     if space.calibrate is not None and not space.routes:
         raise located.error(("calibrate",), f"{space.model['family']} does not route, so there is nothing to calibrate")
     if space.training.get("recipe") is None and "steps" not in space.training:
@@ -508,14 +556,17 @@ def _blame(located: LocatedYaml, section: str, message: str) -> tuple[KeyPath, s
     """Find the key of a section that a message is about."""
     settings = located.values.get(section)
     message = message.removeprefix(f"{section}: ").replace("Input should be a valid tuple", "expected a list")
-    for family in ("camixersr", "swinir"):
+    for family in _FAMILIES:
         message = message.removeprefix(f"{family}.")
     for key in settings if isinstance(settings, dict) else ():
         if re.match(rf"({section}\.)?{key}\b", message):
             text = message.removeprefix(f"{section}.").removeprefix(f"{key}: ")
             return (section, key), _with_allowed(text, section, located)
     if "tag 'family'" in message or "using 'family'" in message:
-        return (section, "family"), f"expected camixersr or swinir (got {located.values[section].get('family')!r})"
+        return (
+            section,
+            "family",
+        ), f"expected camixersr, swinir or custom (got {located.values[section].get('family')!r})"
     return (section,), message
 
 
@@ -528,19 +579,22 @@ def _with_allowed(message: str, section: str, located: LocatedYaml) -> str:
     return f"unknown key; allowed: {_list(fields)}"
 
 
+_FAMILIES: dict[str, type[BaseModel]] = {
+    "camixersr": CAMixerSRConfig,
+    "swinir": SwinIRConfig,
+    "bicubic": BicubicConfig,
+    "custom": CustomConfig,
+}
+
+
 def _fields(section: str, family: str) -> list[str]:
-    families: dict[str, type[BaseModel]] = {
-        "camixersr": CAMixerSRConfig,
-        "swinir": SwinIRConfig,
-        "bicubic": BicubicConfig,
-    }
     config: type[BaseModel] = TrainingConfig
     if section == "model":
-        config = families.get(family, CAMixerSRConfig)
+        config = _FAMILIES.get(family, CAMixerSRConfig)
     elif section == "compression":
         config = CompressionConfig
     hidden = {
-        "model": {"scale", "routing", "widths"},
+        "model": {"scale", "routing", "widths", "code"},
         "training": {"task"},
         "baseline_training": _SAME_FOR_ALL,
     }.get(section, set())
@@ -570,6 +624,8 @@ def _check_dimension(located: LocatedYaml, space: SearchSpace, name: str, dimens
         )
     else:
         raise located.error(path, "expected a name that begins with model., training., compression. or routing.")
+    if family == "custom" and section == "model" and setting.startswith("settings."):
+        allowed.append(setting)  # which its factory knows, and says
     if setting not in allowed:
         raise located.error(path, f"no such setting; allowed: {_list(f'{section}.{known}' for known in allowed)}")
     listed = dimension.values()

@@ -17,7 +17,7 @@ import optuna
 from filelock import FileLock, Timeout
 
 from harness.core.checkpoints import parse_place
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, SwinIRConfig, TrainingConfig
+from harness.core.configs import AnyModelConfig, SwinIRConfig, TrainingConfig
 from harness.core.environment import now
 from harness.core.errors import OutageError, UserError
 from harness.core.files import NO_ROOM, no_room, shared_lock, write_text
@@ -213,7 +213,7 @@ def _stopped_without_storage(worker: Worker | None) -> SearchOutcome:
     return SearchOutcome("interrupted", "stopped on request", 0 if worker is None else len(worker.ledger.trained))
 
 
-def baseline_config(space: SearchSpace, name: str) -> CAMixerSRConfig | SwinIRConfig | BicubicConfig:
+def baseline_config(space: SearchSpace, name: str) -> AnyModelConfig:
     """Return the config of a baseline; a network gets the image residual that the searched networks get."""
     model = preset_config(name, space.scale)
     if isinstance(model, SwinIRConfig):

@@ -128,7 +128,7 @@ def table_rows(records: Iterable[TrialRecord]) -> Iterator[dict[str, object]]:
     for record in records:
         if record.state != "complete" or record.training is None:
             continue
-        latency = {point.routing: point for point in record.points}
+        latency = {point.routing: point for point in record.produced}
         scored: list[tuple[int, RoutingConfig | None, float, float, int]] = [
             (rung.step, point.routing, point.psnr_db, point.ssim, point.macs)
             for rung in record.rungs
@@ -136,7 +136,7 @@ def table_rows(records: Iterable[TrialRecord]) -> Iterator[dict[str, object]]:
         ]
         scored += [
             (record.training.steps, point.routing, point.evaluation.psnr_db, point.evaluation.ssim, point.macs)
-            for point in record.points
+            for point in record.produced
         ]
         for step, routing, psnr_db, ssim, macs in scored:
             yield {

@@ -21,7 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from harness.core.configs import RoutingConfig, Rung
+from harness.core.configs import CAMixerSRConfig, RoutingConfig, Rung
 from harness.core.errors import OutageError, UserError
 from harness.core.records import PointRecord, TrialRecord
 from harness.search.dialogue import Dialogue, Point, key, relative_violation
@@ -459,6 +459,8 @@ class Worker:
     def _proposal(self, record_id: str, number: int, values: Values) -> Proposal:
         model = self.space.model_config_for(values)
         suggested = self._routing(values)
+        if suggested is not None and isinstance(model, CAMixerSRConfig):
+            model = model.with_routing(suggested)  # by which records tell the suggested point from its siblings
         return Proposal(
             record_id=record_id,
             kind="trial",
@@ -475,8 +477,8 @@ class Worker:
         return self.space.routing_config(values) if self.space.routes else None
 
     def _tell_point(self, trial: Trial, proposal: Proposal, record: TrialRecord) -> None:
-        """Tell the values of the suggested point of a trained network."""
-        point = next(point for point in record.points if point.routing == proposal.suggested)
+        """Tell the values of the suggested point of a trained network: of its file, where it is quantised."""
+        point = next(point for point in record.produced if point.routing == proposal.suggested)
         values = self._objective_values(point)
         if values is None:
             self.dialogue.tell_unfinished(trial, TrialState.FAIL, "an objective was not measured")
@@ -487,10 +489,11 @@ class Worker:
         """Add each point of a trained network that its trial has not told, as a finished sibling of it, once.
 
         `but`: without the point that this suggested, which its trial is about to tell.
-        Calibrated routings are no values of the space's dimensions: their points stand in the record alone.
+        Calibrated routings are no values of the space's dimensions: their points stand in the record alone. So do
+        those of a network before its quantisation, which its dimensions lead beyond.
         """
         points = []
-        for point in record.points:
+        for point in record.produced:
             values = self._objective_values(point)
             if values is None or (point.routing is not None and point.routing not in self.routings):
                 continue

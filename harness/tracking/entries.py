@@ -15,6 +15,7 @@ from harness.core.records import (
     LatencyRecord,
     PointRecord,
     ProfileRecord,
+    QuantisedFile,
     StageRecord,
     StudyRecord,
     TrialRecord,
@@ -119,9 +120,11 @@ def record_metrics(record: TrialRecord) -> list[MetricEntry]:
     grows.
 
     A point's metrics are named like `psnr_db/fixed/gamma_0.50` and `latency_ms/cpu:1/fixed/gamma_0.50`, for a schedule
-    with the mean of its γ_b, `psnr_db/schedule/share_0.25`, so that networks can be laid side by side. The point that
-    the trial suggested, and a baseline's only point, have the plain names too (`psnr_db`, `latency_ms/cpu:1`), so that
-    runs can be laid side by side. Values that are not finite are left out; the record artifact has them.
+    with the mean of its γ_b, `psnr_db/schedule/share_0.25`, so that networks can be laid side by side; those of a
+    quantised file like `psnr_db/fixed/gamma_0.50/minmax-onnxruntime`. The point that the trial suggested (of its file,
+    where it is quantised), and a baseline's only point, have the plain names too (`psnr_db`, `latency_ms/cpu:1`), so
+    that runs can be laid side by side. Latencies are named by the study's conditions, which those of a file are
+    compared under. Values that are not finite are left out; the record artifact has them.
     """
     values: list[tuple[str, float | None, int]] = []
     if record.training_result:
@@ -147,7 +150,8 @@ def record_metrics(record: TrialRecord) -> list[MetricEntry]:
             for ending in _endings(scored.routing, suggested):
                 values += [(f"rung/psnr_db{ending}", scored.psnr_db, at), (f"rung/ssim{ending}", scored.ssim, at)]
     for point in record.points:
-        for ending in _endings(point.routing, suggested):
+        is_told = point in record.produced
+        for ending in _endings(point.routing, suggested, point.quantised, is_told=is_told):
             values += [(f"{name}{ending}", value, 0) for name, value in _point_values(point)]
     # The last value of a name and step counts: a point's own MACs after those of the check before training.
     latest = {(_clean(name), step): float(value) for name, value, step in values if value is not None}
@@ -193,9 +197,17 @@ def _thinned(pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return [finite[round(last * index / (MOST_CURVE_POINTS - 1))] for index in range(MOST_CURVE_POINTS)]
 
 
-def _endings(routing: RoutingConfig | None, suggested: RoutingConfig | None) -> list[str]:
-    """Return what the names of a routing's values end in: the routing, and nothing for the one that was suggested."""
-    return [*([f"/{_routing_name(routing)}"] if routing else []), *([""] if routing == suggested else [])]
+def _endings(
+    routing: RoutingConfig | None,
+    suggested: RoutingConfig | None,
+    quantised: QuantisedFile | None = None,
+    *,
+    is_told: bool = True,
+) -> list[str]:
+    """Return what the names of a point's values end in: routing and file; nothing for the one that was suggested."""
+    parts = [_routing_name(routing)] if routing else []
+    parts += [f"{quantised.method}-{quantised.runtime}"] if quantised else [] if is_told or routing else ["float"]
+    return [*([f"/{'/'.join(parts)}"] if parts else []), *([""] if routing == suggested and is_told else [])]
 
 
 def _point_values(point: PointRecord) -> Iterator[tuple[str, float | None]]:
@@ -208,9 +220,15 @@ def _point_values(point: PointRecord) -> Iterator[tuple[str, float | None]]:
     yield "params", point.params
     yield "peak_memory_bytes", point.peak_memory_bytes
     yield "feasible", float(point.feasible)
+    if point.quantised is not None:
+        yield "file_bytes", point.quantised.file_bytes
+        yield "float_file_psnr_db", point.quantised.float_psnr_db
+        yield "float_file_latency_ratio", point.quantised.float_ratio
     named: set[str] = set()
     for latency in point.latency:
-        conditions = latency.short_conditions if latency.short_conditions not in named else latency.conditions
+        whole = latency.stands_for
+        short = whole._replace(input_size=None).text
+        conditions = short if short not in named else whole.text
         named.add(conditions)
         for name, value in _latency_values(latency):
             yield f"{name}/{conditions}", value

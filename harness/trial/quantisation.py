@@ -4,10 +4,12 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
+from torch import Tensor
 
 from harness.compression import (
     calibrate_ranges,
@@ -24,12 +26,14 @@ from harness.core.device_lock import computing
 from harness.core.environment import now, observe_environment
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.quantisation import ChoiceRecord, QuantisationRecord
-from harness.core.records import EvaluationRecord, LatencyRecord
+from harness.core.records import EvaluationRecord, LatencyRecord, PointRecord, QuantisedFile, TrialRecord
+from harness.core.study_folder import StudyFolder
 from harness.data import ImagePair, PairedDataset, to_tensor
 from harness.metrics import Protocol, get_protocol
 from harness.models import SRNetwork, describe_kernels
 from harness.profiling import (
     DEFAULT,
+    TILE_OVERLAP,
     Device,
     Effort,
     Target,
@@ -37,17 +41,21 @@ from harness.profiling import (
     TargetSpec,
     check_runtime,
     export_onnx,
+    fit_to,
     load_target,
+    measure_file_memory,
     measure_in_processes,
+    measure_latencies,
     parse_device,
     run_in,
 )
+from harness.profiling.fingerprint import observe_device
+from harness.profiling.runtimes import runtime_version
 from harness.profiling.targets import InputContract
 from harness.trial.calibration import choose_images
 from harness.trial.evaluation import evaluate
 
 NETWORK_FILE, RECORD_FILE = "network.onnx", "quantisation.json"
-TILE_OVERLAP = 4  # low-resolution pixels, as in the protocol `large`
 _JUDGED_BY = "light"  # the protocol that layers are chosen by
 
 Progress = Callable[[str, int], None]  # (what is done, how often it was)
@@ -229,6 +237,16 @@ def is_quantised(folder: Path) -> bool:
     return (folder / NETWORK_FILE).is_file() and (folder / RECORD_FILE).is_file()
 
 
+def read_quantised(folder: Path) -> QuantisationRecord | None:
+    """Return the record of a result that is whole: its file is the one that was measured; else None."""
+    try:
+        record = QuantisationRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
+        content = (folder / NETWORK_FILE).read_bytes()
+    except (OSError, ValidationError):
+        return None
+    return record if hashlib.sha256(content).hexdigest() == record.sha256 else None
+
+
 def write_quantised(
     folder: Path, make: Callable[[Path], QuantisationRecord], *, overwrite: bool = False
 ) -> QuantisationRecord:
@@ -255,6 +273,20 @@ def write_quantised(
                 old.rename(folder)
             shutil.rmtree(workplace, ignore_errors=True)
     return record
+
+
+def find_quantised(folder: StudyFolder, record: TrialRecord, point: PointRecord | None = None) -> Path | None:
+    """Return the folder of the quantised file of a point, or of a record's first; None where it is none, or it is gone.
+
+    Of a point in float, that of the file under the same routing.
+    """
+    files = [one for one in record.points if one.quantised is not None]
+    if point is not None and point.quantised is None:
+        point = next((one for one in files if one.routing == point.routing), point)
+    if not files and point == record.points[0]:
+        point = None  # of a version that quantised under the first routing alone
+    file = folder.quantised_file(record, point)
+    return file.parent if file is not None and is_quantised(file.parent) else None
 
 
 def load_file(file: Path, tile: int, scale: int, threads: int) -> Target:
@@ -301,9 +333,90 @@ def measure_against_float(
         effort,
         reference=reference,
         reference_name="the float file",
-        reference_precision="fp32",
+        reference_conditions=Conditions(device, config.runtime, "fp32"),
         images=[pair.name for pair in images],
     )["quantised"]
+
+
+def describe_file(record: QuantisationRecord, file: str) -> QuantisedFile:
+    """Return what a point says of the file that it is of, which lies at `file` in the network's folder."""
+    config, choice = record.config, record.choice
+    assert record.before is not None
+    return QuantisedFile(
+        method=config.method,
+        runtime=config.runtime,
+        precision=config.precision,
+        tile=config.tile,
+        file=file,
+        sha256=record.sha256,
+        layers=len(choice.quantised),
+        kept=len(choice.kept),
+        file_bytes=record.file_bytes,
+        float_bytes=record.float_file_bytes,
+        float_psnr_db=record.before.psnr_db,
+        float_ratio=None if record.latency is None else record.latency.ratio,
+    )
+
+
+def measure_files(
+    files: Mapping[str, Path],
+    input_BCHW: Tensor,
+    config: QuantisationConfig,
+    under: Conditions,
+    effort: Effort,
+    *,
+    scale: int,
+    reference: SRNetwork | None,
+    reference_name: str | None,
+    images: Sequence[str] = (),
+    in_process: bool = False,
+) -> dict[str, LatencyRecord]:
+    """Measure quantised files of one network in their runtime, interleaved with `reference` as a study measures it.
+
+    `under` are conditions of the study, on a CPU: device, threads and input are theirs, and the reference runs under
+    them, in its own runtime. So the ratio is of times to restore the same image on the same device. Inputs that are
+    not as large as a file takes are restored in tiles. `in_process`: in this process, where the reference runs eagerly.
+    """
+    place = parse_device(under.device)
+    own = Conditions(under.device, config.runtime, config.precision)
+    targets = {name: load_file(file, config.tile, scale, place.threads or 1) for name, file in files.items()}
+    if not in_process or under.runtime != "eager":
+        return measure_in_processes(
+            targets,
+            input_BCHW[None],
+            own,
+            effort,
+            reference=reference,
+            reference_name=reference_name,
+            reference_conditions=under._replace(input_size=None),
+            images=images,
+        )
+    size = (input_BCHW.shape[-2], input_BCHW.shape[-1])
+    records = measure_latencies(
+        {name: fit_to(run_in(one, own.runtime, own.precision, place), size) for name, one in targets.items()},
+        input_BCHW,
+        device=under.device,
+        precision=under.precision,
+        reference=reference,
+        reference_name=reference_name,
+        min_repeats=effort.min_repeats,
+        min_seconds=effort.min_seconds,
+        max_seconds=effort.max_seconds,
+    )
+    facts = {
+        "runtime": own.runtime,
+        "precision": own.precision,
+        "compared_under": under._replace(input_size=None).text,
+        "fingerprint": observe_device(place, runtime_version(own.runtime)),
+    }
+    return {name: one.model_copy(update=facts) for name, one in records.items()}
+
+
+def measure_memory(file: Path, input_BCHW: Tensor, config: QuantisationConfig, device: str, scale: int) -> int:
+    """Return the bytes that a pass of a quantised file needs in its runtime, in a fresh process on a CPU."""
+    threads = parse_device(device).threads or 1
+    conditions = Conditions(device, config.runtime, config.precision)
+    return measure_file_memory(load_file(file, config.tile, scale, threads), input_BCHW, conditions)
 
 
 def _contract(tile: int, scale: int) -> InputContract:

@@ -17,11 +17,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from harness.core.configs import RoutingConfig, Rung, TrainingConfig
+from harness.core.configs import AnyModelConfig, RoutingConfig, Rung, TrainingConfig
 from harness.core.errors import UserError
-from harness.core.records import EvaluationRecord, LatencyRecord, PointRecord, RoutedLatency, TrialRecord, network_id
+from harness.core.records import (
+    EvaluationRecord,
+    LatencyRecord,
+    PointRecord,
+    QuantisedFile,
+    RoutedLatency,
+    TrialRecord,
+    network_id,
+)
 from harness.core.study_folder import StudyFolder
-from harness.trial.run import AnyModelConfig, Proposal, TrialProgress, TrialSetup, Verdict, run_trial
+from harness.trial.run import Proposal, TrialProgress, TrialSetup, Verdict, run_trial
 
 
 class Difference(NamedTuple):
@@ -162,7 +170,7 @@ def model_before(record: TrialRecord) -> AnyModelConfig:
 def _find_routings(record: TrialRecord) -> tuple[RoutingConfig | None, ...]:
     """Return the routings that a record's network was scored at, without those that were calibrated after training."""
     holders: Sequence[Any] = record.points or (record.rungs[0].points if record.rungs else ())
-    routings = tuple(holder.routing for holder in holders)
+    routings = tuple(dict.fromkeys(holder.routing for holder in holders))
     if record.calibration is None:
         return routings
     return tuple(one for one in routings if one is None or one.policy not in ("schedule", "detail"))
@@ -170,6 +178,9 @@ def _find_routings(record: TrialRecord) -> tuple[RoutingConfig | None, ...]:
 
 def _compare(record: TrialRecord, again: TrialRecord) -> tuple[tuple[str, ...], tuple[Difference, ...]]:
     """Compare what is deterministic, but for the weights; say what there was to compare, and what differs."""
+    if all(point.quantised is None for point in record.points):  # of a version whose files were no points
+        points = tuple(point for point in again.points if point.quantised is None)
+        again = again.model_copy(update={"points": points})
     then, now = dict(_facts(record)), dict(_facts(again))
     if record.untrained is None or again.untrained is None:  # the training was an earlier trial's
         then, now = ({what: one for what, one in facts.items() if what[:9] != "untrained"} for facts in (then, now))
@@ -216,7 +227,7 @@ def _facts(record: TrialRecord) -> Iterator[tuple[str, Any]]:
         for name, value in record.calibration.model_dump(mode="json", exclude={"seconds"}).items():
             yield f"calibration: {name}", tuple(value) if isinstance(value, list) else value
     for point in record.points:
-        where = _describe(point.routing)
+        where = _describe(point.routing, point.quantised)
         yield f"{where}: routing", None if point.routing is None else point.routing.canonical_json()
         yield from _scores(where, point.evaluation)
         yield f"{where}: MACs", point.macs
@@ -233,7 +244,9 @@ def _scores(where: str, evaluation: EvaluationRecord) -> Iterator[tuple[str, Any
     yield f"{where}: protocol", f"{evaluation.protocol}, tile {evaluation.tile}, wrap {evaluation.wrap}"
 
 
-def _describe(routing: RoutingConfig | None) -> str:
+def _describe(routing: RoutingConfig | None, quantised: QuantisedFile | None = None) -> str:
+    if quantised is not None:
+        return f"{_describe(routing)}, {quantised.label}"
     if routing is None:
         return "point"
     return f"schedule {routing.config_hash()[:6]}" if routing.policy == "schedule" else routing.label()
@@ -308,7 +321,7 @@ def _latencies(record: TrialRecord) -> Iterator[tuple[str, LatencyRecord]]:
     holders: list[PointRecord | RoutedLatency] = [*record.points, *record.early_latency]
     for holder in holders:
         for latency in holder.latency:
-            yield _describe(holder.routing), latency
+            yield _describe(holder.routing, getattr(holder, "quantised", None)), latency
 
 
 def _pair_latencies(record: TrialRecord, again: TrialRecord) -> Iterator[LatencyPair]:

@@ -1,8 +1,8 @@
 """One trial is one straight line.
 
 count MACs and parameters → hard constraints (reject before training) → latency, where a constraint asks for it or where
-networks are stopped early → score untrained → train, compared with others at rungs → calibrate, where asked for →
-evaluate and measure at every routing → TrialRecord.
+networks are stopped early → score untrained → train, compared with others at rungs → compress and quantise, where
+asked for → calibrate, where asked for → evaluate and measure at every routing, quantised files too → TrialRecord.
 
 Whatever computes lets measurements of other processes go before it: between the steps of training, the images of an
 evaluation and the scores of a calibration.
@@ -28,23 +28,24 @@ from torch import Tensor
 
 from harness.core.conditions import Conditions, parse_conditions
 from harness.core.configs import (
-    BicubicConfig,
+    AnyModelConfig,
     CalibrationConfig,
     CAMixerSRConfig,
     CompressionConfig,
     DataConfig,
     DistillationConfig,
+    QuantisationConfig,
     RoutingConfig,
     Rung,
     StoppingConfig,
-    SwinIRConfig,
     TrainingConfig,
 )
 from harness.core.constraints import Constraint
 from harness.core.device_lock import computing, waited_seconds
 from harness.core.environment import now, observe_environment
 from harness.core.errors import OutageError, TrialFailedError, UserError, is_out_of_memory
-from harness.core.files import NO_ROOM, atomic_path, no_room, write_text
+from harness.core.files import NO_ROOM, atomic_path, exclusive_lock, no_room, write_text
+from harness.core.quantisation import QuantisationRecord
 from harness.core.records import (
     WAITING,
     CompressionRecord,
@@ -61,6 +62,7 @@ from harness.core.records import (
     TrialState,
     latency_value,
     network_id,
+    point_id,
 )
 from harness.core.seeding import derive_seed
 from harness.core.study_folder import StudyFolder
@@ -90,11 +92,18 @@ from harness.training import (
 from harness.trial.calibration import TuningCrops, choose_images, find_gains, routing_by
 from harness.trial.compression import Workshop, compare_plans, compress, quantise_stage
 from harness.trial.evaluation import evaluate, routed
-from harness.trial.quantisation import NETWORK_FILE, quantise, write_quantised
+from harness.trial.quantisation import (
+    NETWORK_FILE,
+    describe_file,
+    measure_files,
+    measure_memory,
+    quantise,
+    read_quantised,
+    write_quantised,
+)
 from harness.trial.teacher import load_teacher
 
-QUANTISED = "quantised"  # the folder, beside a network's weights, of its quantised file
-AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
+QUANTISED = "quantised"  # the folder, beside a network's weights, of its quantised file under the first routing
 _RUNGS = TypeAdapter(tuple[RungRecord, ...])
 
 
@@ -145,7 +154,8 @@ class TrialSetup:
     evaluation.
     `calibration`: the routing of each trained network is calibrated on images of `train`, for points beside those that
     are proposed. `stopping`: trials are stopped early, by a `Judge`. `teachers`: the identities of the bundles that
-    networks learn from, by where they lie (`find_teachers`).
+    networks learn from, by where they lie (`find_teachers`). `shares_training`: several trials may be of the same
+    trained network, which one of them trains for all.
     """
 
     study: str
@@ -170,6 +180,7 @@ class TrialSetup:
     calibration: CalibrationConfig | None = None
     stopping: StoppingConfig | None = None
     teachers: Mapping[str, str] = field(default_factory=dict)
+    shares_training: bool = False
 
     def rungs(self, training: TrainingConfig) -> tuple[Rung, ...]:
         """Return the rungs of a training, the earliest first."""
@@ -188,7 +199,8 @@ class Proposal:
     """What one trial is to do. `routings` are all that the trained network is evaluated at; `suggested` is one of them.
 
     Networks that do not route have the single routing None. `compression`: what is done to the trained network, all of
-    whose points are then those of what comes out. `parent`: the network is trained already, and `training` is how.
+    whose points are then those of what comes out: of one that is quantised, in float and of a file for each routing.
+    `parent`: the network is trained already, and `training` is how.
     """
 
     record_id: str
@@ -471,7 +483,104 @@ def _train_and_measure(
                 for name, routing in zip(untrained, proposal.routings, strict=True)
             )
 
-    trained = proposal.trained_id(setup.data)
+    with _training_alone(setup, proposal, observed, tell, should_stop):
+        _train(setup, proposal, observed, network, rungs, judge, teacher, progress, tell, should_stop, group)
+    if proposal.compression is not None:
+        assert training is not None
+        whole = routed(network.eval(), proposal.routings[0])  # not the one that happened to be proposed first
+        with observed.timed("compression"):
+            network, observed.compression = _compress(setup, proposal, whole, training, tell, progress, should_stop)
+        observed.model = _with_routing(network.config, getattr(proposal.model, "routing", None))
+        observed.params = sum(parameter.numel() for parameter in network.parameters())
+        observed.macs_check = _check_macs(network, sample_BCHW)
+        _write_weights(setup.folder.weights_file(identity), network)
+
+    network.eval()
+    made: list[tuple[str, QuantisationRecord]] = []
+    if proposal.compression is not None and proposal.compression.quantise is not None:
+        assert observed.compression is not None
+        with observed.timed("quantisation"):
+            made = _quantise(setup, proposal, network, proposal.compression.quantise, tell, should_stop)
+        stages = observed.compression.stages
+        stage = quantise_stage(stages, made[0][1], made[0][0])
+        observed.compression = observed.compression.model_copy(update={"stages": (*stages, stage)})
+    routings = proposal.routings
+    if setup.calibration is not None and isinstance(network, CAMixerSR):
+        tell("calibrating")
+        with observed.timed("calibration"):
+            observed.calibration = _find_gains(setup, network, setup.calibration)
+        if observed.calibration.note is None:
+            policy, shares = setup.calibration.policy, setup.calibration.shares
+            routings += tuple(routing_by(observed.calibration, policy, share) for share in shares)
+
+    tell("evaluating")
+    variants = _vary(network, routings)
+    with observed.timed("evaluation"):
+        evaluations = {
+            name: evaluate(variant, setup.validation, setup.protocol, device=setup.train_device)
+            for name, variant in variants.items()
+        }
+    early = {entry.routing: entry.latency for entry in observed.early_latency if observed.compression is None}
+    latencies = {
+        name: early[routing]
+        for (name, variant), routing in zip(variants.items(), routings, strict=True)
+        if routing in early and variant.is_static
+    }
+    if len(latencies) < len(variants):
+        tell("measuring latency")
+        with observed.timed("latency"):
+            latencies |= _measure(setup, {name: one for name, one in variants.items() if name not in latencies})
+    memory_device = parse_conditions(setup.devices[0]).device
+    with observed.timed("memory"):
+        memory = {
+            name: measure_peak_memory(variant.config, setup.latency_input_size, memory_device)
+            for name, variant in variants.items()
+            if setup.measure_memory
+        }
+    assert observed.params is not None
+    points = [
+        PointRecord(
+            routing=routing,
+            evaluation=evaluations[name],
+            macs=_point_macs(variant.config, setup.macs_input_size, evaluations[name]),
+            params=observed.params,
+            latency=latencies[name],
+            peak_memory_bytes=memory.get(name),
+        )
+        for (name, variant), routing in zip(variants.items(), routings, strict=True)
+    ]
+    if made:
+        tell("measuring quantised files")
+        with observed.timed("latency"):
+            points += _quantised_points(setup, points, made, setup.folder.network_dir(identity), network.scale)
+    observed.points = tuple(
+        point.model_copy(
+            update={
+                "constraints": {
+                    constraint.name: constraint.violation(point.value(constraint.metric))
+                    for constraint in setup.constraints
+                }
+            }
+        )
+        for point in points
+    )
+
+
+def _train(
+    setup: TrialSetup,
+    proposal: Proposal,
+    observed: _Observed,
+    network: SRNetwork,
+    rungs: Sequence[Rung],
+    judge: Judge | None,
+    teacher: SRNetwork | None,
+    progress: TrialProgress,
+    tell: Callable[[str], None],
+    should_stop: Callable[[], bool],
+    group: Group,
+) -> None:
+    """Train a network in place, or read the weights of one that was trained before."""
+    training, identity, trained = proposal.training, proposal.network_id(setup.data), proposal.trained_id(setup.data)
     is_shared = proposal.compression is not None or setup.folder.training_file(trained).is_file()
     if is_shared and (known := _read_trained(setup, proposal, network)) is not None:
         observed.training_result = known.result
@@ -520,75 +629,39 @@ def _train_and_measure(
         group.leave()
         climb(training.steps, network.state_dict())  # rungs of images alone
         _write_weights(setup.folder.weights_file(trained), network)
-        if proposal.compression is not None:
+        if proposal.compression is not None or setup.shares_training:
             write_text(setup.folder.training_file(trained), observed.training_result.model_dump_json())
-    if proposal.compression is not None:
-        assert training is not None
-        whole = routed(network.eval(), proposal.routings[0])  # not the one that happened to be proposed first
-        with observed.timed("compression"):
-            network, observed.compression = _compress(setup, proposal, whole, training, tell, progress, should_stop)
-        observed.model = _with_routing(network.config, getattr(proposal.model, "routing", None))
-        observed.params = sum(parameter.numel() for parameter in network.parameters())
-        observed.macs_check = _check_macs(network, sample_BCHW)
-        _write_weights(setup.folder.weights_file(identity), network)
 
-    network.eval()
-    routings = proposal.routings
-    if setup.calibration is not None and isinstance(network, CAMixerSR):
-        tell("calibrating")
-        with observed.timed("calibration"):
-            observed.calibration = _find_gains(setup, network, setup.calibration)
-        if observed.calibration.note is None:
-            policy, shares = setup.calibration.policy, setup.calibration.shares
-            routings += tuple(routing_by(observed.calibration, policy, share) for share in shares)
 
-    tell("evaluating")
-    variants = _vary(network, routings)
-    with observed.timed("evaluation"):
-        evaluations = {
-            name: evaluate(variant, setup.validation, setup.protocol, device=setup.train_device)
-            for name, variant in variants.items()
-        }
-    early = {entry.routing: entry.latency for entry in observed.early_latency if observed.compression is None}
-    latencies = {
-        name: early[routing]
-        for (name, variant), routing in zip(variants.items(), routings, strict=True)
-        if routing in early and variant.is_static
-    }
-    if len(latencies) < len(variants):
-        tell("measuring latency")
-        with observed.timed("latency"):
-            latencies |= _measure(setup, {name: one for name, one in variants.items() if name not in latencies})
-    memory_device = parse_conditions(setup.devices[0]).device
-    with observed.timed("memory"):
-        memory = {
-            name: measure_peak_memory(variant.config, setup.latency_input_size, memory_device)
-            for name, variant in variants.items()
-            if setup.measure_memory
-        }
-    assert observed.params is not None
-    points = [
-        PointRecord(
-            routing=routing,
-            evaluation=evaluations[name],
-            macs=_point_macs(variant.config, setup.macs_input_size, evaluations[name]),
-            params=observed.params,
-            latency=latencies[name],
-            peak_memory_bytes=memory.get(name),
-        )
-        for (name, variant), routing in zip(variants.items(), routings, strict=True)
-    ]
-    observed.points = tuple(
-        point.model_copy(
-            update={
-                "constraints": {
-                    constraint.name: constraint.violation(point.value(constraint.metric))
-                    for constraint in setup.constraints
-                }
-            }
-        )
-        for point in points
-    )
+@contextmanager
+def _training_alone(
+    setup: TrialSetup,
+    proposal: Proposal,
+    observed: _Observed,
+    tell: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> Iterator[None]:
+    """Let nobody else train the same network for another of its compressions meanwhile; they wait for its weights.
+
+    Whoever dies lets go of it, and the next one trains.
+    """
+    if not setup.shares_training or proposal.training is None or proposal.parent is not None:
+        yield
+        return
+    trained, since = proposal.trained_id(setup.data), 0.0
+
+    def wait() -> None:
+        nonlocal since
+        if should_stop():
+            raise TrainingInterruptedError("stopped while it waited for another worker, which trains the same network")
+        if not since:
+            tell(f"waiting for another worker, which trains network {trained}")
+            since = time.perf_counter()
+
+    with exclusive_lock(setup.folder.training_lock(trained), while_waiting=wait):
+        if since:
+            observed.seconds[WAITING] = observed.seconds.get(WAITING, 0.0) + time.perf_counter() - since
+        yield
 
 
 class _Trained(NamedTuple):
@@ -681,28 +754,129 @@ def _compress(
         file=setup.folder.stage_file(identity),
         tell=tell,
     )
-    config = plan.quantise
-    if config is None:
-        return network, record
-    tell("quantising")
+    return network, record
+
+
+def _quantise(
+    setup: TrialSetup,
+    proposal: Proposal,
+    network: SRNetwork,
+    config: QuantisationConfig,
+    tell: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> list[tuple[str, QuantisationRecord]]:
+    """Quantise a network under each routing of the proposal, a file each; return files, in its folder, and records.
+
+    What a run that was stopped or killed has finished of it is kept.
+    """
+    identity = proposal.network_id(setup.data)
+    folder = setup.folder.network_dir(identity)
     place = parse_conditions(setup.devices[0]).device
-    made = write_quantised(
-        setup.folder.network_dir(identity) / QUANTISED,
-        lambda folder: quantise(
-            network,
-            setup.train,
+    place = place if place.startswith("cpu") else "cpu:1"
+    found = []
+    for index, routing in enumerate(proposal.routings):
+        ending = point_id("", routing).replace("/", "-") if index else ""
+        routed_network = routed(network, routing)
+        label = "" if routing is None or len(proposal.routings) == 1 else f", {routing.label()}"
+        made = _read_quantised(setup, folder / f"{QUANTISED}{ending}", routed_network, config, place, identity)
+        if made is None:
+            if should_stop():
+                raise TrainingInterruptedError(f"stopped at quantisation {index + 1} of {len(proposal.routings)}")
+            tell(f"quantising{label}")
+            made = write_quantised(
+                folder / f"{QUANTISED}{ending}",
+                functools.partial(
+                    quantise,
+                    routed_network,
+                    setup.train,
+                    config,
+                    weights=str(setup.folder.weights_file(identity)),
+                    evaluation=setup.validation,
+                    protocol=setup.protocol,
+                    device=place,
+                    effort=_effort(setup) if setup.measure_latency else None,
+                ),
+                overwrite=True,
+            )
+        found.append((f"{QUANTISED}{ending}/{NETWORK_FILE}", made))
+    return found
+
+
+def _read_quantised(
+    setup: TrialSetup, folder: Path, network: SRNetwork, config: QuantisationConfig, device: str, identity: str
+) -> QuantisationRecord | None:
+    """Return what an earlier process of this very trial has made; None where it is to be made (again).
+
+    The stage that it was made of is still there; once a trial is over nothing of it is taken.
+    """
+    known = read_quantised(folder) if setup.folder.stage_file(identity).is_file() else None
+    if known is None or known.after is None or (known.config, known.model) != (config, network.config):
+        return None
+    same = (known.after.protocol, known.after.dataset_hash) == (setup.protocol.name, setup.validation.content_hash)
+    measured = None if known.latency is None else known.latency.device
+    return known if same and measured == (parse_device(device).text if setup.measure_latency else None) else None
+
+
+def _quantised_points(
+    setup: TrialSetup,
+    points: Sequence[PointRecord],
+    made: Sequence[tuple[str, QuantisationRecord]],
+    folder: Path,
+    scale: int,
+) -> list[PointRecord]:
+    """Return the points of quantised files, measured in their runtime beside the study's reference.
+
+    `points` are those of the same network in float, in the same order. Of conditions that are no CPU's there is no
+    latency: the files run on CPUs.
+    """
+    files = {str(index): folder / file for index, (file, _) in enumerate(made)}
+    config = made[0][1].config
+    under = [one for one in map(parse_conditions, setup.devices) if one.device.startswith("cpu")]
+    inputs = [representative_input(setup.validation, one.input_size or setup.latency_input_size) for one in under]
+    measured = [
+        measure_files(
+            files,
+            input_BCHW,
             config,
-            folder,
-            weights=str(setup.folder.weights_file(identity)),
-            evaluation=setup.validation,
-            protocol=setup.protocol,
-            device=place if place.startswith("cpu") else "cpu:1",
-            effort=Effort(setup.latency_repeats, setup.latency_seconds) if setup.measure_latency else None,
-        ),
-        overwrite=True,
-    )
-    stage = quantise_stage(record.stages, made, f"{QUANTISED}/{NETWORK_FILE}")
-    return network, record.model_copy(update={"stages": (*record.stages, stage)})
+            one,
+            _effort(setup),
+            scale=scale,
+            reference=setup.reference,
+            reference_name=setup.reference_name,
+            images=(setup.validation[0].name,),
+            in_process=setup.latency_process == "shared",
+        )
+        for one, input_BCHW in zip(under, inputs, strict=True)
+        if setup.measure_latency
+    ]
+    memory = {}
+    if setup.measure_memory and under:
+        memory_input_BCHW = representative_input(setup.validation, setup.latency_input_size)
+        memory = {
+            name: measure_memory(file, memory_input_BCHW, config, under[0].device, scale)
+            for name, file in files.items()
+        }
+    found = []
+    for index, (file, record) in enumerate(made):
+        name, of_float = str(index), points[index]
+        assert record.after is not None
+        shares = {key: getattr(of_float.evaluation, key) for key in ("attention_share", "attention_share_per_block")}
+        found.append(
+            PointRecord(
+                routing=of_float.routing,
+                evaluation=record.after.model_copy(update=shares),
+                macs=of_float.macs,
+                params=of_float.params,
+                latency=tuple(records[name] for records in measured),
+                peak_memory_bytes=memory.get(name),
+                quantised=describe_file(record, file),
+            )
+        )
+    return found
+
+
+def _effort(setup: TrialSetup) -> Effort:
+    return Effort(setup.latency_repeats, setup.latency_seconds)
 
 
 def _open_workshop(setup: TrialSetup, training: TrainingConfig) -> Workshop:
@@ -944,7 +1118,7 @@ def _measure_under(
         variants,
         input_BCHW[None],
         conditions,
-        Effort(setup.latency_repeats, setup.latency_seconds),
+        _effort(setup),
         reference=setup.reference,
         reference_name=setup.reference_name,
         images=(setup.validation[0].name,),

@@ -166,6 +166,7 @@ RELEASED = (  # ours → the released naming of SwinIR
 )
 
 
+@pytest.mark.slow
 def test_swinir_light_under_released_names_and_with_released_buffers(call: Call, tmp_path: Path) -> None:
     """A whole SwinIR-light, its masks of 64×64 inputs and index tables included, evaluated, profiled, in tiles too."""
     network = random_network(SwinIRConfig(scale=4), seed=2)

@@ -48,6 +48,7 @@ def detour(tmp_path: Path) -> Path:
     return tmp_path / "detour.py"
 
 
+@pytest.mark.slow
 def test_a_factory_is_measured_beside_swinir(call: Call) -> None:
     document = call("profile", f"{NETWORKS}:any_size", *SIZE, *QUICK, "--json").document
     assert document["target"]["kind"] == "factory"
@@ -89,6 +90,7 @@ def test_a_file_costs_what_the_network_costs(call: Call, tmp_path: Path, suffix:
     )
 
 
+@pytest.mark.slow
 def test_frozen_torchscript_has_no_count_of_parameters(call: Call, tmp_path: Path) -> None:
     frozen = torch.jit.freeze(torch.jit.script(Pyramid().eval()))
     torch.jit.save(frozen, tmp_path / "frozen.pt")
@@ -98,6 +100,7 @@ def test_frozen_torchscript_has_no_count_of_parameters(call: Call, tmp_path: Pat
     assert "TorchScript that is frozen" in outcome.err
 
 
+@pytest.mark.slow
 def test_the_default_size_is_one_that_the_network_takes(call: Call) -> None:
     outcome = call("profile", f"{NETWORKS}:needs_256", *QUICK, "--no-reference", "--json")
     assert outcome.document["input_size"] == [256, 512]
@@ -112,6 +115,7 @@ def test_a_network_that_swinir_cannot_stand_beside_is_measured_alone(call: Call)
     assert "NTIRE 2024" not in outcome.out
 
 
+@pytest.mark.slow
 def test_the_tree_goes_as_deep_as_is_asked_for(call: Call) -> None:
     outcome = call("profile", f"{NETWORKS}:any_size", "--tree", "1", *SIZE, *QUICK, "--no-reference")
     assert outcome.code == 0, outcome.err
@@ -132,6 +136,7 @@ def test_a_gap_that_nothing_explains_ends_the_command(call: Call, detour: Path) 
     assert "warning: detour.py:Detour: the counters differ" in allowed.err
 
 
+@pytest.mark.slow
 def test_an_operator_that_nothing_looks_into_is_told(call: Call, detour: Path) -> None:
     outcome = call("profile", f"{detour.name}:Halved", *SIZE, *QUICK, "--no-reference")
     assert outcome.code == 0

@@ -1,5 +1,7 @@
 """`harness compress`: bundles in, smaller bundles out; targets, mistakes, and the same command again."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,21 @@ def arguments(bundle: Path, photographs: Photographs, *more: str) -> tuple[str, 
     return ("compress", str(bundle), *images, "--threads", "1", "--tune-steps", "2", "--out", "small", *more)
 
 
+def status_of_unfinished(call: Call) -> str:
+    """What is told of the run in `small` where a kill came before its record."""
+    shutil.copytree("small", "killed", ignore=shutil.ignore_patterns("trials", "bundle"))
+    told = call("status", "killed")
+    assert told.code == 0, told.err
+    assert "the same command again goes on from here" in told.out
+    return told.out
+
+
 @pytest.mark.parametrize(
     ("target", "cost"),
-    [(("--left", "0.7"), "macs"), (("--target-params", "{params}"), "params")],
-    ids=["macs", "params"],
+    [
+        pytest.param(("--left", "0.7"), "macs", id="macs"),
+        pytest.param(("--target-params", "{params}"), "params", id="params", marks=pytest.mark.slow),
+    ],
 )
 def test_a_bundle_becomes_a_smaller_one(
     call: Call, bundle: Path, photographs: Photographs, target: tuple[str, str], cost: str
@@ -55,6 +68,13 @@ def test_a_bundle_becomes_a_smaller_one(
     repeated = call(*arguments(bundle, photographs, option, value))
     assert repeated.code == 0, repeated.err
     assert "was compressed before with these settings" in repeated.err
+    status = call("status", "small")
+    assert "small in small: a run of `harness compress`, complete" in status.out
+    assert "tune 1" in status.out
+    assert "bundle       small/bundle" in status.out
+    told = call("status", "small", "--json").document
+    assert (told["kind"], told["state"], len(told["stages"])) == ("compress", "complete", 3)
+    assert "a run of `harness compress`, unfinished" in status_of_unfinished(call)
     assert "channels left, summed over blocks" in repeated.out
     assert "group-norm global" not in repeated.err  # which auto has tried before
     for more in (("--protocol", "large"), ("--latency-device", "cpu:2")):
@@ -68,7 +88,7 @@ def test_a_bundle_becomes_a_smaller_one(
     assert "is a bundle; expected a folder" in call(*arguments(bundle, photographs)[:-1], bundle, option, value).mistake
 
 
-def test_mistakes_are_one_line(call: Call, bundle: Path, photographs: Photographs) -> None:
+def test_mistakes_are_one_line(call: Call, study: FinishedStudy, bundle: Path, photographs: Photographs) -> None:
     def mistake(*more: str) -> str:
         return call(*arguments(bundle, photographs, *more)).mistake
 
@@ -76,11 +96,26 @@ def test_mistakes_are_one_line(call: Call, bundle: Path, photographs: Photograph
     assert "--left given: expected one of" in mistake("--left", "0.5", "--target-macs", "1M").replace(
         "--target-macs, --left", "--left"
     )
+    whole = call("compress", "tiny", "--results", study.results, *arguments(bundle, photographs, "--left", "0.7")[2:])
+    assert (
+        f"tiny is a study; expected one of its points, as a bundle: `harness export tiny --results {study.results} "
+        in (whole.mistake)
+    )
+    assert f"--pick knee` makes {bundle}" in whole.mistake
     assert "--left 1.5: expected a share between 0 and 1" in mistake("--left", "1.5")
     assert "--target-macs 'many': expected a number above 0, such as 500M" in mistake("--target-macs", "many")
     assert "--target-latency '3 apples'" in mistake("--target-latency", "3 apples")
-    assert "expected a target between" in mistake("--target-macs", "1")
-    assert "expected a target between" in mistake("--target-params", "9G")
+    told = mistake("--target-macs", "10")
+    found = re.fullmatch(
+        r"--target-macs asks for 10 MACs: the network has (.* [kM]), of which (.* [kM]) are left when all channels go "
+        r"that may; expected at least (.* [kM]), and less than (.* [kM])",
+        told,
+    )
+    assert found is not None, told
+    assert (found[3], found[4]) == (found[2], found[1])
+    assert "expected at least" in mistake("--target-params", "9G")
+    least = float(mistake("--left", "0.001").partition("a share of at least ")[2].partition(",")[0])
+    assert 0.001 < least < 1
     assert "the network takes" in mistake("--target-latency", "1000000ms")
     assert "no channels 'value'" in mistake("--left", "0.7", "--kinds", "value")
     assert "--cost 'dollars'" in mistake("--left", "0.7", "--cost", "dollars")

@@ -76,6 +76,7 @@ class TestTrain:
 
 
 class TestSearch:
+    @pytest.mark.slow
     def test_a_search_chooses_whether_to_learn_from_a_teacher(
         self, call: Call, photographs: Photographs, teacher: Path, tmp_path: Path
     ) -> None:

@@ -70,6 +70,7 @@ class TestProfile:
         low, high = record["ratio_interval"]
         assert low <= record["ratio"] <= high
 
+    @pytest.mark.slow
     def test_rows_on_real_images_are_kept(self, call: Call, model_file: Path, photographs: Photographs) -> None:
         sizes = ("--input-sizes", "8x12,16x16", "--batch-sizes", "2", "--images", photographs.train)
         arguments = (*sizes, "--routing", "probability", "--gamma", "1", "--reference", "bicubic", "--json")
@@ -119,6 +120,7 @@ class TestProfile:
         assert (record["runtime"], record["fingerprint"]["runtime_version"] is None) == ("onnxruntime", False)
         assert record["output_error"] < 1e-4
 
+    @pytest.mark.slow
     def test_gamma_changes_the_cost(self, call: Call, model_file: Path) -> None:
         macs = [
             call("profile", model_file, "--input-size", "8", "8", "--gamma", gamma, "--json", "--no-reference", *QUICK)

@@ -10,6 +10,7 @@ from tests.photographs import Photographs
 from tests.spaces import tiny_space, write_space
 
 
+@pytest.mark.slow
 def test_shares_are_in_report_document_and_store(call: Call, photographs: Photographs, tmp_path: Path) -> None:
     gammas = {"choices": [0.0, 0.25, 0.5, 0.75, 1.0]}
     dimensions = {"model.channels": {"low": 8, "high": 64, "step": 4}, "routing.gamma": gammas}

@@ -142,7 +142,7 @@ class TestReportAndExport:
         scores = [float(row["psnr_db"]) for row in on_front]
         assert all(point["psnr_db"] in [pytest.approx(score) for score in scores] for point in front)
 
-    @pytest.mark.parametrize("pick", ["knee", "best-psnr", "fastest", "smallest", "trial:4"])
+    @pytest.mark.parametrize("pick", ["knee", "best-psnr", "fastest", "smallest", "trial:4", "macs <= 9G"])
     def test_every_pick_is_rebuilt_to_the_bit(
         self, call: Call, study: FinishedStudy, photographs: Photographs, tmp_path: Path, pick: str
     ) -> None:
@@ -202,6 +202,7 @@ class TestAgain:
         assert "1 networks trained" in done.out
         assert done.err.count("warning: MLflow tracking") == 1
 
+    @pytest.mark.slow
     def test_train_makes_a_bundle_once_and_replaces_it_only_when_asked(
         self, call: Call, photographs: Photographs, tmp_path: Path
     ) -> None:

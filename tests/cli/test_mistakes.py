@@ -119,6 +119,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["search", "SPACE", "--set", "constraints=[macs <= 1]"],
         ["constraint macs <= 1: no network of the space can meet it; the smallest macs in the space are", "raise"],
     ),
+    "pick that is none, before anything is trained": (
+        ["search", "SPACE", "--export", "nicest"],
+        ["unknown pick 'nicest'", "latency_ms <= 20 and psnr_db >= 30", "weights: psnr_db=2"],
+    ),
+    "bounds that are none, before anything is trained": (
+        ["search", "SPACE", "--export", "latency_ms = 20"],
+        ["--pick 'latency_ms = 20', character 12: expected one of <= < >= >, got '='"],
+    ),
     "early stopping after the end": (
         ["search", "SPACE", "--set", "stopping.grace_steps=2"],
         ["stopping.grace_steps: 2 steps are not before the end of training, after 2", "leave `stopping` out"],

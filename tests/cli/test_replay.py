@@ -148,6 +148,7 @@ def own_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Photograp
 
 
 class TestImagesAndEndings:
+    @pytest.mark.slow
     def test_a_failed_trial_fails_again(self, own_study: tuple[Path, Photographs], tmp_path: Path, call: Call) -> None:
         folder, _ = own_study
         trials = {one.number: one for one in StudyFolder(folder / "results" / "own").read_trials()}

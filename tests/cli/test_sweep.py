@@ -59,6 +59,7 @@ def test_every_gamma_and_training_mode_in_percent_of_full_attention(call: Call, 
     assert len(call("compare", "--profiles", "--mix", "--json").document["rows"]) == 4
 
 
+@pytest.mark.slow
 def test_the_time_of_a_pass_by_component(call: Call, model: Path) -> None:
     document = call(
         "profile", model, "--breakdown", "--gamma", "1", "--input-size", "48", "48", *QUICK, "--no-reference", "--json"
@@ -71,6 +72,7 @@ def test_the_time_of_a_pass_by_component(call: Call, model: Path) -> None:
     assert record["breakdown"]["component_ms"] == breakdown["component_ms"]
 
 
+@pytest.mark.slow
 def test_tables_and_pictures(call: Call, model: Path) -> None:
     common = ("--input-size", "32", "32", *QUICK, "--no-reference")
     swept = call("profile", model, "--sweep", "gamma", "--gammas", "0.25", *common)

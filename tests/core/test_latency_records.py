@@ -59,3 +59,20 @@ def test_metrics_name_device_runtime_precision_and_size() -> None:
     assert latency_value(records, "latency_ratio/cpu:1/64x64/fp32/eager") == plain.ratio
     assert latency_value(records, "latency_ms/cpu:1/fp16") is None
     assert find_latency([], None) is None
+
+
+def test_a_file_compared_under_other_conditions_than_its_own_stands_for_these() -> None:
+    """In its runtime beside networks that run eagerly: found under their conditions, and under no others."""
+    plain = latency(10.0)
+    own = {"runtime": "onnxruntime", "median": 6.0, "compared_under": "cpu:1"}
+    beside = plain.model_copy(update=own)
+    cast = plain.model_copy(update={**own, "compared_under": "cpu:1/bf16", "median": 6.1})
+    assert latency_value([beside, cast], "latency_ms") == 6.0
+    assert latency_value([beside, cast], "latency_ms/cpu:1/64x64") == 6.0
+    assert latency_value([beside, cast], "latency_ms/cpu:1/bf16") == 6.1
+    assert latency_value([beside, cast], "latency_ms/cpu:1/onnxruntime") is None
+    assert latency_value([beside, cast], "latency_ms/cpu:2") is None
+    assert beside.setting == plain.setting != cast.setting
+    assert (beside.conditions, beside.runtime_note) == ("cpu:1/onnxruntime/fp32/64x64", "onnxruntime, fp32")
+    assert plain.runtime_note is None
+    assert LatencyRecord.model_validate_json(beside.model_dump_json()) == beside

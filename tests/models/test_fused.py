@@ -22,6 +22,7 @@ from tests.models.test_swinir import build_both
 
 # Images × height × width by window: more columns than a tile, more rows than a band, windows that fill no vector.
 SIZES = {3: (1, 50, 40), 5: (2, 21, 203), 8: (1, 150, 30), 16: (1, 40, 230), 20: (1, 70, 45)}
+WINDOWS = [pytest.param(side, marks=pytest.mark.slow) if side in (5, 16) else side for side in SIZES]
 # Inside blocks, whose features are 20 to 24: more and fewer, odd and even, one; values and keys made before attention
 # and after it; what a block leaves in the maps is more and less than the next one's.
 BLOCKS = (
@@ -133,7 +134,7 @@ def test_who_wants_to_see_operators_sees_them() -> None:
         assert seen == [block]
 
 
-@pytest.mark.parametrize("window", SIZES)
+@pytest.mark.parametrize("window", WINDOWS)
 @torch.inference_mode()
 def test_every_variant_stays_close_in_bfloat16(variant: str, window: int) -> None:
     """At γ = 1 and 0, where rounding cannot make windows change places."""
@@ -147,7 +148,7 @@ def test_every_variant_stays_close_in_bfloat16(variant: str, window: int) -> Non
 
 
 @pytest.mark.parametrize("is_half", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("window", SIZES)
+@pytest.mark.parametrize("window", WINDOWS)
 @torch.inference_mode()
 def test_threads_change_nothing(window: int, is_half: bool, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once in several times: rows and windows that two threads write would be a matter of luck."""

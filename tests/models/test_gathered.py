@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harness.core.configs import CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.models import CAMixerSR, build_model, camixersr
 from harness.models.camixersr import CAMixer, MixerMode, head_width
 from harness.models.network import Restoration
-from harness.models.registry import AnyModelConfig
 from tests.models.test_literal import ABLATIONS, NETWORKS, SIZES, build, images, routings
 
 
@@ -63,6 +62,7 @@ def test_gathering_changes_nothing(settings: dict[str, Any], size: tuple[int, in
         assert_gathered_is_literal(network, input_BCHW, network.routing.label())
 
 
+@pytest.mark.slow
 def test_maps_of_importance_are_followed(device: torch.device) -> None:
     network = build(channels=24, window=8, groups=(1, 2)).double().to(device)
     input_BCHW = images(2, 60, 75).double().to(device)

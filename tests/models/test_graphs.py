@@ -13,10 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.core.configs import CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.models import CAMixerSR, Restoration, SRNetwork, build_model, graphs, restore_tiled
 from harness.models.graphs import PassKey, Recordings, key_of, suits
-from harness.models.registry import AnyModelConfig
 from tests.models.test_literal import build, images
 
 CONFIG = CAMixerSRConfig(scale=2, groups=(1, 1), channels=8, window=4)

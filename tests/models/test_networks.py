@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig, BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
 from harness.models import CAMixerSR, SRNetwork, build_model, preset_config, restore_tiled, restore_whole
 from harness.models.bicubic import upscale_bicubic
 from harness.models.padding import pad_symmetric, pad_to_multiple
-from harness.models.registry import AnyModelConfig
 from harness.models.tiling import tile_starts
 
 SMALL: list[AnyModelConfig] = [

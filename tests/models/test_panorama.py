@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.core.configs import BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
+from harness.core.configs import AnyModelConfig, BicubicConfig, CAMixerSRConfig, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
 from harness.data import to_tensor
 from harness.data.images import read_rgb
@@ -23,7 +23,6 @@ from harness.models import (
     restore_tiled,
 )
 from harness.models.panorama import continue_around, wrap_width
-from harness.models.registry import AnyModelConfig
 from tests.models.test_networks import noise
 
 # Networks that look no further than 16 columns. Channel attention and ranks look at the whole image, with the columns

@@ -7,6 +7,7 @@ from harness.core.errors import UserError
 from harness.profiling.memory import measure_peak_memory
 
 
+@pytest.mark.slow
 def test_memory_covers_the_output_and_grows_with_the_image() -> None:
     config = CAMixerSRConfig(channels=24, groups=(1,), window=8)
     small, large = (measure_peak_memory(config, size) for size in ((64, 64), (256, 256)))

@@ -29,6 +29,7 @@ def network(config: CAMixerSRConfig | SwinIRConfig | BicubicConfig) -> SRNetwork
     return build_model(config).eval()
 
 
+@pytest.mark.slow
 def test_routings_of_a_network_beside_a_reference() -> None:
     routings = {f"γ={gamma:g}": RoutingConfig(policy="probability", gamma=gamma) for gamma in (0.0, 1.0)}
     torch.manual_seed(0)
@@ -161,6 +162,7 @@ def test_a_network_of_anybodys_that_fails_in_its_process_is_the_users_to_mend(
     assert "memory" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to a core")
 def test_a_shared_core_is_noticed() -> None:
     """Another process on the only core: the record says so, though no half of the samples differs from the other."""

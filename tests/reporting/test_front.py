@@ -9,19 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
-from harness.core.errors import UserError
-from harness.core.records import Direction, ObjectiveConfig, TrialRecord
-from harness.reporting.front import hypervolume, knee_index, non_dominated, pick, study_front
+from harness.core.records import Direction, ObjectiveConfig, TrialRecord, point_id
+from harness.reporting.front import hypervolume, knee_index, non_dominated, study_front
+from harness.reporting.picks import pick
 from harness.reporting.study import Study
+from harness.reporting.table import points_table
 from tests.records import (
+    PSNR_LATENCY_MACS,
     PSNR_MACS,
     bicubic_baseline,
-    one_of_each_state,
     point,
     search_trials,
     study_record,
     swinir_baseline,
     trial,
+    with_quantised,
 )
 
 DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
@@ -172,68 +174,25 @@ def test_an_objective_may_name_a_device() -> None:
     assert "cuda:0" in front.hypervolume_reference
 
 
-def test_picks() -> None:
-    found = study(
-        trial(0, [point(27.0, 100, latency_ms=10.0, params=9)]),
-        trial(1, [point(26.0, 10, latency_ms=2.0, params=5)]),
-        trial(2, [point(26.8, 30, latency_ms=3.0, params=3)]),
-    )
-    assert pick(found, "best-psnr").record.number == 0
-    assert pick(found, "fastest").record.number == 1
-    assert pick(found, "smallest").record.number == 2
-    assert pick(found, "knee").record.number == 2
-    assert pick(found, "trial:1").record.number == 1
-
-
-def test_a_trial_is_picked_under_the_routing_that_it_suggested() -> None:
-    trials = search_trials(1)
-    model = trials[0].model
-    assert isinstance(model, CAMixerSRConfig)
-    answered = trial(
-        7,
-        state="answered",
-        reason="trained before",
-        answered_by=trials[0].record_id,
-        model=model.with_routing(RoutingConfig(gamma=0.75)),
-        network_id=trials[0].network_id,
-    )
-    found = study(*trials, answered)
-    assert pick(found, "trial:0").measured.routing == model.routing
-    assert pick(found, "trial:7").measured.routing == RoutingConfig(gamma=0.75)
-
-
-def test_any_point_is_picked_by_its_id_also_one_that_is_dominated() -> None:
-    model = CAMixerSRConfig(groups=(1, 1), channels=16)
-    routings = [RoutingConfig(policy="detail", gamma=gamma, block_weights=(1.0, 0.5)) for gamma in (0.1, 0.25)]
-    best = point(30.0, 5, routing=model.routing)
-    found = study(trial(0, [best, *(point(27.0, 10, routing=routing) for routing in routings)], model=model))
-    network = found.trials[0].network_id
-    identities = [f"{network}/detail-{routing.config_hash()[:6]}" for routing in routings]
-    assert [pick(found, f"point:{identity}").measured.routing for identity in identities] == routings
-    with pytest.raises(UserError, match=f"its network has {network}/fixed-0.5, {identities[0]}, {identities[1]}"):
-        pick(found, f"point:{network}/detail")
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("nicest", "expected one of: knee, best-psnr, fastest, smallest, trial:N, point:ID"),
-        ("trial:99", "trials with points: trial:0, trial:4"),
-        ("trial:x", "no trial 'x'"),
-        ("trial:-1", "no trial '-1'"),
-        ("trial:3", "it was failed: loss is not finite at step 17"),
-        ("point:ffffffffffff/fixed-0.5", "the column point_id of front.csv names points"),
-    ],
-)
-def test_an_impossible_pick_says_what_is_possible(how: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        pick(study(*one_of_each_state()), how)
-
-
-def test_an_empty_front_cannot_be_picked_from() -> None:
-    with pytest.raises(UserError, match="no feasible point"):
-        pick(study(trial(1, state="rejected", reason="too large")), "knee")
-    with pytest.raises(UserError, match="trials with points: none yet"):
-        pick(study(), "trial:0")
-    with pytest.raises(UserError, match="measured no latency"):
-        pick(study(trial(0, [point(27.0, 10, latency_ms=None)]), objectives=PSNR_MACS), "fastest")
+def test_points_of_quantised_files_stand_on_the_front_under_names_of_their_own() -> None:
+    plain, record = search_trials(2)
+    record = with_quantised(record)
+    found = study(plain, record, swinir_baseline(), objectives=PSNR_LATENCY_MACS)
+    assert len(found.points) == len(plain.points) + 2 * len(record.points) // 2
+    files = [one for one in study_front(found).points if one.measured.quantised is not None]
+    assert files  # in half the time, nothing in float is better in everything
+    assert {one.point_id.rpartition("/")[2] for one in files} == {"minmax-onnxruntime"}
+    assert all(one.label.endswith(", int8 minmax in onnxruntime") for one in files)
+    assert len({one.point_id for one in found.points}) == len(found.points)
+    suggested = pick(found, "trial:1").measured
+    assert suggested.quantised is not None
+    assert suggested.routing == getattr(record.model, "routing", None)
+    name = point_id(record.network_id, suggested.routing)
+    assert pick(found, f"point:{name}").measured.quantised is None
+    assert pick(found, f"point:{name}/minmax-onnxruntime").measured == suggested
+    assert pick(found, "fastest").measured.quantised is not None
+    of_files = [row for row in points_table(found).to_dict("records") if row["quantised"] == row["quantised"]]
+    assert {row["quantised"] for row in of_files if row["quantised"]} == {"int8 minmax in onnxruntime"}
+    by_id = {row["point_id"]: row for row in of_files}
+    row = by_id[f"{name}/minmax-onnxruntime"]
+    assert (row["latency_ms_median"], row["file_bytes"]) == (suggested.latency[0].median, 64_000)

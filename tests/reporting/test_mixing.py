@@ -6,9 +6,19 @@ from typing import Any
 import pytest
 
 from harness.core.errors import UserError
-from harness.core.records import ProfileRecord
+from harness.core.records import PointRecord, ProfileRecord
 from harness.reporting import compare, compare_profiles, load_profiles, load_study
-from tests.records import ENVIRONMENT, latency, search_trials, study_record, swinir_baseline, write_study
+from harness.reporting.html import render_report
+from harness.reporting.study import latency_settings
+from tests.records import (
+    ENVIRONMENT,
+    latency,
+    search_trials,
+    study_record,
+    swinir_baseline,
+    with_quantised,
+    write_study,
+)
 
 
 def profile(name: str, *medians: float, **changes: Any) -> ProfileRecord:
@@ -47,6 +57,33 @@ def test_a_study_measured_under_two_protocols(tmp_path: Path) -> None:
     document = compare(mixed, mix=True)
     assert len(document["latency_settings"]) == 2
     assert document["rows"]
+
+
+def test_latencies_of_quantised_files_compare_where_their_reference_ran_as_that_of_the_others(tmp_path: Path) -> None:
+    record = with_quantised(search_trials(1)[0], faster=0.1)
+    write_study(tmp_path / "one", study_record(), [record, swinir_baseline()])
+    study = load_study(tmp_path / "one")
+    document = compare(study)
+    same, note = document["latency_settings"]
+    assert "cpu:1/eager/fp32/64x64" in same
+    assert note.endswith(f"quantised: {same}, run by onnxruntime, fp32")
+    assert {row["quantised"] for row in document["rows"] if row["role"] == "baseline"} == {None}
+    text = render_report(study)
+    assert "int8 minmax in onnxruntime" in text
+    assert "which ran under cpu:1" in text
+
+    def elsewhere(point: PointRecord) -> PointRecord:
+        if point.quantised is None:
+            return point
+        changed = {"device": "cpu:2", "compared_under": "cpu:2"}
+        return point.model_copy(update={"latency": tuple(one.model_copy(update=changed) for one in point.latency)})
+
+    moved = record.model_copy(update={"points": tuple(map(elsewhere, record.points))})
+    write_study(tmp_path / "two", study_record(), [moved, swinir_baseline()])
+    other = load_study(tmp_path / "two")
+    assert all(one.latency("cpu:1") is None for one in other.points if one.measured.quantised is not None)
+    with pytest.raises(UserError, match=r"cpu:1/eager/fp32/64x64.*cpu:2/eager/fp32/64x64"):
+        latency_settings([one.measured.latency[0] for one in other.points])
 
 
 def test_profiles_of_one_setting_stand_in_one_table() -> None:

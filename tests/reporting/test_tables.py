@@ -38,6 +38,7 @@ POINT_FIELDS = {
     "params",
     "latency_ms_median",
     "latency_ratio",
+    "quantised",
     "protocol",
     "seam_factor",
 }

@@ -382,6 +382,7 @@ def test_an_improvement_is_the_area_that_is_added() -> None:
     assert one.of(np.array([[1.0]])) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_study_of_it_finds_the_front_sooner_than_chance(
     make_space: Callable[..., SearchSpace], tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
     "number for an objective": (replaced("[psnr_db, macs]", "[3]"), 8, ["objectives.0: expected settings"]),
     "model value": (replaced("groups: [1]", "groups: [0]"), 3, ["model.groups", "greater than or equal to 1 (got 0)"]),
     "model type": (replaced("groups: [1]", "groups: 1"), 3, ["model.groups: expected a list (got 1)"]),
-    "model family": (replaced("{groups", "{family: rdn, groups"), 3, ["model.family: expected camixersr or swinir"]),
+    "model family": (replaced("{groups", "{family: rdn, groups"), 3, ["model.family: expected camixersr, swinir or"]),
     "nothing to search": (
         replaced("{groups: [1], window: 8}", "{family: bicubic}").replace("model.channels", "training.seed"),
         3,
@@ -304,9 +304,9 @@ MISTAKES: dict[str, tuple[str, int | None, list[str]]] = {
     "constraint without bound": (
         SPACE + "constraints:\n  - macs <= many\n",
         10,
-        ["'macs <= many'", "`metric <= number`"],
+        ["'macs <= many'", "character 9: expected a number"],
     ),
-    "constraint operator": (SPACE + "constraints: [macs < 3]\n", 9, ["'macs < 3'", "`metric >= number`"]),
+    "constraint operator": (SPACE + "constraints: [macs < 3]\n", 9, ["'macs < 3'", "character 6: expected <= or >="]),
     "constraint metric": (SPACE + "constraints: [flops <= 3]\n", 9, ["unknown metric 'flops'", "macs"]),
     "constraint on a device that is not measured": (
         SPACE + "constraints: [params <= 3, latency_ms/cpu:7 <= 3]\n",

@@ -135,6 +135,7 @@ def test_killed_between_rungs_a_study_ends_as_if_nothing_had_happened(
     assert ends(killed) == ends(whole)
 
 
+@pytest.mark.slow
 def test_a_budget_of_steps_counts_those_of_stopped_networks(make_study: MakeStudy) -> None:
     study = make_study(**STOPPING, budget={"networks": 100, "steps": 30})
     outcome = study.run()

@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from harness.cli.output import describe_record
+from harness.core.configs import CAMixerSRConfig
 from harness.core.errors import UserError
 from harness.core.records import TrialRecord
 from harness.search import worker
@@ -45,6 +46,8 @@ class TestRun:
             assert [point.routing.gamma for point in record.points if point.routing] == list(GAMMAS)
             assert study.folder.weights_file(record.network_id).is_file()
             assert not study.folder.checkpoint_file(record.network_id).exists()
+            assert isinstance(record.model, CAMixerSRConfig)
+            assert record.model.routing.gamma == record.suggestion["routing.gamma"]  # which `trial:N` picks
 
     def test_values_told_are_those_of_the_record(self, make_study: MakeStudy) -> None:
         study = make_study(objectives=["psnr_db", "macs", {"metric": "params", "direction": "maximize"}])

@@ -192,6 +192,7 @@ def test_who_sees_another_folder_is_refused(make_study: MakeStudy, tmp_path: Pat
         joined(study, space_hash="0" * 12)
 
 
+@pytest.mark.slow
 def test_more_workers_than_threads_are_refused(tmp_path: Path, photographs: Photographs) -> None:
     command = Command(tmp_path, photographs, networks=1)
     process = command.start(*command.search, "--workers", "3")

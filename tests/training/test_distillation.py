@@ -297,6 +297,7 @@ def test_a_run_stopped_and_resumed_gives_the_same_bits(
     assert record.resumed_from == (1, 6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     script = f"""

@@ -73,6 +73,7 @@ def test_other_runs_resume_with_the_same_bits(
     )
 
 
+@pytest.mark.slow
 def test_curves_whose_stretch_is_cut_by_the_interruption_are_the_same(tmp_path: Path) -> None:
     config = SHORT.model_copy(update={"steps": 201, "batch_size": 1, "hr_patch_size": 8, "checkpoint_interval": 500})
     assert_goes_on_as_if_never_interrupted(config, SMALL, tmp_path / "checkpoint.pt", parts=[101])  # stretches of 2

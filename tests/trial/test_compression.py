@@ -1,5 +1,12 @@
 """Trials whose trained network is compressed: the chain, its targets, latency-true choices, kills and replays."""
 
+import dataclasses
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.compression import choose_least_loss, find_groups, score_units
+from harness.core.conditions import Conditions
 from harness.core.configs import (
     CAMixerSRConfig,
     CompressionConfig,
@@ -17,11 +25,14 @@ from harness.core.configs import (
     SwinIRConfig,
     TrainingConfig,
 )
+from harness.core.constraints import parse_constraint
 from harness.core.errors import TrialFailedError, UserError
+from harness.core.files import exclusive_lock
 from harness.core.quantisation import QuantisationRecord
-from harness.core.records import TrialRecord
+from harness.core.records import WAITING, TrialRecord, point_id
 from harness.models import SRNetwork, build_model
-from harness.profiling import canonical_macs, count_params
+from harness.models.tiling import restore_tiled
+from harness.profiling import Effort, canonical_macs, count_params, export_onnx, fit_to, measure_in_processes
 from harness.training import TrainingInterruptedError
 from harness.trial import (
     Parent,
@@ -33,10 +44,15 @@ from harness.trial import (
     load_trained,
     refuse_replay,
     replay,
+    representative_input,
+    run,
     run_trial,
 )
 from harness.trial import compression as chain
 from harness.trial.compression import LatencyTable, Workshop, choose_units, draw_crops, measure_losses, score_crops
+from harness.trial.quantisation import load_file as load_onnx
+from harness.trial.quantisation import measure_files, quantise, score_file
+from harness.trial.replay import _compare as compare_records
 from tests.trial.studies import SHORT, SMALL, propose, setup_study
 
 MODEL = CAMixerSRConfig(channels=16, groups=(1, 1), window=4, scale=2)
@@ -121,6 +137,7 @@ def test_a_replay_finds_no_difference(finished: Finished) -> None:
     assert "5 stages" in found.compared
 
 
+@pytest.mark.slow
 def test_what_is_pruned_does_not_hang_on_the_routing_that_came_first(tmp_path: Path) -> None:
     routings = (RoutingConfig(gamma=0.5), RoutingConfig(gamma=0.0), RoutingConfig(gamma=1.0))
     models = []
@@ -133,6 +150,7 @@ def test_what_is_pruned_does_not_hang_on_the_routing_that_came_first(tmp_path: P
     assert models[0] == models[1] == models[2]
 
 
+@pytest.mark.slow
 def test_weights_of_a_record_that_is_not_compressed_are_taken_and_kept(tmp_path: Path) -> None:
     """Even where training again would not give the same bits: they are what the record was measured with."""
     setup = setup_study(tmp_path)
@@ -238,13 +256,23 @@ def test_what_is_left_may_learn_from_what_it_was(finished: Finished) -> None:
     assert first.psnr_db != other.psnr_db
 
 
-def test_what_comes_out_is_quantised_at_last(finished: Finished) -> None:
-    """The quantised file runs in its runtime, is scored there, and stands as the last stage; pruning is left out."""
+HOW = QuantisationConfig(method="minmax", tile=16, images=1, held_out=1, max_drop_db=None)
+BOTH = (RoutingConfig(gamma=0.5), RoutingConfig(gamma=0.0))
+
+
+@pytest.fixture(scope="module")
+def quantised(finished: Finished) -> tuple[TrialSetup, Proposal, TrialRecord]:
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    setup, _, _ = finished
-    how = QuantisationConfig(method="minmax", tile=16, images=1, held_out=1, max_drop_db=None)
-    plan = CompressionConfig(left=1.0, quantise=how)
-    record = run_trial(setup, propose(MODEL, record_id="trial-00006", compression=plan))
+    setup = dataclasses.replace(finished[0], constraints=(parse_constraint("latency_ms <= 1e-9"),))
+    plan = CompressionConfig(left=1.0, quantise=HOW)
+    proposal = propose(MODEL, record_id="trial-00006", routings=BOTH, compression=plan)
+    return setup, proposal, run_trial(setup, proposal)
+
+
+@pytest.mark.slow
+def test_what_comes_out_is_quantised_at_last(quantised: Finished) -> None:
+    """The quantised file runs in its runtime, is scored there, and stands as the last stage; pruning is left out."""
+    setup, _, record = quantised
     assert record.state == "complete", record.reason
     assert record.compression is not None
     before, stage = record.compression.stages
@@ -259,6 +287,181 @@ def test_what_comes_out_is_quantised_at_last(finished: Finished) -> None:
     assert stage.psnr_db == pytest.approx(before.psnr_db, abs=1)
     assert stage.latency[0].runtime == "onnxruntime"
     assert record.model == MODEL
+    assert {path.name for path in folder.iterdir()} == {"weights.safetensors", "quantised", "quantised-fixed-0"}
+
+
+@pytest.mark.slow
+def test_quantised_files_are_points_measured_beside_the_reference(quantised: Finished) -> None:
+    """A file for each routing, its scores those of its own run; latencies stand for the study's conditions."""
+    setup, _, record = quantised
+    of_float, of_files = record.points[:2], record.points[2:]
+    assert record.produced == of_files
+    assert [point.routing for point in of_files] == [point.routing for point in of_float] == list(BOTH)
+    assert len({point_id(record.network_id, point.routing, point.quantised) for point in record.points}) == 4
+    for point, whole in zip(of_files, of_float, strict=True):
+        told = point.quantised
+        assert told is not None
+        file = setup.folder.quantised_file(record, point)
+        assert file is not None
+        kept = QuantisationRecord.model_validate_json((file.parent / "quantisation.json").read_bytes())
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == told.sha256 == kept.sha256
+        assert (told.file_bytes, told.label) == (file.stat().st_size, "int8 minmax in onnxruntime")
+        found = score_file(file, setup.validation, setup.protocol, HOW, device="cpu:1", precision="fp32", scale=2)
+        assert [one.psnr_db for one in found.images] == [one.psnr_db for one in point.evaluation.images]
+        assert point.evaluation.psnr_db != whole.evaluation.psnr_db
+        assert kept.before is not None
+        assert told.float_psnr_db == kept.before.psnr_db
+        assert (point.macs, point.params) == (whole.macs, whole.params)
+        assert point.evaluation.attention_share == whole.evaluation.attention_share
+        (latency,), (beside,) = point.latency, whole.latency
+        assert (latency.runtime, latency.compared_under, latency.reference) == ("onnxruntime", "cpu:1", "swinir-tiny")
+        assert latency.setting == beside.setting
+        assert latency.conditions != beside.conditions
+        assert point.value("latency_ms") == point.value("latency_ms/cpu:1") == latency.median
+        assert point.value("latency_ms/cpu:1/onnxruntime") is None  # no condition of this study
+        assert point.constraints["latency_ms <= 1e-09"] == latency.median - 1e-9
+    assert setup.folder.quantised_file(record) == setup.folder.quantised_file(record, of_files[0])
+    assert setup.folder.quantised_file(record, of_float[0]) is None
+    again = TrialRecord.model_validate_json(record.model_dump_json())
+    assert again == record
+    assert "quantised" not in json.loads(record.model_dump_json())["points"][0]
+
+
+@pytest.mark.slow
+def test_records_from_before_points_of_files_are_told_by_their_points_in_float(quantised: Finished) -> None:
+    setup, _, record = quantised
+    assert record.compression is not None
+    old = json.loads(record.model_dump_json())
+    old["points"] = old["points"][:2]
+    read = TrialRecord.model_validate(old)
+    assert read.produced == read.points == record.points[:2]
+    assert json.loads(read.model_dump_json()) == old
+    assert setup.folder.quantised_file(read) == setup.folder.quantised_file(record)
+
+
+@pytest.mark.slow
+def test_a_replay_of_a_quantised_trial_finds_no_difference(quantised: Finished) -> None:
+    setup, _, record = quantised
+    found = replay(setup, record, BOTH, BOTH[0])
+    assert found.is_identical, found.differences
+    assert "PSNR, SSIM, attention and MACs of 4 points" in found.compared
+    assert {pair.point for pair in found.latencies} >= {"fixed γ=0, int8 minmax in onnxruntime", "fixed γ=0"}
+    older = record.model_copy(update={"points": record.points[:2]})
+    assert compare_records(older, found.again)[1] == ()
+
+
+@pytest.mark.slow
+def test_an_input_that_is_no_tile_is_restored_in_tiles(quantised: Finished) -> None:
+    """In a process of its own: 16×24 in tiles of 16×16 by the float file is what eager gives tile by tile."""
+    setup, _, record = quantised
+    file = setup.folder.quantised_file(record)
+    assert file is not None
+    network = load_trained(setup.folder, record, BOTH[0])
+    input_BCHW = representative_input(setup.validation, (16, 24))
+    whole = file.parent / "float.onnx"
+    export_onnx(network, input_BCHW[..., :16], whole)
+    try:
+        found = measure_files(
+            {"float": whole},
+            input_BCHW,
+            HOW,
+            Conditions("cpu:1"),
+            Effort(2, 0.0),
+            scale=2,
+            reference=setup.reference,
+            reference_name="swinir-tiny",
+        )["float"]
+        fitted = fit_to(load_onnx(whole, 16, 2, 1), (16, 24))(input_BCHW)
+    finally:
+        whole.unlink()
+    assert (found.input_size, found.runtime, found.compared_under) == ((16, 24), "onnxruntime", "cpu:1")
+    beside: dict[str, Any] = {"reference": setup.reference, "reference_name": "swinir-tiny"}
+    eager = measure_in_processes({"one": network}, input_BCHW[None], Conditions("cpu:1"), Effort(2, 0.0), **beside)
+    assert found.setting == eager["one"].setting
+    assert found.runtime_note is not None
+    assert found.runtime_note.startswith("onnxruntime 1.")
+    assert found.ratio == pytest.approx(found.median / (found.reference_median or 0))
+    with torch.inference_mode():
+        expected = restore_tiled(network, input_BCHW, tile=16, overlap=4).image_BCHW
+    assert fitted.shape == (1, 3, 32, 48)
+    assert torch.allclose(fitted, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_stopped_in_the_quantisation_it_goes_on_and_keeps_what_is_finished(
+    quantised: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, proposal, record = quantised
+    setup = setup_study(tmp_path)
+    made = []
+
+    def count(*arguments: Any, **settings: Any) -> QuantisationRecord:
+        made.append(settings["weights"])
+        return quantise(*arguments, **settings)
+
+    monkeypatch.setattr(run, "quantise", count)
+    folder = setup.folder.network_dir(record.network_id)
+    with pytest.raises(TrainingInterruptedError, match="stopped at quantisation 2 of 2"):
+        run_trial(setup, proposal, should_stop=lambda: len(made) == 1)
+    assert (folder / "quantised").is_dir()
+    assert not (folder / "quantised-fixed-0").exists()
+    again = run_trial(setup, proposal)
+    assert again.state == "complete", again.reason
+    assert len(made) == 2
+    assert [point.evaluation.psnr_db for point in again.points] == [point.evaluation.psnr_db for point in record.points]
+    shas = [[one.quantised.sha256 for one in each.produced if one.quantised] for each in (again, record)]
+    assert shas[0] == shas[1]
+
+
+LONG = SHORT.model_copy(update={"steps": 150})
+TRAINER = """
+import os, sys
+from pathlib import Path
+from harness.core import device_lock
+from tests.trial.test_compression import HALF, LONG, MODEL, propose, run_trial, setup_study
+
+device_lock.lock_dir = Path(os.environ["HARNESS_LOCKS"])
+run_trial(setup_study(Path(sys.argv[1]), shares_training=True), propose(MODEL, training=LONG, compression=HALF))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, True], ids=["finished", "killed"])
+def test_a_network_is_trained_by_one_worker_for_all_of_its_compressions(tmp_path: Path, is_killed: bool) -> None:
+    """A second one waits for its weights; where the first one dies, the lock is free, and the second one trains."""
+    setup = setup_study(tmp_path, shares_training=True)
+    one = HALF.model_copy(update={"rounds": 1, "left": 0.8})
+    second = propose(MODEL, record_id="trial-00004", training=LONG, compression=one)
+    with subprocess.Popen([sys.executable, "-c", TRAINER, str(tmp_path)]) as process:
+        while not any(tmp_path.glob("networks/*/checkpoint.pt")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        waited = 0
+
+        def should_stop() -> bool:
+            nonlocal waited
+            waited += 1
+            if is_killed and waited == 1:
+                process.kill()
+            return False
+
+        record = run_trial(setup, second, should_stop=should_stop)
+    assert record.state == "complete", record.reason
+    assert record.seconds[WAITING] > 0
+    assert ("training" in record.seconds) is is_killed
+    assert process.returncode == (-signal.SIGKILL if is_killed else 0)
+    assert bool(record.notes) is not is_killed
+
+
+def test_whoever_waits_for_a_training_may_be_stopped(tmp_path: Path) -> None:
+    setup = setup_study(tmp_path, shares_training=True)
+    proposal = propose(MODEL, compression=HALF)
+    lock = setup.folder.training_lock(proposal.trained_id(setup.data))
+    with (
+        exclusive_lock(lock, while_waiting=lambda: None),
+        pytest.raises(TrainingInterruptedError, match="which trains the same network"),
+    ):
+        run_trial(setup, proposal, should_stop=lambda: True)
 
 
 def test_targets_out_of_reach_end_with_what_is_reachable(tmp_path: Path) -> None:

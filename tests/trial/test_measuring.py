@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from harness.core.records import latency_value
 from harness.trial import run_trial
 from tests.trial.studies import ROUTINGS, propose, setup_study
 
 
+@pytest.mark.slow
 def test_every_routing_is_measured_under_every_condition_in_fresh_processes(tmp_path: Path) -> None:
     setup = setup_study(
         tmp_path,

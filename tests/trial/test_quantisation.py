@@ -70,6 +70,7 @@ def test_the_record_says_what_the_runtime_restores(quantised: tuple[Path, Quanti
     assert (record.choice.kept, record.calibration_images) == ((), ("chelsea", "rocket"))
 
 
+@pytest.mark.slow
 def test_a_bound_is_met_on_the_images_held_out(tmp_path: Path) -> None:
     """Half of what quantising everything costs: met by the file itself, with fewer layers quantised."""
     free = quantise(small_network(), images(), CONFIG, tmp_path, effort=None)
