@@ -11,6 +11,7 @@ from tests.records import (
     bicubic_baseline,
     one_of_each_state,
     point,
+    quantised_point,
     search_trials,
     study_record,
     swinir_baseline,
@@ -119,3 +120,20 @@ def test_dimensions_are_those_of_the_space() -> None:
 def test_a_space_that_cannot_be_read_leaves_the_usual_dimensions(space: str) -> None:
     page = describe_page(Study(study_record(space=space), tuple(search_trials(2)), ()))
     assert page["dimensions"][0]["name"] == "model.groups"
+
+
+def test_points_of_files_say_so_and_keep_their_own_curves() -> None:
+    record = search_trials(1)[0]
+    files = tuple(quantised_point(one, psnr_db=26.0, latency_ms=3.0) for one in record.points)
+    file = files[0].quantised
+    assert file is not None
+    study = Study(study_record(), (record.model_copy(update={"points": (*record.points, *files)}),), ())
+    page = describe_page(study)
+    assert len(study.points) == 2 * len(record.points)
+    told = [one for one in page["points"] if file.label in (one.get("r") or "")]
+    assert len(told) == len(files)
+    sizes = f"{file.file_bytes / 2**20:.2f} MiB, {file.float_bytes / 2**20:.2f} in float"
+    assert all(sizes in one["note"] for one in told)
+    assert len({one["id"] for one in page["points"] if "d" in one}) == len(study.points)
+    policies = [curve["policy"] for curve in page["gamma"]["curves"]]
+    assert policies == ["fixed", f"fixed, {file.label}"]
