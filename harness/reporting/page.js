@@ -49,6 +49,9 @@
     if (size >= 1000) return value.toLocaleString("en", { maximumFractionDigits: 0 });
     return String(+value.toPrecision(size >= 100 ? 4 : size >= 10 ? 4 : 3));
   }
+  function writeTick(value) { // ticks are round, and neighbours may differ in a late digit
+    return Math.abs(value) >= 1000 ? write(value) : String(+value.toPrecision(6));
+  }
   function writeValue(axis, value) {
     if (value === null || value === undefined) return "–";
     if (axis.key === "psnr_db") return value.toFixed(3);
@@ -128,13 +131,13 @@
       var at = fixed(x.map(tick));
       if (at < box.left - 1 || at > box.right + 1) return;
       axes.appendChild(svg("line", { x1: at, x2: at, y1: box.top, y2: box.bottom, "class": "grid" }));
-      axes.appendChild(svg("text", { x: at, y: box.bottom + 16, "class": "tick middle", text: write(tick) }));
+      axes.appendChild(svg("text", { x: at, y: box.bottom + 16, "class": "tick middle", text: writeTick(tick) }));
     });
     thin(y.ticks, y.map, 20).forEach(function (tick) {
       var at = fixed(y.map(tick));
       if (at < box.top - 1 || at > box.bottom + 1) return;
       axes.appendChild(svg("line", { x1: box.left, x2: box.right, y1: at, y2: at, "class": "grid" }));
-      axes.appendChild(svg("text", { x: box.left - 8, y: at + 4, "class": "tick end", text: write(tick) }));
+      axes.appendChild(svg("text", { x: box.left - 8, y: at + 4, "class": "tick end", text: writeTick(tick) }));
     });
     axes.appendChild(svg("line", { x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom, "class": "base" }));
     var middle = (box.top + box.bottom) / 2;
@@ -621,7 +624,7 @@
       } else {
         var scale = makeScale(values, box.bottom, box.top, { margin: 0, ticks: 4, log: column.axis !== undefined && axes[column.axis].quality ? false : undefined });
         var distinct = values.filter(function (one, at) { return values.indexOf(one) === at; });
-        column.map = scale.map; column.write = write;
+        column.map = scale.map; column.write = writeTick;
         column.ticks = column.axis === undefined && distinct.length <= 7 ? distinct.sort(function (a, b) { return a - b; }) : scale.ticks;
       }
     });
