@@ -32,6 +32,7 @@ def export(
     scale: options.ScaleOption = None,
     gamma: options.Gamma = None,
     routing: options.Routing = None,
+    licence: options.Licence = "unstated",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     results: options.Results = Path("results"),
 ) -> None:
@@ -39,12 +40,15 @@ def export(
 
     --scale, --gamma and --routing are for --weights; a study's networks have theirs.
     """
+    from harness.export import parse_licence
+
+    licence = parse_licence(licence)
     if weights is not None:
-        bundle = _export_weights(study, scale, gamma, routing, weights, out, overwrite=overwrite)
+        bundle = _export_weights(study, scale, gamma, routing, weights, out, licence=licence, overwrite=overwrite)
     elif scale is not None or gamma is not None or routing is not None:
         raise UserError("--scale, --gamma and --routing: a study's points have theirs; give --weights, or none of them")
     else:
-        bundle = export_point(options.study_path(study, results), pick, out, overwrite=overwrite)
+        bundle = export_point(options.study_path(study, results), pick, out, licence=licence, overwrite=overwrite)
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
 
 
@@ -56,6 +60,7 @@ def _export_weights(
     weights: Path,
     out: Path | None,
     *,
+    licence: str,
     overwrite: bool,
 ) -> Path:
     """Write the bundle of a model with weights that were trained elsewhere; return its folder."""
@@ -69,16 +74,17 @@ def _export_weights(
         raise UserError(f"--weights {weights}: {model} is a folder; expected a preset or a config file")
     network = build_model(resolve_config(model, scale, gamma, routing))
     entry = load_weights(network, weights)
-    return write_imported_bundle(out, network.eval(), weights, entry, overwrite=overwrite)
+    return write_imported_bundle(out, network.eval(), weights, entry, licence=licence, overwrite=overwrite)
 
 
-def export_point(folder: Path, pick: str, out: Path | None, *, overwrite: bool) -> Path:
+def export_point(folder: Path, pick: str, out: Path | None, *, licence: str = "unstated", overwrite: bool) -> Path:
     """Write the bundle of a pick and say what was picked; return its folder."""
     from harness.core.study_folder import StudyFolder
     from harness.export import write_bundle
     from harness.reporting import load_study
     from harness.reporting import pick as pick_point
     from harness.trial import load_trained
+    from harness.trial.quantisation import find_quantised
 
     study = load_study(folder)
     point = pick_point(study, pick)
@@ -90,6 +96,16 @@ def export_point(folder: Path, pick: str, out: Path | None, *, overwrite: bool) 
         record.record_id.removeprefix("baseline-"): record.points[0] for record in study.baselines if record.points
     }
     path = out or study_folder.bundles_dir / re.sub(r"[^\w.-]+", "-", pick)
-    write_bundle(path, network, record, measured, picked_as=pick, baselines=baselines, overwrite=overwrite)
+    write_bundle(
+        path,
+        network,
+        record,
+        measured,
+        picked_as=pick,
+        baselines=baselines,
+        licence=licence,
+        quantised=find_quantised(study_folder, record),
+        overwrite=overwrite,
+    )
     console.print(f"\n{pick}: {point.label}, {describe_point(point.measured)}")
     return path

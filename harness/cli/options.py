@@ -74,6 +74,11 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="KEY=VALUE (YAML), replaces a setting; may be given several times.")
 ]
 
+Licence = Annotated[
+    str,
+    typer.Option(help="The licence of the weights, an SPDX expression such as CC-BY-4.0, for the bundle to state."),
+]
+
 
 def study_path(study: str, results: Path) -> Path:
     """Return a study's folder from its name or path; names have no slashes."""

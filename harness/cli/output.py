@@ -191,6 +191,22 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def counting_parts() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `progress(what, done, total)`: a bar on a terminal for what is done at the moment, and nothing elsewhere."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+        transient=True,
+        disable=not messages.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+@contextmanager
 def counting_up() -> Iterator[Callable[[str, int], None]]:
     """Yield `progress(what, times)` for work whose end is not known: a line on a terminal and nothing elsewhere."""
     with Progress(

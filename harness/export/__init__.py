@@ -12,6 +12,7 @@ from harness.export.bundle import (
     write_calibrated_bundle,
     write_imported_bundle,
 )
+from harness.export.licence import parse_licence
 from harness.export.upscale import list_jobs, read_importance, upscale_image
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "list_jobs",
     "load_bundle",
     "load_network",
+    "parse_licence",
     "read_bundle_config",
     "read_bundle_metrics",
     "read_importance",

@@ -1,4 +1,13 @@
-"""A deployable folder: config.json, model.safetensors, metrics.json and README.md (the model card)."""
+"""A deployable folder, written in one step.
+
+config.json         the network with its routing, where it came from, its licence
+model.safetensors   its weights
+metrics.json        what was measured of it, under which protocol and on which device; calibration; compression
+quantised.onnx      of a network whose search quantised it, with quantisation.json
+LICENCE             what is known of the licence of the weights and of the images that they were trained on
+README.md           the model card
+SHA256SUMS          the checksum of every other file, written last
+"""
 
 import hashlib
 import shutil
@@ -16,10 +25,16 @@ from harness.core.files import require_folder_place
 from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecord, TrialRecord
 from harness.export.card import write_card
 from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, BundleMetrics
+from harness.export.licence import UNSTATED, describe_licence
+from harness.export.manifest import write_manifest
 from harness.metrics import get_protocol
 from harness.models import PanoramaNetwork, SRNetwork, build_model, describe_kernels
 
-_CONFIG, _WEIGHTS, _METRICS, _CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
+_CONFIG, _WEIGHTS, _METRICS = "config.json", "model.safetensors", "metrics.json"
+CARD, LICENCE = "README.md", "LICENCE"
+QUANTISED, QUANTISATION = "quantised.onnx", "quantisation.json"
+BUNDLE_FILES = (_CONFIG, _WEIGHTS, _METRICS, CARD, LICENCE, QUANTISED, QUANTISATION)
+_CALIBRATED = ("detail", "schedule")  # policies that a search makes of gains
 
 
 def write_bundle(
@@ -30,13 +45,16 @@ def write_bundle(
     *,
     picked_as: str,
     baselines: dict[str, PointRecord],
+    licence: str = UNSTATED,
+    quantised: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a bundle folder in one step and return its path.
 
     `network` carries the trained weights and the routing of `point`, which is one of `record`'s; `baselines` are
-    measured in the same study and stand in the model card. `UserError` where `path` exists and is not to be replaced,
-    or is no bundle. Whatever goes wrong, the old bundle stays.
+    measured in the same study and stand in the model card. `licence` is that of the weights (see `parse_licence`),
+    `quantised` the folder of the network's quantised file, where it has one. `UserError` where `path` exists and is not
+    to be replaced, or is no bundle. Whatever goes wrong, the old bundle stays.
     """
     check_target(path, overwrite=overwrite)
     assert getattr(network.config, "routing", None) == point.routing, "a bundle's metrics are those of its routing"
@@ -49,7 +67,9 @@ def write_bundle(
         picked_as=picked_as,
         exported_at=now(),
         environment=observe_environment(describe_kernels()),
+        licence=licence,
     )
+    is_calibrated = point.routing is not None and point.routing.policy in _CALIBRATED
     metrics = BundleMetrics(
         point=point,
         training=record.training,
@@ -59,12 +79,13 @@ def write_bundle(
         measured_in=record.environment,
         baselines=baselines,
         compression=record.compression,
+        gains=record.calibration if is_calibrated else None,
     )
-    return _write(path, config, metrics, save(network.state_dict()))
+    return _write(path, config, metrics, save(network.state_dict()), quantised)
 
 
 def write_imported_bundle(
-    path: Path, network: SRNetwork, weights: Path, entry: str, *, overwrite: bool = False
+    path: Path, network: SRNetwork, weights: Path, entry: str, *, licence: str = UNSTATED, overwrite: bool = False
 ) -> Path:
     """Write a bundle of weights that were trained elsewhere, and measured nowhere, in one step; return its path.
 
@@ -80,6 +101,7 @@ def write_imported_bundle(
         picked_as=IMPORTED,
         exported_at=now(),
         environment=environment,
+        licence=licence,
     )
     metrics = BundleMetrics(
         point=None,
@@ -103,8 +125,9 @@ def write_calibrated_bundle(
 ) -> Path:
     """Write a copy of the bundle `source` under a calibrated routing, in one step, and return its path.
 
-    What was measured under the routing before is kept as such; `evaluation` is that of the calibrated one. `path` may
-    be `source` itself. `UserError` as of `write_bundle`, and where `source` is damaged.
+    What was measured under the routing before is kept as such; `evaluation` is that of the calibrated one. A quantised
+    file stays behind: it has the routing before. `path` may be `source` itself. `UserError` as of `write_bundle`, and
+    where `source` is damaged.
     """
     check_target(path, overwrite=overwrite)
     config, metrics = read_bundle_config(source), read_bundle_metrics(source)
@@ -114,9 +137,10 @@ def write_calibrated_bundle(
         "model": config.model.with_routing(calibration.routing),
         "exported_at": now(),
         "environment": observe_environment(describe_kernels()),
+        "licence": config.licence or UNSTATED,
     }
     known = BundleCalibration(record=calibration, evaluation=evaluation, point_before=point)
-    metrics = metrics.model_copy(update={"point": None, "calibration": known})
+    metrics = metrics.model_copy(update={"point": None, "calibration": known, "gains": None})
     return _write(path, config.model_copy(update=changes), metrics, (source / _WEIGHTS).read_bytes())
 
 
@@ -129,18 +153,26 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path} is no bundle, so it is not replaced; give another --out")
 
 
-def _write(path: Path, config: BundleConfig, metrics: BundleMetrics, weights: bytes) -> Path:
-    """Write the four files beside `path` and move them into its place; whatever goes wrong, the old bundle stays."""
+def _write(
+    path: Path, config: BundleConfig, metrics: BundleMetrics, weights: bytes, quantised: Path | None = None
+) -> Path:
+    """Write the files beside `path` and move them into its place; whatever goes wrong, the old bundle stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     temporary, retired = workplace / "new", workplace / "old"
-    left_out = {name for name in ("calibration", "compression") if getattr(metrics, name) is None}
+    left_out = {name for name in ("calibration", "compression", "gains") if getattr(metrics, name) is None}
     try:
         temporary.mkdir()
         (temporary / _CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
         (temporary / _WEIGHTS).write_bytes(weights)
         (temporary / _METRICS).write_text(metrics.model_dump_json(indent=1, exclude=left_out), encoding="utf-8")
-        (temporary / _CARD).write_text(write_card(config, metrics), encoding="utf-8")
+        if quantised is not None:
+            shutil.copyfile(quantised / "network.onnx", temporary / QUANTISED)
+            shutil.copyfile(quantised / "quantisation.json", temporary / QUANTISATION)
+        (temporary / LICENCE).write_text(f"{describe_licence(config, metrics)}\n", encoding="utf-8")
+        names = [file.name for file in temporary.iterdir()]
+        (temporary / CARD).write_text(write_card(config, metrics, names), encoding="utf-8")
+        write_manifest(temporary)
         if path.exists():
             path.rename(retired)
         temporary.rename(path)

@@ -1,13 +1,31 @@
 """The model card of a bundle."""
 
+from collections.abc import Collection
+
 from harness.core.records import CompressionRecord, EvaluationRecord, PointRecord
 from harness.core.units import format_count, format_seconds
 from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, BundleMetrics
+from harness.export.licence import describe_licence
 from harness.metrics import metric_label
 
 
-def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
-    """Return the card as Markdown: what it is, trained on what, how it compares, how to use it, its limits."""
+_FILES = {
+    "config.json": "the network with its routing, where it came from, its licence",
+    "model.safetensors": "its weights",
+    "metrics.json": "everything measured, with protocol, device, samples and versions; training, calibration, compression",
+    "quantised.onnx": "a quantised ONNX file of the network, for images of one size",
+    "quantisation.json": "how that was made, and what it came to",
+    "LICENCE": "what is known of the licence",
+    "README.md": "this card",
+    "SHA256SUMS": "checksums of all of it: `sha256sum -c SHA256SUMS`",
+}
+
+
+def write_card(config: BundleConfig, metrics: BundleMetrics, files: Collection[str]) -> str:
+    """Return the card as Markdown: what it is, trained on what, how it compares, how to use it, its limits.
+
+    `files` are the names of the bundle's other files.
+    """
     calibration = metrics.calibration
     point = metrics.point if calibration is None else calibration.point_before
     scale = point.evaluation.scale if point is not None else config.model.scale
@@ -55,12 +73,21 @@ import harness
 network = harness.load_bundle("path/to/this/folder")  # B×3×h×w in [0, 1] → B×3×{scale}h×{scale}w{whole}
 ```
 
-`harness upscale path/to/this/folder IN OUT` restores image files.
+`harness upscale path/to/this/folder IN OUT` restores image files and folders of them; `harness verify
+path/to/this/folder` checks everything in this folder on the machine at hand.
 
 ## Limits
 
 It undoes bicubic shrinking by {scale}; noise, blur and compression were not trained for. Scores hold for
-the images and the protocol named above.
+the images and the protocol named above, latencies for the device.
+
+## Licence
+
+{describe_licence(config, metrics)}
+
+## Files
+
+{chr(10).join(f"- `{name}`: {what}" for name, what in _FILES.items() if name in {*files, "README.md", "SHA256SUMS"})}
 """
 
 
@@ -86,7 +113,20 @@ def _describe_measured(point: PointRecord | None, metrics: BundleMetrics) -> str
 {chr(10).join(rows)}
 
 {quality} and {ssim}: {_rules(evaluation)}.
-Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{seam}"""
+{_compare(point, metrics.baselines)}Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{seam}"""
+
+
+def _compare(point: PointRecord, baselines: dict[str, PointRecord]) -> str:
+    """Say in a line for each baseline how the network compares with it; '' where there is none."""
+    lines = []
+    for name, baseline in baselines.items():
+        parts = [f"{point.evaluation.psnr_db - baseline.evaluation.psnr_db:+.3f} dB"]
+        parts += [f"{point.macs / baseline.macs:.3f} of its MACs"] if baseline.macs else []
+        parts += [f"{point.params / baseline.params:.3f} of its parameters"] if baseline.params else []
+        beside = next((one for one in point.latency if one.reference == name and one.ratio is not None), None)
+        parts += [] if beside is None else [f"{beside.ratio:.3f} of its latency"]
+        lines.append(f"Against {name}: {', '.join(parts)}.\n")
+    return "".join(lines)
 
 
 def _row(name: str, point: PointRecord) -> str:

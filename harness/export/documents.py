@@ -4,7 +4,14 @@ from typing import Literal
 
 from harness.core.configs import DataConfig, FrozenConfig, ModelConfig, Task, TrainingConfig
 from harness.core.environment import EnvironmentRecord
-from harness.core.records import CalibrationRecord, CompressionRecord, EvaluationRecord, PointRecord, TrainingRecord
+from harness.core.records import (
+    CalibrationRecord,
+    CompressionRecord,
+    EvaluationRecord,
+    GainsRecord,
+    PointRecord,
+    TrainingRecord,
+)
 
 IMPORTED = "imported"
 
@@ -13,7 +20,8 @@ class BundleConfig(FrozenConfig):
     """What config.json holds: the network with its routing, and where it came from.
 
     `task` is what it was trained for: `odi` networks are for whole panoramas. What is picked as `imported` is of no
-    study: `study` is then the file of its weights, and `record_id` the entry of it.
+    study: `study` is then the file of its weights, and `record_id` the entry of it. `licence` is that of the weights, an
+    SPDX expression or `unstated`; None in bundles that are older than their manifest.
     """
 
     format_version: Literal[1] = 1
@@ -25,6 +33,7 @@ class BundleConfig(FrozenConfig):
     picked_as: str
     exported_at: str
     environment: EnvironmentRecord
+    licence: str | None = None
 
 
 class BundleCalibration(FrozenConfig):
@@ -44,7 +53,8 @@ class BundleMetrics(FrozenConfig):
 
     `point` is None where the routing was calibrated since; `calibration` then says more. Of weights that were trained
     elsewhere there is neither, and no `data`. `compression`: the chain that has made the network out of a larger one,
-    whose training `training` and `training_result` are.
+    whose training `training` and `training_result` are. `gains`: what a routing was made of that the search itself has
+    calibrated.
     """
 
     point: PointRecord | None
@@ -56,3 +66,4 @@ class BundleMetrics(FrozenConfig):
     baselines: dict[str, PointRecord]
     compression: CompressionRecord | None = None
     calibration: BundleCalibration | None = None
+    gains: GainsRecord | None = None

@@ -24,7 +24,8 @@ from harness.core.device_lock import computing
 from harness.core.environment import now, observe_environment
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.quantisation import ChoiceRecord, QuantisationRecord
-from harness.core.records import EvaluationRecord, LatencyRecord
+from harness.core.records import EvaluationRecord, LatencyRecord, TrialRecord
+from harness.core.study_folder import StudyFolder
 from harness.data import ImagePair, PairedDataset, to_tensor
 from harness.metrics import Protocol, get_protocol
 from harness.models import SRNetwork, describe_kernels
@@ -255,6 +256,13 @@ def write_quantised(
                 old.rename(folder)
             shutil.rmtree(workplace, ignore_errors=True)
     return record
+
+
+def find_quantised(folder: StudyFolder, record: TrialRecord) -> Path | None:
+    """Return the folder of a trial's quantised network; None where it has none, or it is gone."""
+    stages = () if record.compression is None else record.compression.stages
+    files = [folder.network_dir(record.network_id) / stage.file for stage in stages if stage.file is not None]
+    return next((file.parent for file in reversed(files) if is_quantised(file.parent)), None)
 
 
 def load_file(file: Path, tile: int, scale: int, threads: int) -> Target:

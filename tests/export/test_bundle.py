@@ -25,6 +25,7 @@ from tests import records
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 
+FILES = {"LICENCE", "README.md", "SHA256SUMS", "config.json", "metrics.json", "model.safetensors"}
 SMALL = CAMixerSRConfig(channels=8, groups=(1, 1), window=4, scale=2)
 SWINIR = SwinIRConfig(embed_dim=12, depths=(1,), num_heads=2, window=4, scale=3, image_residual=True)
 MODELS: dict[str, AnyModelConfig] = {
@@ -98,12 +99,7 @@ def test_a_bundle_says_what_it_is_and_where_it_came_from(tmp_path: Path) -> None
     write(tmp_path / "deep" / "bundle")
     path = tmp_path / "deep" / "bundle"
     assert is_bundle(path)
-    assert sorted(file.name for file in path.iterdir()) == [
-        "README.md",
-        "config.json",
-        "metrics.json",
-        "model.safetensors",
-    ]
+    assert {file.name for file in path.iterdir()} == FILES
     assert [entry.name for entry in path.parent.iterdir()] == ["bundle"]
     config = read_bundle_config(path)
     record, point = record_of(SMALL)
@@ -125,7 +121,7 @@ def test_the_files_have_the_permissions_of_new_files(tmp_path: Path) -> None:
         os.umask(previous)
     assert (tmp_path / "bundle").stat().st_mode & 0o777 == 0o755
     assert {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "bundle").iterdir()} == dict.fromkeys(
-        ("README.md", "config.json", "metrics.json", "model.safetensors"), "0o644"
+        FILES, "0o644"
     )
 
 
