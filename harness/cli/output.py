@@ -192,7 +192,7 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def counting_parts() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield `progress(what, done, total)`: a bar on a terminal for what is done at the moment, and nothing elsewhere."""
+    """Yield `progress(what, done, total)`: a bar on a terminal for what is being done, and nothing elsewhere."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

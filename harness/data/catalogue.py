@@ -63,8 +63,8 @@ class NamedDataset:
 
 # What https://data.vision.ee.ethz.ch/cvl/DIV2K/ says of it.
 _DIV2K_TERMS = (
-    "DIV2K (Agustsson and Timofte, 2017) is made available for academic research purpose only, and the copyright of its "
-    "images belongs to their original owners (https://data.vision.ee.ethz.ch/cvl/DIV2K/)"
+    "DIV2K (Agustsson and Timofte, 2017) is made available for academic research purpose only, and the copyright of "
+    "its images belongs to their original owners (https://data.vision.ee.ethz.ch/cvl/DIV2K/)"
 )
 
 

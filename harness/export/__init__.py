@@ -6,6 +6,7 @@ from harness.export.bundle import (
     is_bundle,
     load_bundle,
     load_network,
+    onnx_file,
     read_bundle_config,
     read_bundle_metrics,
     write_bundle,
@@ -13,7 +14,7 @@ from harness.export.bundle import (
     write_imported_bundle,
 )
 from harness.export.licence import parse_licence
-from harness.export.upscale import list_jobs, read_importance, upscale_image
+from harness.export.upscale import list_jobs, read_importance, upscale_image, upscale_picture
 
 __all__ = [
     "bundle_identity",
@@ -22,11 +23,13 @@ __all__ = [
     "list_jobs",
     "load_bundle",
     "load_network",
+    "onnx_file",
     "parse_licence",
     "read_bundle_config",
     "read_bundle_metrics",
     "read_importance",
     "upscale_image",
+    "upscale_picture",
     "write_bundle",
     "write_calibrated_bundle",
     "write_imported_bundle",

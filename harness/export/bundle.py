@@ -31,9 +31,10 @@ from harness.metrics import get_protocol
 from harness.models import PanoramaNetwork, SRNetwork, build_model, describe_kernels
 
 _CONFIG, _WEIGHTS, _METRICS = "config.json", "model.safetensors", "metrics.json"
+ONNX, PARITY = "model.onnx", "parity.json"
 CARD, LICENCE = "README.md", "LICENCE"
 QUANTISED, QUANTISATION = "quantised.onnx", "quantisation.json"
-BUNDLE_FILES = (_CONFIG, _WEIGHTS, _METRICS, CARD, LICENCE, QUANTISED, QUANTISATION)
+BUNDLE_FILES = (_CONFIG, _WEIGHTS, ONNX, PARITY, _METRICS, CARD, LICENCE, QUANTISED, QUANTISATION)
 _CALIBRATED = ("detail", "schedule")  # policies that a search makes of gains
 
 
@@ -199,6 +200,17 @@ def read_bundle_config(path: Path) -> BundleConfig:
         return BundleConfig.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{file}: {describe_validation_error(error)}") from None
+
+
+def onnx_file(path: Path) -> Path:
+    """Return a bundle's ONNX file; `UserError` where it has none."""
+    file = path / ONNX
+    if not file.is_file():
+        raise UserError(
+            f"{path} has no {ONNX}: expected a bundle exported where the extra `onnx` is installed (pip install "
+            "'harness[onnx]'), or --runtime eager"
+        )
+    return file
 
 
 def bundle_identity(path: Path) -> str:

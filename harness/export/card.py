@@ -8,11 +8,10 @@ from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, 
 from harness.export.licence import describe_licence
 from harness.metrics import metric_label
 
-
 _FILES = {
     "config.json": "the network with its routing, where it came from, its licence",
     "model.safetensors": "its weights",
-    "metrics.json": "everything measured, with protocol, device, samples and versions; training, calibration, compression",
+    "metrics.json": "everything measured, with protocol, device and versions; training, calibration, compression",
     "quantised.onnx": "a quantised ONNX file of the network, for images of one size",
     "quantisation.json": "how that was made, and what it came to",
     "LICENCE": "what is known of the licence",
@@ -113,7 +112,8 @@ def _describe_measured(point: PointRecord | None, metrics: BundleMetrics) -> str
 {chr(10).join(rows)}
 
 {quality} and {ssim}: {_rules(evaluation)}.
-{_compare(point, metrics.baselines)}Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{seam}"""
+{_compare(point, metrics.baselines)}Latency: {latency or "not measured"}. Versions and samples stand in
+metrics.json.{seam}"""
 
 
 def _compare(point: PointRecord, baselines: dict[str, PointRecord]) -> str:

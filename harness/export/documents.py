@@ -20,8 +20,8 @@ class BundleConfig(FrozenConfig):
     """What config.json holds: the network with its routing, and where it came from.
 
     `task` is what it was trained for: `odi` networks are for whole panoramas. What is picked as `imported` is of no
-    study: `study` is then the file of its weights, and `record_id` the entry of it. `licence` is that of the weights, an
-    SPDX expression or `unstated`; None in bundles that are older than their manifest.
+    study: `study` is then the file of its weights, and `record_id` the entry of it. `licence` is that of the weights,
+    an SPDX expression or `unstated`; None in bundles that are older than manifests.
     """
 
     format_version: Literal[1] = 1
