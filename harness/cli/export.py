@@ -33,6 +33,14 @@ def export(
     gamma: options.Gamma = None,
     routing: options.Routing = None,
     licence: options.Licence = "unstated",
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Register the bundle in MLflow's model registry, too.")
+    ] = None,
+    alias: Annotated[
+        options.AliasName | None,
+        typer.Option(help="Of the registered version.  [default: champion where there is none yet, else challenger]"),
+    ] = None,
+    tracking_uri: options.TrackingUri = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     results: options.Results = Path("results"),
 ) -> None:
@@ -43,13 +51,43 @@ def export(
     from harness.export import parse_licence
 
     licence = parse_licence(licence)
+    store = tracking_uri or f"sqlite:///{(results / 'mlflow.db').resolve()}"
+    if register is not None:
+        from harness.tracking import check_registration
+
+        check_registration(register, store)
+    elif alias is not None:
+        raise UserError(f"--alias {alias.value}: nothing is to be registered; give --register NAME, too")
     if weights is not None:
         bundle = _export_weights(study, scale, gamma, routing, weights, out, licence=licence, overwrite=overwrite)
     elif scale is not None or gamma is not None or routing is not None:
         raise UserError("--scale, --gamma and --routing: a study's points have theirs; give --weights, or none of them")
     else:
         bundle = export_point(options.study_path(study, results), pick, out, licence=licence, overwrite=overwrite)
-    console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")
+    console.print(f"bundle   {bundle}")
+    if register is not None:
+        artifacts = None if tracking_uri else (results / "mlartifacts").resolve()
+        _register(bundle, register, alias, store, artifacts)
+    console.print(f"next: {command()} upscale {bundle} IMAGE OUT.png")
+
+
+def _register(bundle: Path, name: str, alias: options.AliasName | None, store: str, artifacts: Path | None) -> None:
+    """Register a bundle and say what it is found by."""
+    from harness.core.urls import SHOWN, without_credentials
+    from harness.tracking import register_bundle
+
+    found = register_bundle(
+        bundle,
+        name,
+        tracking_uri=store,
+        artifact_root=artifacts,
+        alias=None if alias is None else alias.value,
+    )
+    console.print(
+        f"model    {found.uri}, version {found.version} of {name} in {without_credentials(store, SHOWN)}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _export_weights(

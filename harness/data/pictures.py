@@ -93,10 +93,11 @@ def write_picture(path: Path, picture: Picture) -> None:
         raise UserError(f"{path}: expected a name ending in {', '.join(OUTPUT_FORMATS)}")
     if format_name == "JPEG" and picture.alpha_HW is not None:
         raise UserError(f"{path}: JPEG has no room for transparency; expected a .png, .webp or .tif")
-    options: dict[str, Any] = {
-        "JPEG": {"quality": 95, "subsampling": 0},
-        "WEBP": {"lossless": True, "exact": True},
-    }.get(format_name, {})
+    options: dict[str, Any] = {}
+    if format_name == "JPEG":
+        options = {"quality": 95, "subsampling": 0}
+    elif format_name == "WEBP":
+        options = {"lossless": True, "exact": True}
     if picture.icc is not None:
         options["icc_profile"] = picture.icc
     if picture.exif is not None:
@@ -120,7 +121,7 @@ def fill_hidden(picture: Picture) -> Levels:
     """
     if picture.alpha_HW is None or picture.alpha_HW.all() or not picture.alpha_HW.any():
         return picture.colour_HWC
-    from scipy.ndimage import distance_transform_edt
+    from scipy.ndimage import distance_transform_edt  # type: ignore[import-untyped]
 
     rows_HW, columns_HW = distance_transform_edt(picture.alpha_HW == 0, return_distances=False, return_indices=True)
     filled_HWC: Levels = picture.colour_HWC[rows_HW, columns_HW]
@@ -132,8 +133,8 @@ def _to_picture(image: Image.Image) -> Picture:
     upright = ImageOps.exif_transpose(image)
     icc = image.info.get("icc_profile") or None
     if upright.mode in (*GREY_16_MODES, "I"):
-        grey_HW: Levels = np.asarray(upright).astype(np.uint16)
-        return Picture(np.repeat(grey_HW[..., None], 3, axis=2), is_grey=True, icc=icc, exif=exif)
+        colour_HWC: Levels = np.repeat(np.asarray(upright)[..., None], 3, axis=2).astype(np.uint16)
+        return Picture(colour_HWC, is_grey=True, icc=icc, exif=exif)
     is_grey = upright.mode in ("1", "L", "LA", "La")
     if upright.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in upright.info:
         rgba_HWC = np.array(upright.convert("LA" if upright.mode == "La" else upright.mode).convert("RGBA"))
