@@ -1,0 +1,431 @@
+"""The ONNX graph of CAMixerSR: windows are picked, gathered, attended to and scattered back in the graph itself.
+
+It computes what `CAMixerSR` does at inference, under one routing. Where a block attends nowhere there is no attention
+in it, where it attends everywhere nothing is ranked. Three things are put together beforehand, which changes rounding
+alone: "hard minus simple" of the logits is one output, the trunk's bias is the weight of a condition that is 1, and
+queries and keys, which occur as a product only, have one matrix where that is no larger (a key's bias adds the same to
+all scores of a query and goes).
+
+Shape suffixes: B batch, C channels, H W the padded size, M window side, L = M² tokens of a window, N windows of an
+image, K hard windows of each image (or, where K differs, of all: B is then 1), X = B·K·L their pixels, E predictor
+features, V channels of values, S blocks.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from harness.core.configs import CAMixerSRConfig, RoutingConfig
+from harness.export.graph import Array, Graph
+from harness.export.onnx_parts import (
+    Image,
+    add_bicubic,
+    add_convolution,
+    add_linear,
+    add_norm,
+    add_range,
+    crop,
+    pad_reflecting,
+    round_up,
+    to_channels_first,
+    to_channels_last,
+)
+from harness.models.camixersr import Predictor
+from harness.models.routing import count_fixed, count_windows, knows_counts
+
+_EPS = 1e-6
+_SLOPE = Predictor.slope
+_INSIDE = 1 - 2.0**-23  # what takes the last position to the next lower float, so that it has a neighbour to its right
+_CORNERS = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]], dtype=np.float32)  # image, row, column
+
+
+def add_camixersr(
+    graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array], to: str, blocks: dict[str, str]
+) -> str:
+    """Add a CAMixerSR from the image to `to`; `blocks` gets what each block makes, by its module."""
+    return _CAMixerSRGraph(graph, image, config, state, blocks).add(to)
+
+
+class _CAMixerSRGraph:
+    def __init__(
+        self, graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array], blocks: dict[str, str]
+    ):
+        self.graph, self.image, self.config, self.state, self.blocks = graph, image, config, state, blocks
+        self.window = config.window
+        self.num_windows: int | None = None  # of an image, where that is known
+        if image.size is not None:
+            self.num_windows = math.prod(-(-side // self.window) for side in image.size)
+        self._counts: dict[float, str] = {}
+
+    def add(self, to: str) -> str:
+        graph, config = self.graph, self.config
+        padded = self._lay_out()
+        shallow_BHWC = to_channels_last(graph, self._convolve(padded, "head", pad=1), "shallow")
+        reads = [config.reads_predictor(block) for block in range(config.num_blocks)]
+        condition = self._add_conditions(shallow_BHWC) if any(reads) else ""
+        if config.routing.policy == "detail":
+            self._select_by_detail()
+        x_BHWC, block = shallow_BHWC, 0
+        for group, count in enumerate(config.groups):
+            start_BHWC = x_BHWC
+            for index in range(count):
+                name = f"groups.{group}.blocks.{index}"
+                with graph.part(name):
+                    x_BHWC = self._add_block(x_BHWC, condition, block)
+                self.blocks[name] = x_BHWC
+                block += 1
+            with graph.part(f"groups.{group}"):
+                x_BHWC = self._add_with_residual(x_BHWC, "tail", start_BHWC)
+        deep = self._convolve(to_channels_first(graph, x_BHWC, "body_tail.input"), "body_tail", pad=1)
+        shallow = "head"
+        tail = self._convolve(graph.call("Add", deep, shallow, to="body_tail.sum"), "tail", pad=1)
+        restored = graph.call("DepthToSpace", tail, to="shuffle", blocksize=config.scale, mode="CRD")
+        is_padded = self.image.size is None or any(side % self.window for side in self.image.size)
+        if is_padded:
+            restored = crop(graph, restored, self.image, config.scale, "crop")
+        if config.image_residual:
+            restored = graph.call("Add", restored, add_bicubic(graph, self.image, config.scale), to="residual")
+        return graph.rename(restored, to)
+
+    # Sizes, windows and conditions: once in a graph
+
+    def _lay_out(self) -> str:
+        """Pad the image to whole windows, and say which pixels each window holds; return the padded image."""
+        graph, image, M = self.graph, self.image, self.window
+        self.rows = round_up(graph, image.height, M, "height")
+        self.columns = round_up(graph, image.width, M, "width")
+        with graph.part("size"):
+            self.height = graph.call("Mul", self.rows, graph.whole(M), to="padded.height")
+            self.width = graph.call("Mul", self.columns, graph.whole(M), to="padded.width")
+            self.windows = graph.call("Mul", self.rows, self.columns, to="windows")
+        padded = image.name
+        if image.size is None or image.size[0] % M:
+            padded = pad_reflecting(graph, padded, image.height, self.height, 2, "rows")
+        if image.size is None or image.size[1] % M:
+            padded = pad_reflecting(graph, padded, image.width, self.width, 3, "columns")
+        with graph.part("windows"):
+            pixels = graph.call("Mul", self.height, self.width, to="pixels")
+            all_pixels = graph.call("Mul", image.batch, pixels, to="pixels.all")
+            shape = graph.call("Concat", image.batch, self.rows, graph.whole(M), self.columns, graph.whole(M), to="shape", axis=0)
+            flat = graph.call("Reshape", add_range(graph, all_pixels, "pixels"), shape, to="pixels.map")
+            flat = graph.call("Transpose", flat, to="pixels.windows", perm=[0, 1, 3, 2, 4])
+            flat = graph.call(
+                "Reshape",
+                flat,
+                graph.call("Concat", image.batch, self.windows, graph.whole(M * M), graph.whole(1), to="shape", axis=0),
+                to="pixels.of",
+            )
+            one = graph.whole(1)
+            strides = graph.call("Concat", pixels, self.width, one, to="strides", axis=0)
+            self.sides = graph.call("Concat", image.batch, self.height, self.width, to="sides", axis=0)
+            quotient = graph.call("Div", flat, strides, to="places.unbounded")
+            self.places_BNL3 = graph.call("Mod", quotient, self.sides, to="places")
+            inner = graph.call("Sub", self.sides, graph.whole(0, 1, 1), to="limits.whole")
+            inner = graph.cast(inner, "float", to="limits.float")
+            inside = graph.constant("inside", np.array([1, _INSIDE, _INSIDE], dtype=np.float32))
+            self.limits = graph.call("Mul", inner, inside, to="limits")
+        return padded
+
+    def _add_conditions(self, shallow_BHWC: str) -> str:
+        """Return what all trunks read beside the values: global and window condition, and 1 for the bias."""
+        graph, config, M = self.graph, self.config, self.window
+        with graph.part("condition"):
+            line = np.linspace(-1, 1, M, dtype=np.float32)
+            tile = np.ones((1, M, M, 1), dtype=np.float32)
+            if config.window_condition:
+                tile = np.concatenate((*np.broadcast_arrays(line[:, None, None], line[:, None]), tile[0]), axis=-1)[None]
+            repeats = graph.call("Concat", self.image.batch, self.rows, self.columns, graph.whole(1), to="repeats", axis=0)
+            parts = [graph.call("Tile", graph.constant("coordinates", tile), repeats, to="coordinates")]
+        if config.global_condition:
+            with graph.part("global_predictor"):
+                map_BCHW = "head"
+                for layer, pad in (("0", 0), ("2", 1)):
+                    map_BCHW = self._convolve(map_BCHW, layer, pad=pad)
+                    map_BCHW = graph.call("LeakyRelu", map_BCHW, to=f"{int(layer) + 1}", alpha=_SLOPE)
+                parts.insert(0, to_channels_last(graph, map_BCHW, "output"))
+        return parts[0] if len(parts) == 1 else graph.call("Concat", *parts, to="condition", axis=-1)
+
+    # A block
+
+    def _add_block(self, x_BHWC: str, condition: str, block: int) -> str:
+        graph = self.graph
+        with graph.part("mixer"):
+            value_BHWV = self._linear(x_BHWC, "value")
+            features_BHWE = self._add_trunk(value_BHWV, condition) if self.config.reads_predictor(block) else ""
+            features_BEHW = ""
+            if features_BHWE:
+                features_BEHW = to_channels_first(graph, features_BHWE, "predictor.features.map")
+            mixed_BHWV = self._mix(x_BHWC, value_BHWV, features_BHWE, features_BEHW, block)
+            convolved = self._convolve_mixed(mixed_BHWV, features_BEHW)
+            mixed = self._add_with_residual(convolved, "out", x_BHWC)
+        x_BHWC = self._norm(mixed, "norm1")
+        with graph.part("ffn"):
+            transformed = self._add_ffn(x_BHWC)
+        return self._norm(graph.call("Add", transformed, x_BHWC, to="ffn.sum"), "norm2")
+
+    def _add_trunk(self, value_BHWV: str, condition: str) -> str:
+        graph = self.graph
+        with graph.part("predictor"):
+            conditions = graph.call("Concat", value_BHWV, condition, to="conditions", axis=-1)
+            weight = np.concatenate((self._of("trunk.weight"), self._of("trunk.bias")[:, None]), axis=1)
+            trunk = add_linear(graph, conditions, "trunk", weight)
+            return graph.call("LeakyRelu", self._norm(trunk, "trunk_norm"), to="features", alpha=_SLOPE)
+
+    def _convolve_mixed(self, mixed_BHWV: str, features_BEHW: str) -> str:
+        """Return GELU of both depthwise convolutions, times the channel attention, and what they were made of."""
+        graph = self.graph
+        mixed_BVHW = to_channels_first(graph, mixed_BHWV, "mixed.map")
+        V = len(self._of("value.bias"))
+        convolved = self._convolve(mixed_BVHW, "depthwise", pad=1, group=V)
+        convolved = self._convolve(convolved, "depthwise_dilated", pad=2, dilation=2, group=V)
+        convolved = graph.call("Gelu", convolved, to="gelu")
+        if self.config.channel_attention:
+            with graph.part("predictor"):
+                mean = graph.call("GlobalAveragePool", features_BEHW, to="features.mean")
+                weight = self._of("channel_attention.weight")[:, :, None, None]
+                attention = add_convolution(graph, mean, "channel_attention", weight, self._of("channel_attention.bias"))
+                attention = graph.call("Sigmoid", attention, to="channels")
+            convolved = graph.call("Mul", convolved, attention, to="convolved")
+        convolved = graph.call("Add", convolved, mixed_BVHW, to="convolved.sum")
+        return to_channels_last(graph, convolved, "out.input")
+
+    def _add_ffn(self, x_BHWC: str) -> str:
+        graph = self.graph
+        expanded = to_channels_first(graph, self._linear(x_BHWC, "expand"), "expand.map")
+        convolved = self._convolve(expanded, "depthwise", pad=1, group=len(self._of("expand.weight")))
+        left, right = graph.call_many("Split", convolved, to=("left", "right"), axis=1, num_outputs=2)
+        gated = graph.call("Mul", graph.call("Gelu", left, to="gelu"), right, to="gated.map")
+        return self._linear(to_channels_last(graph, gated, "gated"), "project")
+
+    # Routing: which windows get attention
+
+    def _mix(self, x_BHWC: str, value_BHWV: str, features_BHWE: str, features_BEHW: str, block: int) -> str:
+        """Return the attention of the hard windows and the spatial attention of the others."""
+        graph, routing = self.graph, self.config.routing
+        count = self._known_count(block)
+        simple = value_BHWV
+        if self.config.spatial_attention and count != "all":
+            with graph.part("predictor"):
+                spatial = self._convolve(features_BEHW, "spatial_attention", pad=1)
+                spatial = graph.call("Sigmoid", spatial, to="space.map")
+                spatial = to_channels_last(graph, spatial, "space")
+            simple = graph.call("Mul", value_BHWV, spatial, to="simple")
+        if count == "none":
+            return simple
+        if count == "all":
+            places_BKL3 = self.places_BNL3
+        elif routing.policy == "detail":
+            places_BKL3 = self._take_places(self.detail_masks[block])
+        else:
+            with graph.part("predictor"):
+                score_BN = self._add_logits(features_BEHW)
+                places_BKL3 = self._pick_windows(score_BN, block)
+        attended = self._attend(x_BHWC, value_BHWV, features_BHWE, places_BKL3)
+        return graph.call("ScatterND", simple, places_BKL3, attended, to="mixed")
+
+    def _known_count(self, block: int) -> str | None:
+        """Return "none" or "all" where that many windows get attention whatever the image, and whatever its size."""
+        routing = self.config.routing
+        if routing.never_attends(block):
+            return "none"
+        if not knows_counts(routing):
+            return None
+        if self.num_windows is not None:
+            count = count_windows(routing, block, self.num_windows)
+            return "none" if count == 0 else "all" if count == self.num_windows else None
+        gamma = self._gamma(block)
+        return "none" if gamma == 0 else "all" if gamma == 1 else None
+
+    def _gamma(self, block: int) -> float:
+        routing = self.config.routing
+        return routing.gamma if routing.schedule is None else routing.schedule[block]
+
+    def _add_logits(self, features_BEHW: str) -> str:
+        """Return what windows are ranked by, B×N×1: the logit difference "hard minus simple"."""
+        graph, M = self.graph, self.window
+        mean = graph.call("ReduceMean", features_BEHW, graph.whole(1), to="routing.mean")
+        hidden_weight = self._of("routing_hidden.weight").reshape(M, 1, M, M)
+        hidden = add_convolution(graph, mean, "routing_hidden", hidden_weight, self._of("routing_hidden.bias"), stride=M)
+        hidden = graph.call("LeakyRelu", hidden, to="routing_hidden.active", alpha=_SLOPE)
+        weight, bias = self._of("routing_out.weight"), self._of("routing_out.bias")
+        score = add_convolution(
+            graph, hidden, "routing_out", (weight[:1] - weight[1:])[:, :, None, None], bias[:1] - bias[1:]
+        )
+        return graph.call("Reshape", score, graph.whole(0, -1, 1), to="score")
+
+    def _pick_windows(self, score_BN1: str, block: int) -> str:
+        """Return the pixels of the hard windows (B×K×L×3, or 1×K×L×3 where images have different K)."""
+        graph, routing = self.graph, self.config.routing
+        if routing.policy == "threshold":
+            zero = graph.constant("zero", np.zeros(1, dtype=np.float32))
+            return self._take_places(graph.call("Greater", score_BN1, zero, to="hard"))
+        if routing.policy != "probability":
+            count = self._count_fixed(self._gamma(block))
+            _, hard_BK1 = graph.call_many("TopK", score_BN1, count, to=("hard.score", "hard"), axis=1, largest=1, sorted=1)
+            return graph.call("GatherND", self.places_BNL3, hard_BK1, to="places", batch_dims=1)
+        count_B11 = self._count_by_probability(score_BN1, routing)
+        _, order_BN1 = graph.call_many(
+            "TopK", score_BN1, self._count_all(), to=("order.score", "order"), axis=1, largest=1, sorted=1
+        )
+        first = graph.call("Less", self._positions_N1(), count_B11, to="order.hard")
+        mask = graph.call("ScatterElements", first, order_BN1, first, to="hard", axis=1)
+        return self._take_places(mask)
+
+    def _take_places(self, mask: str) -> str:
+        """Return the pixels (1×K×L×3) of the windows that a mask of all images' windows names."""
+        graph, M = self.graph, self.window
+        flat = graph.call("Reshape", mask, graph.whole(-1), to="hard.flat")
+        windows_1K = graph.call("NonZero", flat, to="hard.windows")
+        return graph.call("Gather", self._all_places(), windows_1K, to="places", axis=0)
+
+    def _all_places(self) -> str:
+        if not hasattr(self, "_flat_places"):
+            shape = self.graph.whole(-1, self.window**2, 3)
+            self._flat_places = self.graph.call("Reshape", self.places_BNL3, shape, to="places.all")
+        return self._flat_places
+
+    def _count_fixed(self, gamma: float) -> str:
+        """Return floor(γN + 1e-9)."""
+        graph = self.graph
+        if gamma not in self._counts:
+            if self.num_windows is not None:
+                self._counts[gamma] = graph.whole(count_fixed(gamma, self.num_windows))
+            else:
+                double = graph.cast(self.windows, "double", to="count.double")
+                share = graph.call("Mul", double, graph.constant("gamma", np.array([gamma])), to="count.share")
+                share = graph.call("Add", share, graph.constant("slack", np.array([1e-9])), to="count.slack")
+                self._counts[gamma] = graph.cast(share, "int64", to="count")
+        return self._counts[gamma]
+
+    def _count_all(self) -> str:
+        return self.windows
+
+    def _positions_N1(self) -> str:
+        if not hasattr(self, "_positions"):
+            positions = add_range(self.graph, self.windows, "positions")
+            self._positions = self.graph.call("Reshape", positions, self.graph.whole(1, -1, 1), to="positions")
+        return self._positions
+
+    def _count_by_probability(self, score_BN1: str, routing: RoutingConfig) -> str:
+        """Return K = floor(Σw + 0.5) of each image (B×1×1); p is the sigmoid of the logit difference."""
+        graph, gamma = self.graph, routing.gamma
+        double = graph.cast(score_BN1, "double", to="probability.double")
+        hard = graph.call("Sigmoid", double, to="probability")
+        if gamma <= 0.5:
+            weight = graph.call("Mul", hard, graph.constant("twice", np.array([2 * gamma])), to="weight")
+        else:
+            more = 2 * gamma - 1
+            weight = graph.call("Mul", hard, graph.constant("slope", np.array([1 - more])), to="weight.slope")
+            weight = graph.call("Add", weight, graph.constant("offset", np.array([more])), to="weight")
+        total = graph.call("ReduceSum", weight, graph.whole(1), to="weight.sum")
+        rounded = graph.call("Add", total, graph.constant("half", np.array([0.5])), to="weight.rounded")
+        return graph.cast(rounded, "int64", to="count")
+
+    def _select_by_detail(self) -> None:
+        raise NotImplementedError
+
+    # Attention in the hard windows
+
+    def _attend(self, x_BHWC: str, value_BHWV: str, features_BHWE: str, places_BKL3: str) -> str:
+        """Return the attention of some windows (B×K×L×V)."""
+        graph = self.graph
+        x_BKLC = graph.call("GatherND", x_BHWC, places_BKL3, to="windows.x")
+        keyed_BKLC = x_BKLC
+        if self.config.offsets:
+            with graph.part("predictor"):
+                warped_BKLC = self._warp(x_BHWC, features_BHWE, places_BKL3)
+            keyed_BKLC = graph.call("Add", x_BKLC, warped_BKLC, to="windows.keyed")
+        value_BKLV = graph.call("GatherND", value_BHWV, places_BKL3, to="windows.value")
+        query, key = self._project(x_BKLC, keyed_BKLC)
+        key = graph.call("Transpose", key, to="key.transposed", perm=[0, 1, 3, 2])
+        scores = graph.call("MatMul", query, key, to="scores")
+        weights = graph.call("Softmax", scores, to="attention", axis=-1)
+        return graph.call("MatMul", weights, value_BKLV, to="attended")
+
+    def _project(self, x_BKLC: str, keyed_BKLC: str) -> tuple[str, str]:
+        """Return queries and keys: their product is that of the network's, apart from what softmax takes away."""
+        graph, C = self.graph, self.config.channels
+        weight, bias, key = self._of("query.weight"), self._of("query.bias"), self._of("key.weight")
+        scale = C**-0.5 if self.config.scaled_attention else 1.0
+        if len(weight) < C:
+            query = add_linear(graph, x_BKLC, "query", scale * weight, scale * bias)
+            return query, add_linear(graph, keyed_BKLC, "key", key)
+        double = np.float64
+        together = scale * (key.T.astype(double) @ weight.astype(double))
+        return add_linear(
+            graph, x_BKLC, "query_key", together, scale * (key.T.astype(double) @ bias.astype(double))
+        ), keyed_BKLC
+
+    def _warp(self, x_BHWC: str, features_BHWE: str, places_BKL3: str) -> str:
+        """Return x read at the displaced pixels of some windows: bilinear, the border repeated.
+
+        A position is image, row and column; its four corners are weighted by how near they are.
+        """
+        graph = self.graph
+        places_X3 = graph.call("Reshape", places_BKL3, graph.whole(-1, 3), to="pixels")
+        features_XE = graph.call("GatherND", features_BHWE, places_X3, to="pixels.features")
+        hidden = self._gemm(features_XE, "offsets_hidden")
+        hidden = graph.call("LeakyRelu", hidden, to="offsets_hidden.active", alpha=_SLOPE)
+        offsets_X2 = graph.call("Tanh", self._gemm(hidden, "offsets_out"), to="offsets")
+        own_X3 = graph.cast(places_X3, "float", to="own")
+        to_place = np.zeros((2, 3), dtype=np.float32)
+        to_place[0, 2] = to_place[1, 1] = Predictor.max_offset  # x first
+        position = graph.call("Gemm", offsets_X2, graph.constant("offset", to_place), own_X3, to="position.free")
+        position = graph.call("Relu", position, to="position.positive")
+        position = graph.call("Min", position, self.limits, to="position")
+        corner = graph.call("Floor", position, to="corner")
+        inside = graph.call("Sub", position, corner, to="inside")
+        same = np.tile(np.eye(3, dtype=np.float32), (1, 4))
+        corners = graph.call(
+            "Gemm", corner, graph.constant("same", same), graph.constant("corners", _CORNERS.ravel()), to="corners.float"
+        )
+        corners = graph.cast(corners, "int64", to="corners.whole")
+        corners_X43 = graph.call("Reshape", corners, graph.whole(-1, 4, 3), to="corners")
+        corners_X4C = graph.call("GatherND", x_BHWC, corners_X43, to="corners.x")
+        lines = []
+        for axis, name in ((1, "row.weight"), (2, "column.weight")):
+            slope = np.zeros((3, 4), dtype=np.float32)
+            slope[axis] = 2 * _CORNERS[:, axis] - 1
+            start = graph.constant(f"{name}.start", 1 - _CORNERS[:, axis])
+            lines.append(graph.call("Gemm", inside, graph.constant(f"{name}.slope", slope), start, to=name))
+        weights_X4 = graph.call("Mul", *lines, to="weights")
+        weights_X14 = graph.call("Unsqueeze", weights_X4, graph.whole(1), to="weights.row")
+        warped_X1C = graph.call("MatMul", weights_X14, corners_X4C, to="warped.pixels")
+        return graph.call("Reshape", warped_X1C, self._window_shape(), to="warped")
+
+    def _window_shape(self) -> str:
+        """Return the shape of features in hard windows, B×K×L×C."""
+        end = self.graph.whole(-1, self.window**2, self.config.channels)
+        if knows_counts(self.config.routing):
+            if not hasattr(self, "_shape"):
+                self._shape = self.graph.call("Concat", self.image.batch, end, to="windows.shape", axis=0)
+            return self._shape
+        return self.graph.whole(1, -1, self.window**2, self.config.channels)
+
+    # Layers by their names under the part at hand
+
+    def _of(self, name: str) -> Array:
+        return self.state[self.graph.path(name)]
+
+    def _linear(self, tensor: str, name: str) -> str:
+        bias = self.state.get(self.graph.path(f"{name}.bias"))
+        return add_linear(self.graph, tensor, name, self._of(f"{name}.weight"), bias)
+
+    def _gemm(self, tensor: str, name: str) -> str:
+        weight, bias = (self.graph.weight(f"{name}.{kind}", self._of(f"{name}.{kind}")) for kind in ("weight", "bias"))
+        return self.graph.call("Gemm", tensor, weight, bias, to=name, transB=1)
+
+    def _add_with_residual(self, tensor: str, name: str, residual: str) -> str:
+        """Return a linear layer plus what came before, by one sum."""
+        graph = self.graph
+        product = add_linear(graph, tensor, name, self._of(f"{name}.weight"))
+        bias = graph.weight(f"{name}.bias", self._of(f"{name}.bias"))
+        return graph.call("Sum", product, bias, residual, to=f"{name}.sum")
+
+    def _norm(self, tensor: str, name: str) -> str:
+        return add_norm(self.graph, tensor, name, self._of(f"{name}.weight"), self._of(f"{name}.bias"), _EPS)
+
+    def _convolve(self, tensor: str, name: str, **how: int) -> str:
+        bias = self.state.get(self.graph.path(f"{name}.bias"))
+        return add_convolution(self.graph, tensor, name, self._of(f"{name}.weight"), bias, **how)
