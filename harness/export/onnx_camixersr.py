@@ -37,7 +37,22 @@ from harness.models.routing import count_fixed, count_windows, knows_counts
 _EPS = 1e-6
 _SLOPE = Predictor.slope
 _INSIDE = 1 - 2.0**-23  # what takes the last position to the next lower float, so that it has a neighbour to its right
-_CORNERS = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]], dtype=np.float32)  # image, row, column
+
+# Of the five rows that make up x + X̃ at a pixel, from the six numbers that go with it (see `_add_warped`): their places
+# are `six @ _SAME + _BESIDE`, (image, row, column) after each other; with how far the position lies from its upper left
+# corner, `inside @ _SLOPES + _STARTS` are their weights by row, then by column.
+_CORNERS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.float32)  # row, column
+_SAME = np.zeros((6, 5, 3), dtype=np.float32)
+_SAME[:3, :4] = np.eye(3)[:, None]
+_SAME[3:, 4] = np.eye(3)
+_SAME.shape = (6, 15)
+_BESIDE = np.pad(_CORNERS, ((0, 1), (1, 0))).ravel()
+_SLOPES = np.zeros((6, 2, 5), dtype=np.float32)
+_SLOPES[1, 0, :4], _SLOPES[2, 1, :4] = 2 * _CORNERS.T - 1
+_SLOPES.shape = (6, 10)
+_STARTS = np.ones((2, 5), dtype=np.float32)
+_STARTS[:, :4] = 1 - _CORNERS.T
+_STARTS = _STARTS.ravel()
 
 
 def add_camixersr(
@@ -121,10 +136,11 @@ class _CAMixerSRGraph:
             self.sides = graph.call("Concat", image.batch, self.height, self.width, to="sides", axis=0)
             quotient = graph.call("Div", flat, strides, to="places.unbounded")
             self.places_BNL3 = graph.call("Mod", quotient, self.sides, to="places")
-            inner = graph.call("Sub", self.sides, graph.whole(0, 1, 1), to="limits.whole")
-            inner = graph.cast(inner, "float", to="limits.float")
-            inside = graph.constant("inside", np.array([1, _INSIDE, _INSIDE], dtype=np.float32))
-            self.limits = graph.call("Mul", inner, inside, to="limits")
+            limits = graph.call("Concat", self.sides, self.sides, to="limits.both", axis=0)
+            limits = graph.call("Sub", limits, graph.whole(0, 1, 1, 0, 0, 0), to="limits.whole")
+            limits = graph.cast(limits, "float", to="limits.float")
+            inside = graph.constant("inside", np.array([1, _INSIDE, _INSIDE, 1, 1, 1], dtype=np.float32))
+            self.limits = graph.call("Mul", limits, inside, to="limits")
         return padded
 
     def _add_conditions(self, shallow_BHWC: str) -> str:
@@ -151,8 +167,10 @@ class _CAMixerSRGraph:
     def _add_block(self, x_BHWC: str, condition: str, block: int) -> str:
         graph = self.graph
         with graph.part("mixer"):
-            value_BHWV = self._linear(x_BHWC, "value")
-            features_BHWE = self._add_trunk(value_BHWV, condition) if self.config.reads_predictor(block) else ""
+            if self.config.reads_predictor(block):
+                value_BHWV, features_BHWE = self._add_value_and_trunk(x_BHWC, condition)
+            else:
+                value_BHWV, features_BHWE = self._linear(x_BHWC, "value"), ""
             features_BEHW = ""
             if features_BHWE:
                 features_BEHW = to_channels_first(graph, features_BHWE, "predictor.features.map")
@@ -164,13 +182,26 @@ class _CAMixerSRGraph:
             transformed = self._add_ffn(x_BHWC)
         return self._norm(graph.call("Add", transformed, x_BHWC, to="ffn.sum"), "norm2")
 
-    def _add_trunk(self, value_BHWV: str, condition: str) -> str:
+    def _add_value_and_trunk(self, x_BHWC: str, condition_BHWY: str) -> tuple[str, str]:
+        """Return values and the predictor's features, whose trunk reads values: both by one product."""
         graph = self.graph
+        value, bias = (self._of(f"value.{kind}").astype(np.float64) for kind in ("weight", "bias"))
+        trunk, trunk_bias = (self._of(f"predictor.trunk.{kind}").astype(np.float64) for kind in ("weight", "bias"))
+        V, E = len(value), len(trunk)
+        of_value, of_condition = trunk[:, :V], trunk[:, V:]
+        nothing = np.zeros((V, of_condition.shape[1]))
+        rows = np.concatenate(
+            (
+                np.concatenate((value, nothing, bias[:, None]), axis=1),
+                np.concatenate((of_value @ value, of_condition, (trunk_bias + of_value @ bias)[:, None]), axis=1),
+            )
+        )
+        conditions = graph.call("Concat", x_BHWC, condition_BHWY, to="conditions", axis=-1)
+        both = add_linear(graph, conditions, "value_trunk", rows)
+        value_BHWV, trunk_BHWE = graph.call_many("Split", both, graph.whole(V, E), to=("value", "trunk"), axis=-1)
         with graph.part("predictor"):
-            conditions = graph.call("Concat", value_BHWV, condition, to="conditions", axis=-1)
-            weight = np.concatenate((self._of("trunk.weight"), self._of("trunk.bias")[:, None]), axis=1)
-            trunk = add_linear(graph, conditions, "trunk", weight)
-            return graph.call("LeakyRelu", self._norm(trunk, "trunk_norm"), to="features", alpha=_SLOPE)
+            trunk_BHWE = self._norm(trunk_BHWE, "trunk_norm")
+            return value_BHWV, graph.call("LeakyRelu", trunk_BHWE, to="features", alpha=_SLOPE)
 
     def _convolve_mixed(self, mixed_BHWV: str, features_BEHW: str) -> str:
         """Return GELU of both depthwise convolutions, times the channel attention, and what they were made of."""
@@ -242,7 +273,7 @@ class _CAMixerSRGraph:
         return routing.gamma if routing.schedule is None else routing.schedule[block]
 
     def _add_logits(self, features_BEHW: str) -> str:
-        """Return what windows are ranked by, B×N×1: the logit difference "hard minus simple"."""
+        """Return what windows are ranked by, B×N×1 (BN for the policy `threshold`): the logit difference "hard minus simple"."""
         graph, M = self.graph, self.window
         mean = graph.call("ReduceMean", features_BEHW, graph.whole(1), to="routing.mean")
         hidden_weight = self._of("routing_hidden.weight").reshape(M, 1, M, M)
@@ -252,14 +283,14 @@ class _CAMixerSRGraph:
         score = add_convolution(
             graph, hidden, "routing_out", (weight[:1] - weight[1:])[:, :, None, None], bias[:1] - bias[1:]
         )
-        return graph.call("Reshape", score, graph.whole(0, -1, 1), to="score")
+        is_flat = self.config.routing.policy == "threshold"
+        return graph.call("Reshape", score, graph.whole(-1) if is_flat else graph.whole(0, -1, 1), to="score")
 
     def _pick_windows(self, score_BN1: str, block: int) -> str:
         """Return the pixels of the hard windows (B×K×L×3, or 1×K×L×3 where images have different K)."""
         graph, routing = self.graph, self.config.routing
         if routing.policy == "threshold":
-            zero = graph.constant("zero", np.zeros(1, dtype=np.float32))
-            return self._take_places(graph.call("Greater", score_BN1, zero, to="hard"))
+            return self._take_places(graph.call("Relu", score_BN1, to="hard"))
         if routing.policy != "probability":
             count = self._count_fixed(self._gamma(block))
             _, hard_BK1 = graph.call_many("TopK", score_BN1, count, to=("hard.score", "hard"), axis=1, largest=1, sorted=1)
@@ -270,13 +301,12 @@ class _CAMixerSRGraph:
         )
         first = graph.call("Less", self._positions_N1(), count_B11, to="order.hard")
         mask = graph.call("ScatterElements", first, order_BN1, first, to="hard", axis=1)
-        return self._take_places(mask)
+        return self._take_places(graph.call("Reshape", mask, graph.whole(-1), to="hard.flat"))
 
     def _take_places(self, mask: str) -> str:
-        """Return the pixels (1×K×L×3) of the windows that a mask of all images' windows names."""
-        graph, M = self.graph, self.window
-        flat = graph.call("Reshape", mask, graph.whole(-1), to="hard.flat")
-        windows_1K = graph.call("NonZero", flat, to="hard.windows")
+        """Return the pixels (1×K×L×3) of the windows at which a map of one dimension is not 0."""
+        graph = self.graph
+        windows_1K = graph.call("NonZero", mask, to="hard.windows")
         return graph.call("Gather", self._all_places(), windows_1K, to="places", axis=0)
 
     def _all_places(self) -> str:
@@ -334,8 +364,7 @@ class _CAMixerSRGraph:
         keyed_BKLC = x_BKLC
         if self.config.offsets:
             with graph.part("predictor"):
-                warped_BKLC = self._warp(x_BHWC, features_BHWE, places_BKL3)
-            keyed_BKLC = graph.call("Add", x_BKLC, warped_BKLC, to="windows.keyed")
+                keyed_BKLC = self._add_warped(x_BHWC, features_BHWE, places_BKL3)
         value_BKLV = graph.call("GatherND", value_BHWV, places_BKL3, to="windows.value")
         query, key = self._project(x_BKLC, keyed_BKLC)
         key = graph.call("Transpose", key, to="key.transposed", perm=[0, 1, 3, 2])
@@ -357,42 +386,40 @@ class _CAMixerSRGraph:
             graph, x_BKLC, "query_key", together, scale * (key.T.astype(double) @ bias.astype(double))
         ), keyed_BKLC
 
-    def _warp(self, x_BHWC: str, features_BHWE: str, places_BKL3: str) -> str:
-        """Return x read at the displaced pixels of some windows: bilinear, the border repeated.
+    def _add_warped(self, x_BHWC: str, features_BHWE: str, places_BKL3: str) -> str:
+        """Return x + X̃ in some windows (B×K×L×C), X̃ being x read at displaced pixels: bilinear, the border repeated.
 
-        A position is image, row and column; its four corners are weighted by how near they are.
+        Six numbers go with a pixel: image, row and column that it is displaced to, and its own. Five rows of features
+        are added up: the four corners around the former, weighted by how near they are, and the latter.
         """
         graph = self.graph
         places_X3 = graph.call("Reshape", places_BKL3, graph.whole(-1, 3), to="pixels")
         features_XE = graph.call("GatherND", features_BHWE, places_X3, to="pixels.features")
-        hidden = self._gemm(features_XE, "offsets_hidden")
+        hidden = self._gemm(features_XE, "offsets_hidden", self._of("offsets_hidden.weight"), self._of("offsets_hidden.bias"))
         hidden = graph.call("LeakyRelu", hidden, to="offsets_hidden.active", alpha=_SLOPE)
-        offsets_X2 = graph.call("Tanh", self._gemm(hidden, "offsets_out"), to="offsets")
+        weight, bias = self._of("offsets_out.weight"), self._of("offsets_out.bias")
+        to_place = np.zeros((6, 2), dtype=np.float32)
+        to_place[2, 0] = to_place[1, 1] = 1  # x first
+        offsets_X6 = graph.call("Tanh", self._gemm(hidden, "offsets_out", to_place @ weight, to_place @ bias), to="offsets")
         own_X3 = graph.cast(places_X3, "float", to="own")
-        to_place = np.zeros((2, 3), dtype=np.float32)
-        to_place[0, 2] = to_place[1, 1] = Predictor.max_offset  # x first
-        position = graph.call("Gemm", offsets_X2, graph.constant("offset", to_place), own_X3, to="position.free")
+        twice = graph.constant("twice", np.tile(np.eye(3, dtype=np.float32), 2))
+        position = graph.call("Gemm", own_X3, twice, offsets_X6, to="position.free", beta=Predictor.max_offset)
         position = graph.call("Relu", position, to="position.positive")
-        position = graph.call("Min", position, self.limits, to="position")
-        corner = graph.call("Floor", position, to="corner")
-        inside = graph.call("Sub", position, corner, to="inside")
-        same = np.tile(np.eye(3, dtype=np.float32), (1, 4))
+        position_X6 = graph.call("Min", position, self.limits, to="position")
+        corner_X6 = graph.call("Floor", position_X6, to="corner")
+        inside_X6 = graph.call("Sub", position_X6, corner_X6, to="inside")
         corners = graph.call(
-            "Gemm", corner, graph.constant("same", same), graph.constant("corners", _CORNERS.ravel()), to="corners.float"
+            "Gemm", corner_X6, graph.constant("same", _SAME), graph.constant("beside", _BESIDE), to="corners.float"
         )
         corners = graph.cast(corners, "int64", to="corners.whole")
-        corners_X43 = graph.call("Reshape", corners, graph.whole(-1, 4, 3), to="corners")
-        corners_X4C = graph.call("GatherND", x_BHWC, corners_X43, to="corners.x")
-        lines = []
-        for axis, name in ((1, "row.weight"), (2, "column.weight")):
-            slope = np.zeros((3, 4), dtype=np.float32)
-            slope[axis] = 2 * _CORNERS[:, axis] - 1
-            start = graph.constant(f"{name}.start", 1 - _CORNERS[:, axis])
-            lines.append(graph.call("Gemm", inside, graph.constant(f"{name}.slope", slope), start, to=name))
-        weights_X4 = graph.call("Mul", *lines, to="weights")
-        weights_X14 = graph.call("Unsqueeze", weights_X4, graph.whole(1), to="weights.row")
-        warped_X1C = graph.call("MatMul", weights_X14, corners_X4C, to="warped.pixels")
-        return graph.call("Reshape", warped_X1C, self._window_shape(), to="warped")
+        corners_X53 = graph.call("Reshape", corners, graph.whole(-1, 5, 3), to="corners")
+        corners_X5C = graph.call("GatherND", x_BHWC, corners_X53, to="corners.x")
+        slopes, starts = graph.constant("slopes", _SLOPES), graph.constant("starts", _STARTS)
+        weights = graph.call("Gemm", inside_X6, slopes, starts, to="weights.lines")
+        weights_X25 = graph.call("Reshape", weights, graph.whole(-1, 2, 5), to="weights.both")
+        weights_X15 = graph.call("ReduceProd", weights_X25, graph.whole(1), to="weights", keepdims=1)
+        sum_X1C = graph.call("MatMul", weights_X15, corners_X5C, to="keyed.pixels")
+        return graph.call("Reshape", sum_X1C, self._window_shape(), to="keyed")
 
     def _window_shape(self) -> str:
         """Return the shape of features in hard windows, B×K×L×C."""
@@ -412,9 +439,9 @@ class _CAMixerSRGraph:
         bias = self.state.get(self.graph.path(f"{name}.bias"))
         return add_linear(self.graph, tensor, name, self._of(f"{name}.weight"), bias)
 
-    def _gemm(self, tensor: str, name: str) -> str:
-        weight, bias = (self.graph.weight(f"{name}.{kind}", self._of(f"{name}.{kind}")) for kind in ("weight", "bias"))
-        return self.graph.call("Gemm", tensor, weight, bias, to=name, transB=1)
+    def _gemm(self, tensor_XY: str, name: str, weight: Array, bias: Array) -> str:
+        stored = self.graph.weight(f"{name}.weight", weight), self.graph.weight(f"{name}.bias", bias)
+        return self.graph.call("Gemm", tensor_XY, *stored, to=name, transB=1)
 
     def _add_with_residual(self, tensor: str, name: str, residual: str) -> str:
         """Return a linear layer plus what came before, by one sum."""

@@ -19,16 +19,15 @@ class Image:
         self.name = name
         self.size = size
         self.batch_size = batch
-        shape = graph.call("Shape", name, to="size.input") if size is None or batch is None else ""
-        known = (batch, 3, *(size or (None, None)))
-        self.batch, _, self.height, self.width = (
-            self._side(shape, axis, value) for axis, value in enumerate(known)
+        self.batch = self._side("batch", 0, batch)
+        self.height, self.width = (
+            self._side(side, axis, size and size[axis - 2]) for axis, side in ((2, "height"), (3, "width"))
         )
 
-    def _side(self, shape: str, axis: int, known: int | None) -> str:
+    def _side(self, name: str, axis: int, known: int | None) -> str:
         if known is not None:
             return self.graph.whole(known)
-        return self.graph.call("Gather", shape, self.graph.whole(axis), to=f"size.{'batch channels height width'.split()[axis]}")
+        return self.graph.call("Shape", self.name, to=f"size.{name}", start=axis, end=axis + 1)
 
 
 def round_up(graph: Graph, side: str, multiple: int, to: str) -> str:
@@ -55,9 +54,10 @@ def pad_reflecting(graph: Graph, tensor: str, side: str, target: str, axis: int,
     with graph.part("pad"):
         two, one = graph.whole(2), graph.whole(1)
         last = graph.call("Sub", side, one, to=f"{to}.last")
-        period = graph.call("Max", graph.call("Mul", last, two, to=f"{to}.twice"), one, to=f"{to}.period")
+        twice = graph.call("Mul", last, two, to=f"{to}.twice")
+        period = graph.call("Max", twice, one, to=f"{to}.period")
         phase = graph.call("Mod", add_range(graph, target, to), period, to=f"{to}.phase")
-        back = graph.call("Sub", graph.call("Mul", last, two, to=f"{to}.twice"), phase, to=f"{to}.back")
+        back = graph.call("Sub", twice, phase, to=f"{to}.back")
         places = graph.call("Min", phase, back, to=f"{to}.places")
         return graph.call("Gather", tensor, places, to=to, axis=axis)
 
@@ -135,10 +135,6 @@ def to_channels_last(graph: Graph, tensor_BCHW: str, to: str) -> str:
 
 def crop(graph: Graph, tensor_BCHW: str, image: Image, scale: int, to: str) -> str:
     """Cut the padding off a restored image."""
-    if scale > 1:
-        factor = graph.whole(scale)
-        sides = [graph.call("Mul", side, factor, to="crop.side") for side in (image.height, image.width)]
-    else:
-        sides = [image.height, image.width]
-    ends = graph.call("Concat", *sides, to="crop.ends", axis=0)
+    sides = graph.call("Concat", image.height, image.width, to="crop.size", axis=0)
+    ends = graph.call("Mul", sides, graph.whole(scale), to="crop.ends")
     return graph.call("Slice", tensor_BCHW, graph.whole(0, 0), ends, graph.whole(2, 3), to=to)
