@@ -6,7 +6,7 @@ are constants, and `finish` computes whatever depends on constants alone.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from harness.core.errors import UserError
 
 OPSET = 20  # of Gelu, the youngest operator here
 IR_VERSION = 9
+DOMAIN = "harness"  # of functions that a file defines itself
 Array = npt.NDArray[Any]
 
 _MOST_FOLDED = 1 << 24  # elements of a constant that is computed rather than left to the graph
@@ -42,6 +43,7 @@ class Graph:
         self._names_of: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._taken: set[str] = set()
         self._parts: list[str] = []
+        self._functions: list[Any] = []
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -98,6 +100,20 @@ class Graph:
         self._nodes.append(self._onnx.helper.make_node(operator, list(inputs), list(outputs), name=outputs[0], **attributes))
         return outputs
 
+    def define(self, name: str, inputs: Sequence[str], body: "Callable[[Graph], str]") -> None:
+        """Define a function of these inputs and one output; `call` it by its name with `domain=DOMAIN`."""
+        inner = Graph()
+        output = body(inner)
+        helper = self._onnx.helper
+        values = [
+            helper.make_node("Constant", [], [tensor], value=self._onnx.numpy_helper.from_array(array, tensor))
+            for tensor, array in inner._constants.items()
+        ]
+        opsets = [helper.make_opsetid("", OPSET)]
+        self._functions.append(
+            helper.make_function(DOMAIN, name, list(inputs), [output], [*values, *inner._nodes], opsets)
+        )
+
     def rename(self, tensor: str, name: str) -> str:
         """Give the output of the last node another name, outside of all parts."""
         node = self._nodes[-1]
@@ -117,9 +133,11 @@ class Graph:
             if tensor in read
         ]
         graph = helper.make_graph(nodes, name, list(inputs), list(outputs), stored)
+        own = [helper.make_opsetid(DOMAIN, 1)] if self._functions else []
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid("", OPSET), *own],
+            functions=self._functions,
             ir_version=IR_VERSION,
             producer_name="harness",
             producer_version=metadata.get("harness.version", ""),
@@ -144,7 +162,7 @@ class Graph:
         known = {name for name in self._constants if name.startswith("constant.")}
         left = []
         for node in self._nodes:
-            if not all(name in known for name in node.input) or not node.input:
+            if not all(name in known for name in node.input) or not node.input or node.domain:
                 left.append(node)
                 continue
             model = helper.make_model(

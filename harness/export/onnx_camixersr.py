@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
-from harness.export.graph import Array, Graph
+from harness.export.graph import DOMAIN, Array, Graph
 from harness.export.onnx_parts import (
     Image,
     add_bicubic,
@@ -35,6 +35,7 @@ from harness.models.camixersr import Predictor
 from harness.models.routing import count_fixed, count_windows, knows_counts
 
 _EPS = 1e-6
+_BY_PROBABILITY = "SelectByProbability"
 _SLOPE = Predictor.slope
 _INSIDE = 1 - 2.0**-23  # what takes the last position to the next lower float, so that it has a neighbour to its right
 
@@ -62,6 +63,25 @@ def add_camixersr(
     return _CAMixerSRGraph(graph, image, config, state, blocks).add(to)
 
 
+def _select_by_probability(graph: Graph) -> str:
+    """Return which windows are hard under the policy `probability`: 1 for the K = floor(aΣp + b + ½) highest of an image.
+
+    `score` (B×1×R×Q): logit differences, whose sigmoids are p. All images' windows come after each other.
+    """
+    column, flat = graph.whole(0, -1, 1), graph.whole(-1)
+    score_BN1 = graph.call("Reshape", "score", column, to="score.flat")
+    hard_BN1 = graph.call("Sigmoid", graph.cast(score_BN1, "double", to="score.double"), to="probability")
+    total = graph.call("ReduceSum", hard_BN1, graph.whole(1), to="probability.sum")
+    weight = graph.call("Add", graph.call("Mul", total, "slope", to="weight.slope"), "offset", to="weight")
+    rounded = graph.call("Add", weight, graph.constant("half", np.array([0.5])), to="weight.rounded")
+    count_B11 = graph.cast(rounded, "int64", to="count")
+    _, order_BN1 = graph.call_many("TopK", score_BN1, "windows", to=("order.score", "order"), axis=1)
+    ranks_1N1 = graph.call("Reshape", add_range(graph, "windows", "rank"), graph.whole(1, -1, 1), to="rank")
+    first_BN1 = graph.call("Less", ranks_1N1, count_B11, to="first")
+    mask_BN1 = graph.call("ScatterElements", first_BN1, order_BN1, first_BN1, to="mask", axis=1)
+    return graph.call("Reshape", mask_BN1, flat, to="hard")
+
+
 class _CAMixerSRGraph:
     def __init__(
         self, graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array], blocks: dict[str, str]
@@ -72,6 +92,7 @@ class _CAMixerSRGraph:
         if image.size is not None:
             self.num_windows = math.prod(-(-side // self.window) for side in image.size)
         self._counts: dict[float, str] = {}
+        self._probability: tuple[str, str] | None = None
 
     def add(self, to: str) -> str:
         graph, config = self.graph, self.config
@@ -250,8 +271,8 @@ class _CAMixerSRGraph:
             places_BKL3 = self._take_places(self.detail_masks[block])
         else:
             with graph.part("predictor"):
-                score_BN = self._add_logits(features_BEHW)
-                places_BKL3 = self._pick_windows(score_BN, block)
+                score_B1RQ = self._add_logits(features_BEHW)
+                places_BKL3 = self._pick_windows(score_B1RQ, block)
         attended = self._attend(x_BHWC, value_BHWV, features_BHWE, places_BKL3)
         return graph.call("ScatterND", simple, places_BKL3, attended, to="mixed")
 
@@ -273,35 +294,41 @@ class _CAMixerSRGraph:
         return routing.gamma if routing.schedule is None else routing.schedule[block]
 
     def _add_logits(self, features_BEHW: str) -> str:
-        """Return what windows are ranked by, B×N×1 (BN for the policy `threshold`): the logit difference "hard minus simple"."""
+        """Return what windows are ranked by, B×1×R×Q: the logit difference "hard minus simple"."""
         graph, M = self.graph, self.window
         mean = graph.call("ReduceMean", features_BEHW, graph.whole(1), to="routing.mean")
         hidden_weight = self._of("routing_hidden.weight").reshape(M, 1, M, M)
         hidden = add_convolution(graph, mean, "routing_hidden", hidden_weight, self._of("routing_hidden.bias"), stride=M)
         hidden = graph.call("LeakyRelu", hidden, to="routing_hidden.active", alpha=_SLOPE)
         weight, bias = self._of("routing_out.weight"), self._of("routing_out.bias")
-        score = add_convolution(
+        return add_convolution(
             graph, hidden, "routing_out", (weight[:1] - weight[1:])[:, :, None, None], bias[:1] - bias[1:]
         )
-        is_flat = self.config.routing.policy == "threshold"
-        return graph.call("Reshape", score, graph.whole(-1) if is_flat else graph.whole(0, -1, 1), to="score")
 
-    def _pick_windows(self, score_BN1: str, block: int) -> str:
+    def _pick_windows(self, score_B1RQ: str, block: int) -> str:
         """Return the pixels of the hard windows (B×K×L×3, or 1×K×L×3 where images have different K)."""
-        graph, routing = self.graph, self.config.routing
-        if routing.policy == "threshold":
-            return self._take_places(graph.call("Relu", score_BN1, to="hard"))
-        if routing.policy != "probability":
-            count = self._count_fixed(self._gamma(block))
-            _, hard_BK1 = graph.call_many("TopK", score_BN1, count, to=("hard.score", "hard"), axis=1, largest=1, sorted=1)
-            return graph.call("GatherND", self.places_BNL3, hard_BK1, to="places", batch_dims=1)
-        count_B11 = self._count_by_probability(score_BN1, routing)
-        _, order_BN1 = graph.call_many(
-            "TopK", score_BN1, self._count_all(), to=("order.score", "order"), axis=1, largest=1, sorted=1
-        )
-        first = graph.call("Less", self._positions_N1(), count_B11, to="order.hard")
-        mask = graph.call("ScatterElements", first, order_BN1, first, to="hard", axis=1)
-        return self._take_places(graph.call("Reshape", mask, graph.whole(-1), to="hard.flat"))
+        graph, policy = self.graph, self.config.routing.policy
+        if policy == "threshold":
+            score = graph.call("Reshape", score_B1RQ, graph.whole(-1), to="score")
+            return self._take_places(graph.call("Relu", score, to="hard"))
+        if policy == "probability":
+            mask = graph.call(_BY_PROBABILITY, score_B1RQ, self.windows, *self._weight(), to="hard", domain=DOMAIN)
+            return self._take_places(mask)
+        score_BN1 = graph.call("Reshape", score_B1RQ, graph.whole(0, -1, 1), to="score")
+        count = self._count_fixed(self._gamma(block))
+        _, hard_BK1 = graph.call_many("TopK", score_BN1, count, to=("hard.score", "hard"), axis=1)
+        return graph.call("GatherND", self.places_BNL3, hard_BK1, to="places", batch_dims=1)
+
+    def _weight(self) -> tuple[str, str]:
+        """Return a and b of K = floor(aΣp + bN + ½), b times N."""
+        graph, gamma = self.graph, self.config.routing.gamma
+        if self._probability is None:
+            slope, offset = (2 * gamma, 0.0) if gamma <= 0.5 else (2 - 2 * gamma, 2 * gamma - 1)
+            double = graph.cast(self.windows, "double", to="count.double")
+            share = graph.call("Mul", double, graph.constant("offset", np.array([offset])), to="count.offset")
+            self._probability = graph.constant("slope", np.array([slope])), share
+            graph.define(_BY_PROBABILITY, ("score", "windows", "slope", "offset"), _select_by_probability)
+        return self._probability
 
     def _take_places(self, mask: str) -> str:
         """Return the pixels (1×K×L×3) of the windows at which a map of one dimension is not 0."""
@@ -327,30 +354,6 @@ class _CAMixerSRGraph:
                 share = graph.call("Add", share, graph.constant("slack", np.array([1e-9])), to="count.slack")
                 self._counts[gamma] = graph.cast(share, "int64", to="count")
         return self._counts[gamma]
-
-    def _count_all(self) -> str:
-        return self.windows
-
-    def _positions_N1(self) -> str:
-        if not hasattr(self, "_positions"):
-            positions = add_range(self.graph, self.windows, "positions")
-            self._positions = self.graph.call("Reshape", positions, self.graph.whole(1, -1, 1), to="positions")
-        return self._positions
-
-    def _count_by_probability(self, score_BN1: str, routing: RoutingConfig) -> str:
-        """Return K = floor(Σw + 0.5) of each image (B×1×1); p is the sigmoid of the logit difference."""
-        graph, gamma = self.graph, routing.gamma
-        double = graph.cast(score_BN1, "double", to="probability.double")
-        hard = graph.call("Sigmoid", double, to="probability")
-        if gamma <= 0.5:
-            weight = graph.call("Mul", hard, graph.constant("twice", np.array([2 * gamma])), to="weight")
-        else:
-            more = 2 * gamma - 1
-            weight = graph.call("Mul", hard, graph.constant("slope", np.array([1 - more])), to="weight.slope")
-            weight = graph.call("Add", weight, graph.constant("offset", np.array([more])), to="weight")
-        total = graph.call("ReduceSum", weight, graph.whole(1), to="weight.sum")
-        rounded = graph.call("Add", total, graph.constant("half", np.array([0.5])), to="weight.rounded")
-        return graph.cast(rounded, "int64", to="count")
 
     def _select_by_detail(self) -> None:
         raise NotImplementedError
