@@ -54,6 +54,15 @@ class Graph:
         finally:
             self._parts.pop()
 
+    @contextlib.contextmanager
+    def root(self) -> Iterator[None]:
+        """Put what is made inside the block under no part: what the whole graph shares."""
+        before, self._parts = self._parts, []
+        try:
+            yield
+        finally:
+            self._parts = before
+
     def path(self, name: str) -> str:
         """Return a name under the part at hand."""
         return ".".join((*self._parts, name))

@@ -32,7 +32,7 @@ from harness.export.onnx_parts import (
     to_channels_last,
 )
 from harness.models.camixersr import Predictor
-from harness.models.routing import count_fixed, count_windows, knows_counts
+from harness.models.routing import LEAST_DETAIL, LUMA, count_fixed, count_windows, knows_counts
 
 _EPS = 1e-6
 _BY_PROBABILITY = "SelectByProbability"
@@ -91,8 +91,10 @@ class _CAMixerSRGraph:
         self.num_windows: int | None = None  # of an image, where that is known
         if image.size is not None:
             self.num_windows = math.prod(-(-side // self.window) for side in image.size)
-        self._counts: dict[float, str] = {}
+        self._counts: dict[float, tuple[str, str]] = {}
         self._probability: tuple[str, str] | None = None
+        self._flat_places: str | None = None
+        self._shape: str | None = None
 
     def add(self, to: str) -> str:
         graph, config = self.graph, self.config
@@ -100,7 +102,7 @@ class _CAMixerSRGraph:
         shallow_BHWC = to_channels_last(graph, self._convolve(padded, "head", pad=1), "shallow")
         reads = [config.reads_predictor(block) for block in range(config.num_blocks)]
         condition = self._add_conditions(shallow_BHWC) if any(reads) else ""
-        if config.routing.policy == "detail":
+        if any(self._known_count(block) is None for block in range(config.num_blocks)) and config.routing.policy == "detail":
             self._select_by_detail()
         x_BHWC, block = shallow_BHWC, 0
         for group, count in enumerate(config.groups):
@@ -268,7 +270,7 @@ class _CAMixerSRGraph:
         if count == "all":
             places_BKL3 = self.places_BNL3
         elif routing.policy == "detail":
-            places_BKL3 = self._take_places(self.detail_masks[block])
+            places_BKL3 = self._take_places(self._mask_by_detail(block))
         else:
             with graph.part("predictor"):
                 score_B1RQ = self._add_logits(features_BEHW)
@@ -281,6 +283,10 @@ class _CAMixerSRGraph:
         routing = self.config.routing
         if routing.never_attends(block):
             return "none"
+        if routing.policy == "detail":
+            alive = sum(weight > 0 for weight in routing.block_weights or ())
+            share = routing.gamma * self.config.num_blocks
+            return "none" if share == 0 else "all" if share >= alive else None
         if not knows_counts(routing):
             return None
         if self.num_windows is not None:
@@ -315,8 +321,10 @@ class _CAMixerSRGraph:
             mask = graph.call(_BY_PROBABILITY, score_B1RQ, self.windows, *self._weight(), to="hard", domain=DOMAIN)
             return self._take_places(mask)
         score_BN1 = graph.call("Reshape", score_B1RQ, graph.whole(0, -1, 1), to="score")
-        count = self._count_fixed(self._gamma(block))
-        _, hard_BK1 = graph.call_many("TopK", score_BN1, count, to=("hard.score", "hard"), axis=1)
+        count, count_or_1 = self._count_fixed(self._gamma(block))
+        _, hard_BK1 = graph.call_many("TopK", score_BN1, count_or_1, to=("hard.score", "hard"), axis=1)
+        if count != count_or_1:
+            hard_BK1 = graph.call("Slice", hard_BK1, graph.whole(0), count, graph.whole(1), to="hard.first")
         return graph.call("GatherND", self.places_BNL3, hard_BK1, to="places", batch_dims=1)
 
     def _weight(self) -> tuple[str, str]:
@@ -324,8 +332,9 @@ class _CAMixerSRGraph:
         graph, gamma = self.graph, self.config.routing.gamma
         if self._probability is None:
             slope, offset = (2 * gamma, 0.0) if gamma <= 0.5 else (2 - 2 * gamma, 2 * gamma - 1)
-            double = graph.cast(self.windows, "double", to="count.double")
-            share = graph.call("Mul", double, graph.constant("offset", np.array([offset])), to="count.offset")
+            with graph.root(), graph.part("windows"):
+                double = graph.cast(self.windows, "double", to="count.double")
+                share = graph.call("Mul", double, graph.constant("offset", np.array([offset])), to="count.offset")
             self._probability = graph.constant("slope", np.array([slope])), share
             graph.define(_BY_PROBABILITY, ("score", "windows", "slope", "offset"), _select_by_probability)
         return self._probability
@@ -337,26 +346,95 @@ class _CAMixerSRGraph:
         return graph.call("Gather", self._all_places(), windows_1K, to="places", axis=0)
 
     def _all_places(self) -> str:
-        if not hasattr(self, "_flat_places"):
+        if self._flat_places is None:
             shape = self.graph.whole(-1, self.window**2, 3)
-            self._flat_places = self.graph.call("Reshape", self.places_BNL3, shape, to="places.all")
+            with self.graph.root():
+                self._flat_places = self.graph.call("Reshape", self.places_BNL3, shape, to="windows.places.all")
         return self._flat_places
 
-    def _count_fixed(self, gamma: float) -> str:
-        """Return floor(γN + 1e-9)."""
+    def _count_fixed(self, gamma: float) -> tuple[str, str]:
+        """Return K = floor(γN + 1e-9), and the greater of K and 1: not every runtime looks for the highest of none."""
         graph = self.graph
         if gamma not in self._counts:
             if self.num_windows is not None:
-                self._counts[gamma] = graph.whole(count_fixed(gamma, self.num_windows))
+                count = graph.whole(count_fixed(gamma, self.num_windows))  # which is not 0, or nothing is ranked
+                self._counts[gamma] = count, count
             else:
-                double = graph.cast(self.windows, "double", to="count.double")
-                share = graph.call("Mul", double, graph.constant("gamma", np.array([gamma])), to="count.share")
-                share = graph.call("Add", share, graph.constant("slack", np.array([1e-9])), to="count.slack")
-                self._counts[gamma] = graph.cast(share, "int64", to="count")
+                with graph.root(), graph.part("windows"):
+                    count = self._floor(self.windows, gamma, "count")
+                    self._counts[gamma] = count, graph.call("Max", count, graph.whole(1), to="count.positive")
         return self._counts[gamma]
 
+    def _floor(self, total: str, gamma: float, to: str) -> str:
+        """Return floor(γ·total + 1e-9)."""
+        graph = self.graph
+        double = graph.cast(total, "double", to=f"{to}.double")
+        share = graph.call("Mul", double, graph.constant("gamma", np.array([gamma])), to=f"{to}.share")
+        share = graph.call("Add", share, graph.constant("slack", np.array([1e-9])), to=f"{to}.slack")
+        return graph.cast(share, "int64", to=to)
+
     def _select_by_detail(self) -> None:
-        raise NotImplementedError
+        """Find the hard windows of all blocks under the policy `detail`, by the input alone (see `select_by_detail`)."""
+        graph, weights = self.graph, self.config.routing.block_weights
+        assert weights is not None
+        self.alive = [block for block, weight in enumerate(weights) if weight > 0]
+        with graph.part("detail"):
+            detail_B1N = self._measure_detail()
+            least = graph.constant("least", np.array(LEAST_DETAIL))
+            score_B1N = graph.call("Log", graph.call("Max", detail_B1N, least, to="least"), to="score")
+            logs = np.array([math.log(weights[block]) for block in self.alive]).reshape(1, -1, 1)
+            score_BSN = graph.call("Add", score_B1N, graph.constant("weights", logs), to="scores")
+            score_BX = graph.call("Reshape", score_BSN, graph.whole(0, -1), to="scores.flat")
+            everything = graph.call("Mul", self.windows, graph.whole(len(weights)), to="pairs")
+            possible = graph.call("Mul", self.windows, graph.whole(len(self.alive)), to="pairs.alive")
+            count = self._floor(everything, self.config.routing.gamma, "count")
+            count = graph.call("Min", count, possible, to="count.possible")
+            order = graph.call_many("TopK", score_BX, possible, to=("hard.score", "hard"), axis=1)[1]
+            ranks_X = add_range(graph, possible, "rank")
+            first_X = graph.call("Less", ranks_X, count, to="first")
+            shape = graph.call("Concat", self.image.batch, possible, to="shape", axis=0)
+            first_BX = graph.call("Expand", first_X, shape, to="first.all")
+            mask_BX = graph.call("ScatterElements", first_BX, order, first_BX, to="mask.flat", axis=1)
+            shape = graph.call("Concat", graph.whole(0, len(self.alive)), self.windows, to="mask.shape", axis=0)
+            mask_BSN = graph.call("Reshape", mask_BX, shape, to="mask.images")
+            mask_SBN = graph.call("Transpose", mask_BSN, to="mask.blocks", perm=[1, 0, 2])
+            self.detail_mask = graph.call("Reshape", mask_SBN, graph.whole(len(self.alive), -1), to="mask")
+
+    def _mask_by_detail(self, block: int) -> str:
+        index = self.graph.constant("block", np.array(self.alive.index(block)))
+        return self.graph.call("Gather", self.detail_mask, index, to="hard", axis=0)
+
+    def _measure_detail(self) -> str:
+        """Return the detail of each window (B×1×N, double) as `measure_detail` does."""
+        graph, image, M = self.graph, self.image, self.window
+        double_BCHW = graph.cast(image.name, "double", to="image")
+        luma = graph.constant("luma", np.array(LUMA).reshape(1, 3, 1, 1))
+        luma_BCHW = graph.call("Mul", double_BCHW, luma, to="luma.parts")
+        luma_B1HW = graph.call("ReduceSum", luma_BCHW, graph.whole(1), to="luma")
+        mean = graph.call("Pad", luma_B1HW, graph.whole(0, 0, 1, 1, 0, 0, 1, 1), to="luma.bordered", mode="edge")
+        for axis, side, name in ((3, image.width, "columns"), (2, image.height, "rows")):
+            parts = []
+            for shift in range(3):
+                end = graph.call("Add", side, graph.whole(shift), to=f"{name}.end")
+                parts.append(
+                    graph.call("Slice", mean, graph.whole(shift), end, graph.whole(axis), to=f"{name}.{shift}")
+                )
+            mean = graph.call("Sum", *parts, to=name)
+        mean = graph.call("Div", mean, graph.constant("nine", np.array(9.0)), to="mean")
+        apart = graph.call("Sub", luma_B1HW, mean, to="apart")
+        square = graph.call("Mul", apart, apart, to="square")
+        more = [
+            graph.call("Sub", padded, side, to="padding")
+            for padded, side in ((self.height, image.height), (self.width, image.width))
+        ]
+        pads = graph.call("Concat", graph.whole(0, 0, 0, 0, 0, 0), *more, to="pads", axis=0)
+        padded = graph.call("Pad", square, pads, to="square.padded")
+        shape = graph.call(
+            "Concat", image.batch, self.rows, graph.whole(M), self.columns, graph.whole(M), to="windows.shape", axis=0
+        )
+        windows = graph.call("Reshape", padded, shape, to="windows")
+        sums = graph.call("ReduceSum", windows, graph.whole(2, 4), to="sums", keepdims=0)
+        return graph.call("Reshape", sums, graph.whole(0, 1, -1), to="detail")
 
     # Attention in the hard windows
 
@@ -422,16 +500,17 @@ class _CAMixerSRGraph:
         weights_X25 = graph.call("Reshape", weights, graph.whole(-1, 2, 5), to="weights.both")
         weights_X15 = graph.call("ReduceProd", weights_X25, graph.whole(1), to="weights", keepdims=1)
         sum_X1C = graph.call("MatMul", weights_X15, corners_X5C, to="keyed.pixels")
-        return graph.call("Reshape", sum_X1C, self._window_shape(), to="keyed")
+        return graph.call("Reshape", sum_X1C, self._window_shape(places_BKL3), to="keyed")
 
-    def _window_shape(self) -> str:
-        """Return the shape of features in hard windows, B×K×L×C."""
+    def _window_shape(self, places_BKL3: str) -> str:
+        """Return the shape of features in windows, B×K×L×C, where these are their pixels."""
         end = self.graph.whole(-1, self.window**2, self.config.channels)
-        if knows_counts(self.config.routing):
-            if not hasattr(self, "_shape"):
+        if places_BKL3 != self.places_BNL3 and not knows_counts(self.config.routing):
+            return self.graph.whole(1, -1, self.window**2, self.config.channels)
+        if self._shape is None:
+            with self.graph.root():
                 self._shape = self.graph.call("Concat", self.image.batch, end, to="windows.shape", axis=0)
-            return self._shape
-        return self.graph.whole(1, -1, self.window**2, self.config.channels)
+        return self._shape
 
     # Layers by their names under the part at hand
 
