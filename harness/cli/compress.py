@@ -17,6 +17,7 @@ from harness.cli.output import (
     describe_record,
     format_number,
     messages,
+    note,
     print_json,
     print_table,
     stop_on_signals,
@@ -233,6 +234,7 @@ def compress(
         licence=licence,
         quantised=find_quantised(folder, record),
         overwrite=True,
+        tell=note,
     )
     if json:
         print_json({"bundle": str(bundle), **record.model_dump(mode="json")})

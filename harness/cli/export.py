@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.cli import options
-from harness.cli.output import command, console, describe_point
+from harness.cli.output import command, console, describe_point, note
 from harness.core.errors import UserError
 
 
@@ -112,7 +112,7 @@ def _export_weights(
         raise UserError(f"--weights {weights}: {model} is a folder; expected a preset or a config file")
     network = build_model(resolve_config(model, scale, gamma, routing))
     entry = load_weights(network, weights)
-    return write_imported_bundle(out, network.eval(), weights, entry, licence=licence, overwrite=overwrite)
+    return write_imported_bundle(out, network.eval(), weights, entry, licence=licence, overwrite=overwrite, tell=note)
 
 
 def export_point(folder: Path, pick: str, out: Path | None, *, licence: str = "unstated", overwrite: bool) -> Path:
@@ -144,6 +144,7 @@ def export_point(folder: Path, pick: str, out: Path | None, *, licence: str = "u
         licence=licence,
         quantised=find_quantised(study_folder, record),
         overwrite=overwrite,
+        tell=note,
     )
     console.print(f"\n{pick}: {point.label}, {describe_point(point.measured)}")
     return path

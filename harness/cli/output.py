@@ -32,6 +32,11 @@ console = _make_console(stderr=False)
 messages = _make_console(stderr=True)
 
 
+def note(text: str) -> None:
+    """Print a line about something that went otherwise than it might, beside the results."""
+    messages.print(f"note: {text}", markup=False, soft_wrap=True)
+
+
 def command(name: str = "harness") -> str:
     """Return how to type a command of this installation: by name where the shell finds the same one, else by path."""
     started = Path(sys.argv[0])

@@ -17,6 +17,7 @@ from harness.cli.output import (
     console,
     describe_record,
     messages,
+    note,
     stop_on_signals,
     warn_of_small,
 )
@@ -196,6 +197,7 @@ def train(
             baselines={},
             licence=licence,
             overwrite=True,
+            tell=note,
         )
     for other in _other_networks(folder, record.network_id):  # of a run that is replaced
         shutil.rmtree(other)

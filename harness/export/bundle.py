@@ -2,6 +2,9 @@
 
 config.json         the network with its routing, where it came from, its licence
 model.safetensors   its weights
+model.onnx          the same network for any runtime, with the routing built in; where the extra `onnx` is installed
+parity.json         how near its output is to the network's, on photographs
+example.py          restores an image with it, with nothing but onnxruntime and pillow installed
 metrics.json        what was measured of it, under which protocol and on which device; calibration; compression
 quantised.onnx      of a network whose search quantised it, with quantisation.json
 LICENCE             what is known of the licence of the weights and of the images that they were trained on
@@ -12,6 +15,7 @@ SHA256SUMS          the checksum of every other file, written last
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -23,18 +27,21 @@ from harness.core.environment import now, observe_environment
 from harness.core.errors import UserError, describe_validation_error
 from harness.core.files import require_folder_place
 from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecord, TrialRecord
-from harness.export.card import write_card
+from harness.export.card import write_card, write_example
 from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, BundleMetrics
 from harness.export.licence import UNSTATED, describe_licence
 from harness.export.manifest import write_manifest
+from harness.export.onnx import build_onnx
+from harness.export.parity import check_parity
 from harness.metrics import get_protocol
 from harness.models import PanoramaNetwork, SRNetwork, build_model, describe_kernels
 
 _CONFIG, _WEIGHTS, _METRICS = "config.json", "model.safetensors", "metrics.json"
-ONNX, PARITY = "model.onnx", "parity.json"
+ONNX, PARITY, EXAMPLE = "model.onnx", "parity.json", "example.py"
 CARD, LICENCE = "README.md", "LICENCE"
 QUANTISED, QUANTISATION = "quantised.onnx", "quantisation.json"
-BUNDLE_FILES = (_CONFIG, _WEIGHTS, ONNX, PARITY, _METRICS, CARD, LICENCE, QUANTISED, QUANTISATION)
+BUNDLE_FILES = (_CONFIG, _WEIGHTS, ONNX, PARITY, EXAMPLE, _METRICS, CARD, LICENCE, QUANTISED, QUANTISATION)
+Tell = Callable[[str], None]
 _CALIBRATED = ("detail", "schedule")  # policies that a search makes of gains
 
 
@@ -49,13 +56,15 @@ def write_bundle(
     licence: str = UNSTATED,
     quantised: Path | None = None,
     overwrite: bool = False,
+    tell: Tell = lambda _text: None,
 ) -> Path:
     """Write a bundle folder in one step and return its path.
 
     `network` carries the trained weights and the routing of `point`, which is one of `record`'s; `baselines` are
     measured in the same study and stand in the model card. `licence` is that of the weights (see `parse_licence`),
-    `quantised` the folder of the network's quantised file, where it has one. `UserError` where `path` exists and is not
-    to be replaced, or is no bundle. Whatever goes wrong, the old bundle stays.
+    `quantised` the folder of the network's quantised file, where it has one. Where there can be no ONNX file, `tell`
+    gets a line, and the bundle is written without. `UserError` where `path` exists and is not to be replaced, or is no
+    bundle. Whatever goes wrong, the old bundle stays.
     """
     check_target(path, overwrite=overwrite)
     assert getattr(network.config, "routing", None) == point.routing, "a bundle's metrics are those of its routing"
@@ -82,15 +91,22 @@ def write_bundle(
         compression=record.compression,
         gains=record.calibration if is_calibrated else None,
     )
-    return _write(path, config, metrics, save(network.state_dict()), quantised)
+    return _write(path, config, metrics, network, save(network.state_dict()), quantised, tell)
 
 
 def write_imported_bundle(
-    path: Path, network: SRNetwork, weights: Path, entry: str, *, licence: str = UNSTATED, overwrite: bool = False
+    path: Path,
+    network: SRNetwork,
+    weights: Path,
+    entry: str,
+    *,
+    licence: str = UNSTATED,
+    overwrite: bool = False,
+    tell: Tell = lambda _text: None,
 ) -> Path:
     """Write a bundle of weights that were trained elsewhere, and measured nowhere, in one step; return its path.
 
-    `network` carries what was read as `entry` of the file `weights`. `UserError` as of `write_bundle`.
+    `network` carries what was read as `entry` of the file `weights`. Otherwise as `write_bundle`.
     """
     check_target(path, overwrite=overwrite)
     environment, content = observe_environment(describe_kernels()), save(network.state_dict())
@@ -113,7 +129,7 @@ def write_imported_bundle(
         measured_in=environment,
         baselines={},
     )
-    return _write(path, config, metrics, content)
+    return _write(path, config, metrics, network, content, None, tell)
 
 
 def write_calibrated_bundle(
@@ -123,12 +139,13 @@ def write_calibrated_bundle(
     *,
     evaluation: EvaluationRecord | None = None,
     overwrite: bool = False,
+    tell: Tell = lambda _text: None,
 ) -> Path:
     """Write a copy of the bundle `source` under a calibrated routing, in one step, and return its path.
 
     What was measured under the routing before is kept as such; `evaluation` is that of the calibrated one. A quantised
-    file stays behind: it has the routing before. `path` may be `source` itself. `UserError` as of `write_bundle`, and
-    where `source` is damaged.
+    file stays behind: it has the routing before. `path` may be `source` itself. `UserError` and `tell` as of
+    `write_bundle`, and where `source` is damaged.
     """
     check_target(path, overwrite=overwrite)
     config, metrics = read_bundle_config(source), read_bundle_metrics(source)
@@ -142,7 +159,10 @@ def write_calibrated_bundle(
     }
     known = BundleCalibration(record=calibration, evaluation=evaluation, point_before=point)
     metrics = metrics.model_copy(update={"point": None, "calibration": known, "gains": None})
-    return _write(path, config.model_copy(update=changes), metrics, (source / _WEIGHTS).read_bytes())
+    config, content = config.model_copy(update=changes), (source / _WEIGHTS).read_bytes()
+    network = build_model(config.model)
+    network.load_state_dict(load_network(source).state_dict())
+    return _write(path, config, metrics, network.eval(), content, None, tell)
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
@@ -155,7 +175,13 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def _write(
-    path: Path, config: BundleConfig, metrics: BundleMetrics, weights: bytes, quantised: Path | None = None
+    path: Path,
+    config: BundleConfig,
+    metrics: BundleMetrics,
+    network: SRNetwork,
+    weights: bytes,
+    quantised: Path | None,
+    tell: Tell,
 ) -> Path:
     """Write the files beside `path` and move them into its place; whatever goes wrong, the old bundle stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +193,7 @@ def _write(
         (temporary / _CONFIG).write_text(config.model_dump_json(indent=1), encoding="utf-8")
         (temporary / _WEIGHTS).write_bytes(weights)
         (temporary / _METRICS).write_text(metrics.model_dump_json(indent=1, exclude=left_out), encoding="utf-8")
+        _add_onnx(temporary, network, tell)
         if quantised is not None:
             shutil.copyfile(quantised / "network.onnx", temporary / QUANTISED)
             shutil.copyfile(quantised / "quantisation.json", temporary / QUANTISATION)
@@ -184,6 +211,19 @@ def _write(
         raise
     shutil.rmtree(workplace)
     return path
+
+
+def _add_onnx(folder: Path, network: SRNetwork, tell: Tell) -> None:
+    """Write the ONNX file of a network, its parity and its example; where there can be none, tell so."""
+    try:
+        content = build_onnx(network).SerializeToString()
+        parity = check_parity(network, content)
+    except UserError as error:
+        tell(f"the bundle has no {ONNX}: {error}")
+        return
+    (folder / ONNX).write_bytes(content)
+    (folder / PARITY).write_text(parity.model_dump_json(indent=1), encoding="utf-8")
+    (folder / EXAMPLE).write_text(write_example(network.scale), encoding="utf-8")
 
 
 def is_bundle(path: Path) -> bool:

@@ -12,12 +12,35 @@ _FILES = {
     "config.json": "the network with its routing, where it came from, its licence",
     "model.safetensors": "its weights",
     "metrics.json": "everything measured, with protocol, device and versions; training, calibration, compression",
+    "model.onnx": "the same network for any runtime, its routing built in: `image` B×3×h×w in [0, 1] → `restored`",
+    "parity.json": "how near its output is to the network's, on photographs of the scikit-image package",
+    "example.py": "restores an image with it, without harness",
     "quantised.onnx": "a quantised ONNX file of the network, for images of one size",
     "quantisation.json": "how that was made, and what it came to",
     "LICENCE": "what is known of the licence",
     "README.md": "this card",
     "SHA256SUMS": "checksums of all of it: `sha256sum -c SHA256SUMS`",
 }
+
+
+def write_example(scale: int) -> str:
+    """Return the 15 lines that restore an image by a bundle's ONNX file, with onnxruntime and pillow alone."""
+    return f"""# pip install onnxruntime pillow; then, in this folder: python example.py IN.png OUT.png
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("model.onnx")
+image_HWC = np.asarray(Image.open(sys.argv[1]).convert("RGB"))
+image_BCHW = image_HWC.transpose(2, 0, 1)[None].astype(np.float32) / 255  # RGB in [0, 1], any size
+
+(restored_BCHW,) = session.run(["restored"], {{"image": image_BCHW}})
+
+restored_HWC = restored_BCHW[0].transpose(1, 2, 0).clip(0, 1)  # {scale} times as high and as wide
+Image.fromarray((restored_HWC * 255 + 0.5).astype(np.uint8)).save(sys.argv[2])
+"""
 
 
 def write_card(config: BundleConfig, metrics: BundleMetrics, files: Collection[str]) -> str:
@@ -74,7 +97,7 @@ network = harness.load_bundle("path/to/this/folder")  # B×3×h×w in [0, 1] →
 
 `harness upscale path/to/this/folder IN OUT` restores image files and folders of them; `harness verify
 path/to/this/folder` checks everything in this folder on the machine at hand.
-
+{_describe_onnx(config, scale) if "model.onnx" in files else ""}
 ## Limits
 
 It undoes bicubic shrinking by {scale}; noise, blur and compression were not trained for. Scores hold for
@@ -87,6 +110,17 @@ the images and the protocol named above, latencies for the device.
 ## Files
 
 {chr(10).join(f"- `{name}`: {what}" for name, what in _FILES.items() if name in {*files, "README.md", "SHA256SUMS"})}
+"""
+
+
+def _describe_onnx(config: BundleConfig, scale: int) -> str:
+    """Say how the ONNX file is used."""
+    seam = " It leaves the seam of a panorama as it is; `harness upscale` does not." if config.task == "odi" else ""
+    return f"""
+Without harness, by example.py, which needs `pip install onnxruntime pillow` and nothing else.{seam}
+
+```python
+{write_example(scale)}```
 """
 
 

@@ -4,6 +4,7 @@ Checks go on after one that fails, as far as they can. What cannot be checked he
 latency, which another machine or a busy one changes, is laid beside the recorded one and never fails.
 """
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,15 @@ from harness.core.records import EvaluationRecord, LatencyRecord
 from harness.data import PairedDataset, open_dataset
 from harness.data.catalogue import CATALOGUE
 from harness.export import load_network, read_bundle_config, read_bundle_metrics
-from harness.export.bundle import BUNDLE_FILES, CARD, LICENCE, QUANTISATION, QUANTISED
-from harness.export.documents import BundleConfig, BundleMetrics
+from harness.export.bundle import BUNDLE_FILES, CARD, LICENCE, ONNX, PARITY, QUANTISATION, QUANTISED
+from harness.export.documents import BundleConfig, BundleMetrics, ParityRecord
+from harness.export.graph import import_onnx
 from harness.export.manifest import MANIFEST, ManifestFindings, check_manifest
+from harness.export.parity import check_parity
 from harness.metrics import get_protocol
 from harness.models import SRNetwork, build_seeded, preset_config
 from harness.profiling import Effort, TargetNetwork, measure_in_processes, measure_latencies
+from harness.profiling.onnx_session import import_onnxruntime
 from harness.trial.calibration import routing_by
 from harness.trial.evaluation import evaluate
 from harness.trial.quantisation import load_file
@@ -94,6 +98,7 @@ def verify_bundle(
         network, weights_check = _load(path, config)
         checks.append(weights_check)
     checks.append(metrics_check)
+    checks.append(_check_onnx(path, network))
     if config is not None and metrics is not None:
         checks.append(_check_calibration(config, metrics))
     checks += _check_quantised(path, config)
@@ -141,6 +146,39 @@ def _load(path: Path, config: BundleConfig) -> tuple[SRNetwork | None, Check]:
         return None, Check("weights", "failed", f"{config.model.label()} gives no image of ×{network.scale}")
     count = sum(parameter.numel() for parameter in network.parameters())
     return network, Check("weights", "ok", f"{config.model.label()} ×{network.scale} rebuilt, {count:,} parameters")
+
+
+def _check_onnx(path: Path, network: SRNetwork | None) -> Check:
+    """Compare the ONNX file with the network on photographs, as it was done when the bundle was written."""
+    name, file = "ONNX parity", path / ONNX
+    if not file.is_file():
+        return Check(name, "not checked", "no ONNX file")
+    if network is None:
+        return Check(name, "not checked", "there is no network to compare it with")
+    try:
+        import_onnx()
+        import_onnxruntime()
+    except UserError as error:
+        return Check(name, "not checked", str(error))
+    try:
+        recorded = ParityRecord.model_validate_json((path / PARITY).read_bytes())
+        if hashlib.sha256(file.read_bytes()).hexdigest() != recorded.sha256:
+            return Check(name, "failed", f"{PARITY} is of another file than {ONNX}")
+        found = check_parity(network, file)
+    except OSError as error:
+        return Check(name, "failed", f"{error.filename}: {error.strerror}")
+    except ValidationError as error:
+        return Check(name, "failed", f"{PARITY}: {describe_validation_error(error)}")
+    except UserError as error:
+        return Check(name, "failed", str(error))
+    return Check(
+        name,
+        "ok",
+        f"at most {found.max_abs:.2g} from the network and {found.psnr_db_difference:.2g} dB, recorded "
+        f"{recorded.max_abs:.2g} and {recorded.psnr_db_difference:.2g}: {len(found.images)} sizes of photographs, "
+        f"{found.runtime} {found.runtime_version}",
+        {"now": found.model_dump(mode="json"), "recorded": recorded.model_dump(mode="json")},
+    )
 
 
 def _check_calibration(config: BundleConfig, metrics: BundleMetrics) -> Check:

@@ -25,7 +25,10 @@ from tests import records
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 
-FILES = {"LICENCE", "README.md", "SHA256SUMS", "config.json", "metrics.json", "model.safetensors"}
+FILES = {
+    *("LICENCE", "README.md", "SHA256SUMS", "config.json", "metrics.json", "model.safetensors"),
+    *("model.onnx", "parity.json", "example.py"),
+}
 SMALL = CAMixerSRConfig(channels=8, groups=(1, 1), window=4, scale=2)
 SWINIR = SwinIRConfig(embed_dim=12, depths=(1,), num_heads=2, window=4, scale=3, image_residual=True)
 MODELS: dict[str, AnyModelConfig] = {

@@ -1,5 +1,6 @@
 """Bundles in a real registry: a SQLite store, read back by MLflow itself, in a process of its own."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -93,10 +94,11 @@ def test_versions_and_their_aliases(store: Store, tmp_path: Path) -> None:
     assert register(store, tmp_path / "first").alias == "champion"
     second = register(store, tmp_path / "second")
     assert (second.version, second.alias, second.was_there) == (2, "challenger", False)
+    digest = hashlib.sha256((tmp_path / "second" / "SHA256SUMS").read_bytes()).hexdigest()
     again = register(store, tmp_path / "second", alias="champion")
     assert (again.version, again.alias, again.was_there) == (2, "champion", True)
     client = MlflowClient(store.uri)
-    assert client.get_model_version_by_alias("cam", "champion").version == 2
+    assert client.get_model_version_by_alias("cam", "champion").tags["harness.bundle"] == digest
     assert len(client.search_model_versions("name = 'cam'")) == 2
     experiment = client.get_experiment_by_name("bundles")
     assert experiment is not None
