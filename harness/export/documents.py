@@ -67,3 +67,57 @@ class BundleMetrics(FrozenConfig):
     compression: CompressionRecord | None = None
     calibration: BundleCalibration | None = None
     gains: GainsRecord | None = None
+
+
+class ImageParity(FrozenConfig):
+    """How far an exported file is from its network on images of one size, `batch` of them at once.
+
+    `max_abs`: the greatest difference of a value, for images in [0, 1]. `psnr_db` of the network and of the file
+    against what the images were made of: RGB, clipped, not rounded.
+    """
+
+    name: str
+    batch: int
+    size: tuple[int, int]
+    max_abs: float
+    psnr_db: float
+    psnr_db_exported: float
+
+    @property
+    def psnr_db_difference(self) -> float:
+        """The file's PSNR minus the network's; 0 where both are infinite."""
+        return 0.0 if self.psnr_db == self.psnr_db_exported else self.psnr_db_exported - self.psnr_db
+
+
+class ParityRecord(FrozenConfig):
+    """What a file that was exported was found to be, in what ran it: within the bounds on every image.
+
+    `sha256`: of the file. `opset` and `nodes`: of ONNX files. `size` = (height, width) and `batch`: the only ones that
+    the file takes, None where they are free.
+    """
+
+    format_version: Literal[1] = 1
+    kind: Literal["onnx", "openvino", "pt2"]
+    runtime: str
+    runtime_version: str
+    provider: str
+    torch_version: str
+    harness_version: str
+    sha256: str
+    opset: int | None
+    nodes: int | None
+    size: tuple[int, int] | None
+    batch: int | None
+    max_abs_bound: float
+    psnr_db_bound: float
+    images: tuple[ImageParity, ...]
+
+    @property
+    def max_abs(self) -> float:
+        """The greatest difference on any image."""
+        return max(image.max_abs for image in self.images)
+
+    @property
+    def psnr_db_difference(self) -> float:
+        """The greatest difference of PSNR on any image, without its sign."""
+        return max(abs(image.psnr_db_difference) for image in self.images)

@@ -23,12 +23,11 @@ INPUT, OUTPUT = "image", "restored"
 
 
 def build_onnx(
-    network: SRNetwork, *, size: tuple[int, int] | None = None, batch: int | None = None, with_blocks: bool = False
+    network: SRNetwork, *, size: tuple[int, int] | None = None, batch: int | None = None
 ) -> Any:
     """Return the `onnx.ModelProto` of a network's inference under its routing; see the module.
 
     `size`: the only (height, width) that the graph is to take, `batch` the only number of images; None: any.
-    `with_blocks`: what each block or layer makes is an output, too (B×H×W×C, padded), named by its module.
     Raises `UserError` where the package `onnx` is missing, or a size or a batch is no positive number.
     """
     onnx = import_onnx()
@@ -38,11 +37,10 @@ def build_onnx(
     config, graph = network.config, Graph()
     state: dict[str, Array] = {name: _to_array(value) for name, value in network.state_dict().items()}
     image = Image(graph, INPUT, size, batch)
-    blocks: dict[str, str] = {}
     if isinstance(config, CAMixerSRConfig):
-        add_camixersr(graph, image, config, state, OUTPUT, blocks)
+        add_camixersr(graph, image, config, state, OUTPUT)
     elif isinstance(config, SwinIRConfig):
-        add_swinir(graph, image, config, state, OUTPUT, blocks)
+        add_swinir(graph, image, config, state, OUTPUT)
     else:
         graph.rename(add_bicubic(graph, image, config.scale), OUTPUT)
     height, width = size or ("height", "width")
@@ -53,14 +51,7 @@ def build_onnx(
     value_info = onnx.helper.make_tensor_value_info
     inputs = [value_info(INPUT, floats, [batch or "batch", 3, height, width])]
     outputs = [value_info(OUTPUT, floats, [batch or "batch", 3, out_height, out_width])]
-    if with_blocks:
-        outputs += [value_info(name, floats, None) for name in blocks.values()]
     return graph.finish(inputs, outputs, name=_identifier(config.label()), metadata=_metadata(network, size, batch))
-
-
-def block_outputs(model: Any) -> list[str]:
-    """Return the names of the blocks that a graph of `with_blocks` gives, in their order."""
-    return [entry.name for entry in model.graph.output if entry.name != OUTPUT]
 
 
 def _metadata(network: SRNetwork, size: tuple[int, int] | None, batch: int | None) -> dict[str, str]:

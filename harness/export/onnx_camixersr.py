@@ -57,10 +57,10 @@ _STARTS = _STARTS.ravel()
 
 
 def add_camixersr(
-    graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array], to: str, blocks: dict[str, str]
+    graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array], to: str
 ) -> str:
-    """Add a CAMixerSR from the image to `to`; `blocks` gets what each block makes, by its module."""
-    return _CAMixerSRGraph(graph, image, config, state, blocks).add(to)
+    """Add a CAMixerSR from the image to `to`."""
+    return _CAMixerSRGraph(graph, image, config, state).add(to)
 
 
 def _select_by_probability(graph: Graph) -> str:
@@ -84,9 +84,9 @@ def _select_by_probability(graph: Graph) -> str:
 
 class _CAMixerSRGraph:
     def __init__(
-        self, graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array], blocks: dict[str, str]
+        self, graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array]
     ):
-        self.graph, self.image, self.config, self.state, self.blocks = graph, image, config, state, blocks
+        self.graph, self.image, self.config, self.state = graph, image, config, state
         self.window = config.window
         self.num_windows: int | None = None  # of an image, where that is known
         if image.size is not None:
@@ -108,10 +108,8 @@ class _CAMixerSRGraph:
         for group, count in enumerate(config.groups):
             start_BHWC = x_BHWC
             for index in range(count):
-                name = f"groups.{group}.blocks.{index}"
-                with graph.part(name):
+                with graph.part(f"groups.{group}.blocks.{index}"):
                     x_BHWC = self._add_block(x_BHWC, condition, block)
-                self.blocks[name] = x_BHWC
                 block += 1
             with graph.part(f"groups.{group}"):
                 x_BHWC = self._add_with_residual(x_BHWC, "tail", start_BHWC)

@@ -30,10 +30,10 @@ _EPS = 1e-5
 
 
 def add_swinir(
-    graph: Graph, image: Image, config: SwinIRConfig, state: Mapping[str, Array], to: str, blocks: dict[str, str]
+    graph: Graph, image: Image, config: SwinIRConfig, state: Mapping[str, Array], to: str
 ) -> str:
-    """Add a SwinIR from the image to `to`; `blocks` gets what each group makes, by its module."""
-    return _SwinIRGraph(graph, image, config, state, blocks).add(to)
+    """Add a SwinIR from the image to `to`."""
+    return _SwinIRGraph(graph, image, config, state).add(to)
 
 
 class _Layout(NamedTuple):
@@ -46,9 +46,9 @@ class _Layout(NamedTuple):
 
 class _SwinIRGraph:
     def __init__(
-        self, graph: Graph, image: Image, config: SwinIRConfig, state: Mapping[str, Array], blocks: dict[str, str]
+        self, graph: Graph, image: Image, config: SwinIRConfig, state: Mapping[str, Array]
     ):
-        self.graph, self.image, self.config, self.state, self.blocks = graph, image, config, state, blocks
+        self.graph, self.image, self.config, self.state = graph, image, config, state
         self.window, self.channels = config.window, config.embed_dim
 
     def add(self, to: str) -> str:
@@ -63,7 +63,6 @@ class _SwinIRGraph:
             with graph.part(f"groups.{group}"):
                 x_PC = self._add_group(x_PC, layer, depth, plain, shifted)
                 layer += depth
-            self.blocks[f"groups.{group}"] = x_PC
         deep = self._convolve(self._to_map(self._norm(x_PC, "norm"), "body_tail.input"), "body_tail", pad=1)
         tail = self._convolve(graph.call("Add", deep, shallow_BCHW, to="body_tail.sum"), "tail", pad=1)
         restored = graph.call("DepthToSpace", tail, to="shuffle", blocksize=config.scale, mode="CRD")
