@@ -49,6 +49,7 @@ def export(
     --scale, --gamma and --routing are for --weights; a study's networks have theirs.
     """
     from harness.export import parse_licence
+    from harness.export.bundle import EXAMPLE
 
     licence = parse_licence(licence)
     store = tracking_uri or f"sqlite:///{(results / 'mlflow.db').resolve()}"
@@ -69,6 +70,9 @@ def export(
         artifacts = None if tracking_uri else (results / "mlartifacts").resolve()
         _register(bundle, register, alias, store, artifacts)
     console.print(f"next: {command()} upscale {bundle} IMAGE OUT.png")
+    if (bundle / EXAMPLE).is_file():
+        console.print(f"or, in {bundle} and without harness:\n")
+        console.print((bundle / EXAMPLE).read_text(encoding="utf-8"), markup=False, soft_wrap=True, end="")
 
 
 def _register(bundle: Path, name: str, alias: options.AliasName | None, store: str, artifacts: Path | None) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 
 from harness.core.configs import CAMixerSRConfig
 from harness.core.environment import now, observe_environment
-from harness.core.errors import UserError, describe_validation_error
+from harness.core.errors import TrialFailedError, UserError, describe_validation_error
 from harness.core.files import require_folder_place
 from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecord, TrialRecord
 from harness.export.card import write_card, write_example
@@ -218,7 +218,7 @@ def _add_onnx(folder: Path, network: SRNetwork, tell: Tell) -> None:
     try:
         content = build_onnx(network).SerializeToString()
         parity = check_parity(network, content)
-    except UserError as error:
+    except (UserError, TrialFailedError) as error:
         tell(f"the bundle has no {ONNX}: {error}")
         return
     (folder / ONNX).write_bytes(content)

@@ -97,7 +97,7 @@ network = harness.load_bundle("path/to/this/folder")  # B×3×h×w in [0, 1] →
 
 `harness upscale path/to/this/folder IN OUT` restores image files and folders of them; `harness verify
 path/to/this/folder` checks everything in this folder on the machine at hand.
-{_describe_onnx(config, scale) if "model.onnx" in files else ""}
+{_describe_onnx(config) if "model.onnx" in files else ""}
 ## Limits
 
 It undoes bicubic shrinking by {scale}; noise, blur and compression were not trained for. Scores hold for
@@ -113,14 +113,14 @@ the images and the protocol named above, latencies for the device.
 """
 
 
-def _describe_onnx(config: BundleConfig, scale: int) -> str:
+def _describe_onnx(config: BundleConfig) -> str:
     """Say how the ONNX file is used."""
     seam = " It leaves the seam of a panorama as it is; `harness upscale` does not." if config.task == "odi" else ""
     return f"""
 Without harness, by example.py, which needs `pip install onnxruntime pillow` and nothing else.{seam}
 
 ```python
-{write_example(scale)}```
+{write_example(config.model.scale)}```
 """
 
 

@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.data.images import read_rgb, write_png
+from harness.data.imresize import ImageArray
 from harness.data.pictures import read_picture
 from harness.export import load_network, upscale_image
 from tests.cli.conftest import Call
@@ -267,3 +268,58 @@ def test_a_file_that_is_there_is_kept_and_a_format_is_that_of_folders(call: Call
     assert np.array_equal(
         read_rgb(Path("out/in.webp")), upscale_image(load_network(place / "bundle"), read_rgb(place / "in.png"))
     )
+
+
+# ONNX files ----------------------------------------------------------------------------------------------------------
+
+
+def close(file: Path, other_HWC: ImageArray) -> bool:
+    return bool(np.abs(read_rgb(file).astype(int) - other_HWC).max() <= 1)  # a level, where sums are rounded otherwise
+
+
+@pytest.mark.parametrize("tiles", [(), ("--tile", "16", "--overlap", "4")])
+def test_onnxruntime_gives_what_eager_gives(call: Call, place: Path, tiles: tuple[str, ...]) -> None:
+    pytest.importorskip("onnxruntime")
+    write(place / "bundle", MODEL)
+    for runtime in ("eager", "onnxruntime"):
+        assert call("upscale", "bundle", "in.png", f"{runtime}.png", "--runtime", runtime, *tiles).code == 0
+    assert call("upscale", "bundle/model.onnx", "in.png", "file.png", *tiles).code == 0
+    for made in ("onnxruntime.png", "file.png"):
+        assert close(place / made, read_rgb(place / "eager.png"))
+    refused = call("upscale", "bundle", "in.png", "out.png", "--runtime", "onnxruntime", "--importance", "bright.png")
+    assert "maps guide networks that run in eager" in refused.mistake
+    assert (
+        "expected onnxruntime" in call("upscale", "bundle/model.onnx", "in.png", "x.png", "--runtime", "eager").mistake
+    )
+    (place / "bundle" / "model.onnx").unlink()
+    mistake = call("upscale", "bundle", "in.png", "out.png", "--runtime", "onnxruntime").mistake
+    assert "bundle has no model.onnx" in mistake
+
+
+def test_a_file_of_one_size_is_used_in_tiles_and_by_its_folder(call: Call, place: Path) -> None:
+    """As `quantise` makes them; images smaller than its size, too."""
+    pytest.importorskip("onnxruntime")
+    from harness.export.onnx import build_onnx
+
+    network = write(place / "bundle", MODEL)
+    (place / "fixed").mkdir()
+    (place / "fixed" / "network.onnx").write_bytes(build_onnx(network, size=(16, 16), batch=1).SerializeToString())
+    expected_HWC = upscale_image(network, read_rgb(place / "in.png"), tile=16, overlap=2)
+    for model in ("fixed", "fixed/network.onnx"):
+        assert call("upscale", model, "in.png", "out.png", "--overwrite").code == 0
+        assert close(place / "out.png", expected_HWC)
+    write_png(place / "small.png", cut("coffee", 9, 12))
+    assert call("upscale", "fixed", "small.png", "small-out.png").code == 0
+    assert read_rgb(place / "small-out.png").shape == (18, 24, 3)
+    assert "--overlap 16: fixed takes images of 16×16" in (
+        call("upscale", "fixed", "in.png", "x.png", "--overlap", "16").mistake
+    )
+    write_png(place / "images" / "coffee.png", cut("coffee", 64, 64))
+    scored = [
+        call("evaluate", model, "--data", "images", "--json").document for model in ("fixed", "fixed/network.onnx")
+    ]
+    assert scored[0]["psnr_db"] == scored[1]["psnr_db"]
+    (place / "fixed" / "another.onnx").write_bytes(b"")
+    assert "fixed holds 2 ONNX files; name one of them" in call("upscale", "fixed", "in.png", "x.png").mistake
+    assert "is no bundle" in call("upscale", "images", "in.png", "x.png").mistake
+    assert "nowhere.onnx not found" in call("upscale", "nowhere.onnx", "in.png", "x.png").mistake

@@ -81,6 +81,7 @@ def test_a_registered_bundle_loads_in_a_fresh_process_and_gives_the_networks_ima
     assert said["dtype"] == "uint8"
     assert said["signature"] == ["uint8(-1, -1, -1, 3)"] * 2
     assert said["example"] == [[1, 12, 24, 3], [1, 24, 48, 3]]
+    assert not said["torch"]  # by the ONNX file alone
     assert store.warnings == []
     version = MlflowClient(store.uri).get_model_version("cam", "1")
     assert version.tags["psnr_db"] == "27.4321"
