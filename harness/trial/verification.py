@@ -207,8 +207,8 @@ def _check_quantised(path: Path, config: BundleConfig | None) -> list[Check]:
     try:
         record = QuantisationRecord.model_validate_json((path / QUANTISATION).read_bytes())
         scale, tile = record.model.scale, record.config.tile
-        if (path / QUANTISED).stat().st_size != record.file_bytes:
-            return [Check(name, "failed", f"{QUANTISED} has another size than {QUANTISATION} says")]
+        if hashlib.sha256((path / QUANTISED).read_bytes()).hexdigest() != record.sha256:
+            return [Check(name, "failed", f"{QUANTISATION} is of another file than {QUANTISED}")]
         if config is not None and config.model.scale != scale:
             return [Check(name, "failed", f"{QUANTISED} is of scale ×{scale}, the network of ×{config.model.scale}")]
         restored = TargetNetwork(load_file(path / QUANTISED, tile, scale, 1))(torch.full((1, 3, tile, tile), 0.5))

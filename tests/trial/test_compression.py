@@ -20,6 +20,7 @@ from harness.core.configs import (
 from harness.core.errors import TrialFailedError, UserError
 from harness.core.quantisation import QuantisationRecord
 from harness.core.records import TrialRecord
+from harness.export import write_bundle
 from harness.models import SRNetwork, build_model
 from harness.profiling import canonical_macs, count_params
 from harness.training import TrainingInterruptedError
@@ -37,6 +38,8 @@ from harness.trial import (
 )
 from harness.trial import compression as chain
 from harness.trial.compression import LatencyTable, Workshop, choose_units, draw_crops, measure_losses, score_crops
+from harness.trial.quantisation import find_quantised
+from harness.trial.verification import Surroundings, verify_bundle
 from tests.trial.studies import SHORT, SMALL, propose, setup_study
 
 MODEL = CAMixerSRConfig(channels=16, groups=(1, 1), window=4, scale=2)
@@ -259,6 +262,20 @@ def test_what_comes_out_is_quantised_at_last(finished: Finished) -> None:
     assert stage.psnr_db == pytest.approx(before.psnr_db, abs=1)
     assert stage.latency[0].runtime == "onnxruntime"
     assert record.model == MODEL
+    bundle = write_bundle(
+        setup.folder.path / "bundle",
+        load_trained(setup.folder, record, record.points[0].routing),
+        record,
+        record.points[0],
+        picked_as="knee",
+        baselines={},
+        quantised=find_quantised(setup.folder, record),
+    )
+    assert (bundle / "quantised.onnx").read_bytes() == (folder / stage.file).read_bytes()
+    around = Surroundings(cache_dir=setup.folder.path / "cache", images=0, measure_latency=False)
+    checks = {check.name: check for check in verify_bundle(bundle, around).checks}
+    assert checks["quantised file"].status == checks["checksums"].status == "ok"
+    assert "`quantised.onnx`" in (bundle / "README.md").read_text(encoding="utf-8")
 
 
 def test_targets_out_of_reach_end_with_what_is_reachable(tmp_path: Path) -> None:
