@@ -18,9 +18,9 @@ from harness.export import load_network, upscale_image
 from harness.tracking import check_registration, register_bundle
 from tests.export.test_bundle import SMALL, record_of, write
 from tests.tiny_pairs import cut
-from tests.tracking.test_tracker import Store, fresh_database, store
+from tests.tracking.test_tracker import Server, Store, fresh_database, server, store
 
-__all__ = ["fresh_database", "store"]  # fixtures
+__all__ = ["fresh_database", "server", "store"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 _LOAD = """
@@ -41,13 +41,13 @@ print(json.dumps({
 """
 
 
-def load_elsewhere(store: Store, uri: str, images_NHWC: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+def load_elsewhere(store: str, uri: str, images_NHWC: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     """Load a model by its address in a fresh process; return what it makes of images, and what it says of itself."""
     np.save(folder / "images.npy", images_NHWC)
     done = subprocess.run(
         [sys.executable, "-c", _LOAD, uri],
         cwd=folder,
-        env={**os.environ, "MLFLOW_TRACKING_URI": store.uri, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -74,7 +74,7 @@ def test_a_registered_bundle_loads_in_a_fresh_process_and_gives_the_networks_ima
     assert found.run_id == store.child(record.record_id).info.run_id
     (tmp_path / "bundle" / "private.txt").write_text("mine", encoding="utf-8")
     images_NHWC = np.stack([cut("coffee", 20, 30), cut("rocket", 20, 30)])
-    made_NHWC, said = load_elsewhere(store, found.uri, images_NHWC, tmp_path)
+    made_NHWC, said = load_elsewhere(store.uri, found.uri, images_NHWC, tmp_path)
     network = load_network(tmp_path / "bundle")
     expected_NHWC = np.stack([upscale_image(network, image_HWC) for image_HWC in images_NHWC])
     assert np.abs(made_NHWC.astype(int) - expected_NHWC).max() <= 1
@@ -122,3 +122,20 @@ def test_a_store_that_is_away_or_none_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match="has no SHA256SUMS; export it again"):
         register_bundle(tmp_path / "bundle", "cam", tracking_uri="sqlite:///x.db", artifact_root=None)
+
+
+@pytest.mark.slow
+def test_a_server_keeps_the_files_and_gives_them_back(server: Server, tmp_path: Path) -> None:
+    """Through its own artifact store; and a second try, after it was away, makes no second version."""
+    write(tmp_path / "bundle")
+    bundle = tmp_path / "bundle"
+    server.kill()
+    with pytest.raises(UserError, match="is whole, and the same command"):
+        register_bundle(bundle, "cam", tracking_uri=server.uri, artifact_root=None)
+    server.start()
+    found = [register_bundle(bundle, "cam", tracking_uri=server.uri, artifact_root=None) for _ in range(2)]
+    assert [(one.version, one.was_there) for one in found] == [(1, False), (1, True)]
+    images_NHWC = cut("coffee", 20, 30)[None]
+    made_NHWC, _ = load_elsewhere(server.uri, found[0].uri, images_NHWC, tmp_path)
+    expected_HWC = upscale_image(load_network(bundle), images_NHWC[0])
+    assert np.abs(made_NHWC[0].astype(int) - expected_HWC).max() <= 1
