@@ -30,7 +30,7 @@ from harness.core.records import CalibrationRecord, EvaluationRecord, PointRecor
 from harness.export.card import write_card, write_example
 from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, BundleMetrics
 from harness.export.licence import UNSTATED, describe_licence
-from harness.export.manifest import write_manifest
+from harness.export.manifest import MANIFEST, write_manifest
 from harness.export.onnx import build_onnx
 from harness.export.parity import check_parity
 from harness.metrics import get_protocol
@@ -172,6 +172,17 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     require_folder_place("--out", path.parent)
     if path.exists() and not is_bundle(path):
         raise UserError(f"{path} is no bundle, so it is not replaced; give another --out")
+    if others := find_others(path):
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise UserError(
+            f"{path} holds {others[0]}{more}, not of the bundle, so it is not replaced; move it, or give another --out"
+        )
+
+
+def find_others(path: Path) -> list[str]:
+    """Return the names of files in a bundle's folder that are not the bundle's, hidden ones aside."""
+    names = (file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file())
+    return [name for name in names if name not in (*BUNDLE_FILES, MANIFEST) and not Path(name).name.startswith(".")]
 
 
 def _write(

@@ -8,6 +8,11 @@ from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, 
 from harness.export.licence import describe_licence
 from harness.metrics import metric_label
 
+_KINDS = {
+    "camixersr": "A CAMixerSR super-resolution network",
+    "swinir": "A SwinIR super-resolution network",
+    "bicubic": "Bicubic interpolation",
+}
 _FILES = {
     "config.json": "the network with its routing, where it came from, its licence",
     "model.safetensors": "its weights",
@@ -74,9 +79,11 @@ def write_card(config: BundleConfig, metrics: BundleMetrics, files: Collection[s
     if metrics.compression is not None:
         known = [training] if metrics.training_result is not None else []
         training = "\n\n".join([*known, _describe_chain(metrics.compression)])
+    images = "panoramas" if config.task == "odi" else "RGB images"
     whole = "; whole panoramas, h×2h, without a seam" if config.task == "odi" else ""
     return f"""# {config.model.label()} ×{scale}
 
+{_KINDS[config.model.family]}: {images} become {scale} times as high and as wide.
 {origin}, network {config.network_id}.
 {"" if calibration is None else _describe(calibration)}
 ## Measured
@@ -101,7 +108,8 @@ path/to/this/folder` checks everything in this folder on the machine at hand.
 ## Limits
 
 It undoes bicubic shrinking by {scale}; noise, blur and compression were not trained for. Scores hold for
-the images and the protocol named above, latencies for the device.
+the images and the protocol named above, latencies for the device. Detail that it adds is likely, and no evidence of
+what was there.
 
 ## Licence
 

@@ -238,6 +238,19 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_a_bundle_with_files_of_somebody_elses_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    write(path)
+    (path / ".DS_Store").write_text("")
+    write(path, overwrite=True)
+    (path / "deep").mkdir()
+    (path / "deep" / "notes.txt").write_text("precious")
+    before = content_of(tmp_path)
+    with pytest.raises(UserError, match=r"bundle holds deep/notes\.txt, not of the bundle, so it is not replaced"):
+        write(path, overwrite=True)
+    assert content_of(tmp_path) == before
+
+
 # Damage --------------------------------------------------------------------------------------------------------------
 
 
