@@ -1,5 +1,10 @@
 """`harness upscale`: a bundle and images of every kind come to files, or to one line and no file."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +16,11 @@ from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.data.images import read_rgb, write_png
 from harness.data.imresize import ImageArray
 from harness.data.pictures import read_picture
-from harness.export import load_network, upscale_image
+from harness.export import load_network, upscale_image, write_bundle
+from harness.metrics import get_protocol
 from tests.cli.conftest import Call
-from tests.export.test_bundle import write
+from tests.export.test_bundle import random_network, record_of, write
+from tests.records import SHORT
 from tests.tiny_pairs import cut
 
 MODEL = CAMixerSRConfig(channels=8, groups=(1, 1), window=4, scale=2)
@@ -296,6 +303,18 @@ def test_onnxruntime_gives_what_eager_gives(call: Call, place: Path, tiles: tupl
     assert "bundle has no model.onnx" in mistake
 
 
+def test_panoramas_have_no_seam_in_onnxruntime(call: Call, place: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    network = random_network(MODEL)
+    record, point = record_of(MODEL, training=SHORT.model_copy(update={"task": "odi"}))
+    write_bundle(place / "bundle", network, record, point, picked_as="knee", baselines={})
+    write_png(place / "round.png", cut("coffee", 24, 48))
+    for option, wrap in (((), get_protocol("odi").wrap), (("--no-panorama",), 0)):
+        done = call("upscale", "bundle", "round.png", "out.png", "--runtime", "onnxruntime", "--overwrite", *option)
+        assert done.code == 0
+        assert close(place / "out.png", upscale_image(network, cut("coffee", 24, 48), wrap=wrap))
+
+
 def test_a_file_of_one_size_is_used_in_tiles_and_by_its_folder(call: Call, place: Path) -> None:
     """As `quantise` makes them; images smaller than its size, too."""
     pytest.importorskip("onnxruntime")
@@ -323,3 +342,33 @@ def test_a_file_of_one_size_is_used_in_tiles_and_by_its_folder(call: Call, place
     assert "fixed holds 2 ONNX files; name one of them" in call("upscale", "fixed", "in.png", "x.png").mistake
     assert "is no bundle" in call("upscale", "images", "in.png", "x.png").mistake
     assert "nowhere.onnx not found" in call("upscale", "nowhere.onnx", "in.png", "x.png").mistake
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_end_in_the_middle_leaves_no_half_written_image(place: Path, number: signal.Signals) -> None:
+    """What is there is whole; after Ctrl-C nothing else is."""
+    network = write(place / "bundle", MODEL)
+    source_HWC = cut("coffee", 128, 128)
+    for index in range(40):
+        write_png(place / "images" / f"{index:02}.png", source_HWC)
+    command = [sys.executable, "-m", "harness", "upscale", "bundle", "images", "out", "--threads", "1"]
+    process = subprocess.Popen(
+        command,
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((place / "out").glob("[!.]*.png")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    code = process.wait(timeout=60)
+    assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    made = sorted((place / "out").glob("[!.]*.png"))
+    assert 0 < len(made) < 40
+    expected_HWC = upscale_image(network, source_HWC)
+    assert all(np.array_equal(read_rgb(file), expected_HWC) for file in made)
+    if number == signal.SIGINT:
+        assert len(list((place / "out").iterdir())) == len(made)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 from mlflow import MlflowClient
 
 from harness.core.errors import UserError
-from harness.export import load_network, upscale_image
-from harness.tracking import check_registration, register_bundle
-from tests.export.test_bundle import SMALL, record_of, write
+from harness.export import load_network, upscale_image, write_bundle
+from harness.metrics import get_protocol
+from harness.tracking import check_registration, register_bundle, served_model
+from tests.export.test_bundle import SMALL, random_network, record_of, write
+from tests.records import SHORT
 from tests.tiny_pairs import cut
 from tests.tracking.test_tracker import Server, Store, fresh_database, server, store
 
@@ -139,3 +142,29 @@ def test_a_server_keeps_the_files_and_gives_them_back(server: Server, tmp_path: 
     made_NHWC, _ = load_elsewhere(server.uri, found[0].uri, images_NHWC, tmp_path)
     expected_HWC = upscale_image(load_network(bundle), images_NHWC[0])
     assert np.abs(made_NHWC[0].astype(int) - expected_HWC).max() <= 1
+
+
+@pytest.mark.parametrize("has_onnx", [True, False])
+@pytest.mark.parametrize("task", ["classic", "odi"])
+def test_what_is_served_is_what_upscale_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, has_onnx: bool
+) -> None:
+    """In tiles, and of panoramas without a seam; by the ONNX file and by the network."""
+    monkeypatch.setattr(served_model, "TILE", 16)
+    monkeypatch.setattr(served_model, "OVERLAP", 4)
+    network = random_network(SMALL)
+    record, point = record_of(SMALL, training=SHORT.model_copy(update={"task": task}))
+    bundle = write_bundle(tmp_path / "bundle", network, record, point, picked_as="knee", baselines={})
+    if not has_onnx:
+        (bundle / "model.onnx").unlink()
+    model = served_model.ImageUpscaler()
+    context = types.SimpleNamespace(artifacts={"bundle": str(bundle)})
+    model.load_context(context)
+    image_HWC = cut("coffee", 24, 48)
+    (made_HWC,) = model.predict(context, image_HWC[None])
+    wrap = get_protocol("odi").wrap if task == "odi" else 0
+    expected_HWC = upscale_image(network, image_HWC, tile=16, overlap=4, wrap=wrap)
+    assert np.abs(made_HWC.astype(int) - expected_HWC).max() <= 1
+    if task == "odi":
+        with pytest.raises(ValueError, match="whole panoramas"):
+            model.predict(context, cut("coffee", 24, 40)[None])
