@@ -34,11 +34,28 @@ def export(
     routing: options.Routing = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     results: options.Results = Path("results"),
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="onnx, pt2 or openvino: write one file for another runtime to --out, of a bundle, or of a preset or a "
+            "config file with --weights, instead of a bundle.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="With --format: the only height and width of the file.  [default: any]"),
+    ] = None,
 ) -> None:
-    """Export a trained network with config, weights, metrics and a model card.
+    """Export a trained network with config, weights, metrics and a model card, or as a file for another runtime.
 
-    --scale, --gamma and --routing are for --weights; a study's networks have theirs.
+    --scale, --gamma and --routing are for --weights and --format; a study's networks have theirs.
     """
+    if file_format is not None or size is not None:
+        from harness.cli.export_file import export_network
+
+        export_network(study, scale, gamma, routing, weights, out, file_format, size, overwrite=overwrite)
+        return
     if weights is not None:
         bundle = _export_weights(study, scale, gamma, routing, weights, out, overwrite=overwrite)
     elif scale is not None or gamma is not None or routing is not None:
