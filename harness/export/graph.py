@@ -1,8 +1,8 @@
 """An ONNX graph in the making: nodes, constants and weights by name, and sizes that are known or computed in the graph.
 
 A tensor is its name. A node has the name of its first output, under the part of the network that it is made in
-(`part`), so that a viewer shows the network's modules. Sizes are 1-element int64 tensors; of an image of fixed size they are
-constants, and `finish` computes whatever depends on constants alone.
+(`part`), so that a viewer shows the network's modules. Sizes are 1-element int64 tensors; of an image of fixed size
+they are constants, and `finish` computes whatever depends on constants alone.
 """
 
 import contextlib
