@@ -43,11 +43,30 @@ def export(
     tracking_uri: options.TrackingUri = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     results: options.Results = Path("results"),
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="onnx, pt2 or openvino: write one file for another runtime to --out, of a bundle, or of a preset or a "
+            "config file with --weights, instead of a bundle.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="With --format: the only height and width of the file.  [default: any]"),
+    ] = None,
 ) -> None:
-    """Export a trained network with config, weights, metrics and a model card.
+    """Export a trained network with config, weights, metrics and a model card, or as a file for another runtime.
 
-    --scale, --gamma and --routing are for --weights; a study's networks have theirs.
+    --scale, --gamma and --routing are for --weights and --format; a study's networks have theirs.
     """
+    if file_format is not None or size is not None:
+        if register is not None or alias is not None or licence != "unstated":
+            raise UserError("--register, --alias and --licence are for bundles; expected none of them with --format")
+        from harness.cli.export_file import export_network
+
+        export_network(study, scale, gamma, routing, weights, out, file_format, size, overwrite=overwrite)
+        return
     from harness.export import parse_licence
     from harness.export.bundle import EXAMPLE
 

@@ -1,8 +1,8 @@
 """An ONNX graph in the making: nodes, constants and weights by name, and sizes that are known or computed in the graph.
 
 A tensor is its name. A node has the name of its first output, under the part of the network that it is made in
-(`part`), so that a viewer shows the network's modules. Sizes are 1-element int64 tensors; of an image of fixed size they
-are constants, and `finish` computes whatever depends on constants alone.
+(`part`), so that a viewer shows the network's modules. Sizes are 1-element int64 tensors; of an image of fixed size
+they are constants, and `finish` computes whatever depends on constants alone.
 """
 
 import contextlib
@@ -27,9 +27,7 @@ def import_onnx() -> Any:
     try:
         import onnx
     except ImportError:
-        raise UserError(
-            'exporting to ONNX needs onnx, which is not installed: pip install "harness[onnx]"'
-        ) from None
+        raise UserError('exporting to ONNX needs onnx, which is not installed: pip install "harness[onnx]"') from None
     return onnx
 
 
@@ -75,15 +73,9 @@ class Graph:
         self._constants[full] = np.ascontiguousarray(value, dtype=np.float32)
         return full
 
-    def constant(self, name: str, value: Any) -> str:
-        """Return a constant (int64 of whole numbers, float32 else); the same values are stored once."""
-        array = np.asarray(value)
-        if array.dtype.kind in "iu":
-            array = array.astype(np.int64)
-        elif array.dtype.kind == "f" and array.dtype != np.float64:
-            array = array.astype(np.float32)
-        elif not isinstance(value, np.ndarray):
-            array = array.astype(np.float32)
+    def constant(self, name: str, value: Array) -> str:
+        """Return a constant (int64, float32 or float64); the same values are stored once."""
+        array = value.astype(np.int64) if value.dtype.kind == "i" else value
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._names_of:
             self._names_of[key] = self._unique(f"constant.{name}")
@@ -100,13 +92,15 @@ class Graph:
 
     def cast(self, tensor: str, kind: str, *, to: str) -> str:
         """Return a tensor as `float`, `double`, `int64` or `bool`."""
-        return self.call("Cast", tensor, to=to, **{"to_": getattr(self._onnx.TensorProto, kind.upper())})
+        return self.call("Cast", tensor, to=to, to_=getattr(self._onnx.TensorProto, kind.upper()))
 
     def call_many(self, operator: str, *inputs: str, to: Sequence[str], **attributes: Any) -> tuple[str, ...]:
         """Add a node of several outputs and return them."""
         outputs = tuple(self._unique(self.path(name)) for name in to)
         attributes = {key.rstrip("_"): value for key, value in attributes.items()}  # `to` of Cast is a name here
-        self._nodes.append(self._onnx.helper.make_node(operator, list(inputs), list(outputs), name=outputs[0], **attributes))
+        self._nodes.append(
+            self._onnx.helper.make_node(operator, list(inputs), list(outputs), name=outputs[0], **attributes)
+        )
         return outputs
 
     def define(self, name: str, inputs: Sequence[str], body: "Callable[[Graph], str]") -> None:

@@ -1,8 +1,9 @@
 """ONNX files of networks at inference, with γ and policy built in: built from config and weights, not traced.
 
-The graph takes `image` (B×3×h×w, float32 in [0, 1]) and gives `restored` (B×3×(scale·h)×(scale·w), not clipped). It pads
-to whole windows by reflection, as the networks do, and crops in the end. Height, width and batch are free, or constants
-where they are given; a graph of constants has no shape to look up. Opset and config stand in the file's metadata.
+The graph takes `image` (B×3×h×w, float32 in [0, 1]) and gives `restored` (B×3×(scale·h)×(scale·w), not clipped). It
+pads to whole windows by reflection, as the networks do, and crops in the end. Height, width and batch are free, or
+constants where they are given; a graph of constants has no shape to look up. Opset and config stand in the file's
+metadata.
 """
 
 import importlib.metadata
@@ -22,9 +23,7 @@ from harness.models import SRNetwork
 INPUT, OUTPUT = "image", "restored"
 
 
-def build_onnx(
-    network: SRNetwork, *, size: tuple[int, int] | None = None, batch: int | None = None
-) -> Any:
+def build_onnx(network: SRNetwork, *, size: tuple[int, int] | None = None, batch: int | None = None) -> Any:
     """Return the `onnx.ModelProto` of a network's inference under its routing; see the module.
 
     `size`: the only (height, width) that the graph is to take, `batch` the only number of images; None: any.

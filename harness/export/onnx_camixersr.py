@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from harness.core.configs import CAMixerSRConfig, RoutingConfig
+from harness.core.configs import CAMixerSRConfig
 from harness.export.graph import DOMAIN, Array, Graph
 from harness.export.onnx_parts import (
     Image,
@@ -43,28 +43,21 @@ _INSIDE = 1 - 2.0**-23  # what takes the last position to the next lower float, 
 # are `six @ _SAME + _BESIDE`, (image, row, column) after each other; with how far the position lies from its upper left
 # corner, `inside @ _SLOPES + _STARTS` are their weights by row, then by column.
 _CORNERS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.float32)  # row, column
-_SAME = np.zeros((6, 5, 3), dtype=np.float32)
-_SAME[:3, :4] = np.eye(3)[:, None]
-_SAME[3:, 4] = np.eye(3)
-_SAME.shape = (6, 15)
+_OWN = np.eye(3)
+_SAME = np.block([[np.tile(_OWN, 4), np.zeros((3, 3))], [np.zeros((3, 12)), _OWN]]).astype(np.float32)
 _BESIDE = np.pad(_CORNERS, ((0, 1), (1, 0))).ravel()
-_SLOPES = np.zeros((6, 2, 5), dtype=np.float32)
-_SLOPES[1, 0, :4], _SLOPES[2, 1, :4] = 2 * _CORNERS.T - 1
-_SLOPES.shape = (6, 10)
-_STARTS = np.ones((2, 5), dtype=np.float32)
-_STARTS[:, :4] = 1 - _CORNERS.T
-_STARTS = _STARTS.ravel()
+_SLOPES = np.zeros((6, 10), dtype=np.float32)
+_SLOPES[1, 0:4], _SLOPES[2, 5:9] = 2 * _CORNERS.T - 1
+_STARTS = np.concatenate([[*(1 - line), 1] for line in _CORNERS.T]).astype(np.float32)
 
 
-def add_camixersr(
-    graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array], to: str
-) -> str:
+def add_camixersr(graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array], to: str) -> str:
     """Add a CAMixerSR from the image to `to`."""
     return _CAMixerSRGraph(graph, image, config, state).add(to)
 
 
 def _select_by_probability(graph: Graph) -> str:
-    """Return which windows are hard under the policy `probability`: 1 for the K = floor(aΣp + b + ½) highest of an image.
+    """Return which windows are hard under the policy `probability`: the K = floor(aΣp + b + ½) highest of an image.
 
     `score` (B×1×R×Q): logit differences, whose sigmoids are p. All images' windows come after each other.
     """
@@ -83,9 +76,7 @@ def _select_by_probability(graph: Graph) -> str:
 
 
 class _CAMixerSRGraph:
-    def __init__(
-        self, graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array]
-    ):
+    def __init__(self, graph: Graph, image: Image, config: CAMixerSRConfig, state: Mapping[str, Array]):
         self.graph, self.image, self.config, self.state = graph, image, config, state
         self.window = config.window
         self.num_windows: int | None = None  # of an image, where that is known
@@ -102,7 +93,10 @@ class _CAMixerSRGraph:
         shallow_BHWC = to_channels_last(graph, self._convolve(padded, "head", pad=1), "shallow")
         reads = [config.reads_predictor(block) for block in range(config.num_blocks)]
         condition = self._add_conditions(shallow_BHWC) if any(reads) else ""
-        if any(self._known_count(block) is None for block in range(config.num_blocks)) and config.routing.policy == "detail":
+        if (
+            any(self._known_count(block) is None for block in range(config.num_blocks))
+            and config.routing.policy == "detail"
+        ):
             self._select_by_detail()
         x_BHWC, block = shallow_BHWC, 0
         for group, count in enumerate(config.groups):
@@ -143,7 +137,9 @@ class _CAMixerSRGraph:
         with graph.part("windows"):
             pixels = graph.call("Mul", self.height, self.width, to="pixels")
             all_pixels = graph.call("Mul", image.batch, pixels, to="pixels.all")
-            shape = graph.call("Concat", image.batch, self.rows, graph.whole(M), self.columns, graph.whole(M), to="shape", axis=0)
+            shape = graph.call(
+                "Concat", image.batch, self.rows, graph.whole(M), self.columns, graph.whole(M), to="shape", axis=0
+            )
             flat = graph.call("Reshape", add_range(graph, all_pixels, "pixels"), shape, to="pixels.map")
             flat = graph.call("Transpose", flat, to="pixels.windows", perm=[0, 1, 3, 2, 4])
             flat = graph.call(
@@ -171,8 +167,12 @@ class _CAMixerSRGraph:
             line = np.linspace(-1, 1, M, dtype=np.float32)
             tile = np.ones((1, M, M, 1), dtype=np.float32)
             if config.window_condition:
-                tile = np.concatenate((*np.broadcast_arrays(line[:, None, None], line[:, None]), tile[0]), axis=-1)[None]
-            repeats = graph.call("Concat", self.image.batch, self.rows, self.columns, graph.whole(1), to="repeats", axis=0)
+                tile = np.concatenate((*np.broadcast_arrays(line[:, None, None], line[:, None]), tile[0]), axis=-1)[
+                    None
+                ]
+            repeats = graph.call(
+                "Concat", self.image.batch, self.rows, self.columns, graph.whole(1), to="repeats", axis=0
+            )
             parts = [graph.call("Tile", graph.constant("coordinates", tile), repeats, to="coordinates")]
         if config.global_condition:
             with graph.part("global_predictor"):
@@ -236,7 +236,9 @@ class _CAMixerSRGraph:
             with graph.part("predictor"):
                 mean = graph.call("GlobalAveragePool", features_BEHW, to="features.mean")
                 weight = self._of("channel_attention.weight")[:, :, None, None]
-                attention = add_convolution(graph, mean, "channel_attention", weight, self._of("channel_attention.bias"))
+                attention = add_convolution(
+                    graph, mean, "channel_attention", weight, self._of("channel_attention.bias")
+                )
                 attention = graph.call("Sigmoid", attention, to="channels")
             convolved = graph.call("Mul", convolved, attention, to="convolved")
         convolved = graph.call("Add", convolved, mixed_BVHW, to="convolved.sum")
@@ -302,7 +304,9 @@ class _CAMixerSRGraph:
         graph, M = self.graph, self.window
         mean = graph.call("ReduceMean", features_BEHW, graph.whole(1), to="routing.mean")
         hidden_weight = self._of("routing_hidden.weight").reshape(M, 1, M, M)
-        hidden = add_convolution(graph, mean, "routing_hidden", hidden_weight, self._of("routing_hidden.bias"), stride=M)
+        hidden = add_convolution(
+            graph, mean, "routing_hidden", hidden_weight, self._of("routing_hidden.bias"), stride=M
+        )
         hidden = graph.call("LeakyRelu", hidden, to="routing_hidden.active", alpha=_SLOPE)
         weight, bias = self._of("routing_out.weight"), self._of("routing_out.bias")
         return add_convolution(
@@ -372,7 +376,7 @@ class _CAMixerSRGraph:
         return graph.cast(share, "int64", to=to)
 
     def _select_by_detail(self) -> None:
-        """Find the hard windows of all blocks under the policy `detail`, by the input alone (see `select_by_detail`)."""
+        """Find the hard windows of all blocks under the policy `detail`, by the input alone; see `select_by_detail`."""
         graph, weights = self.graph, self.config.routing.block_weights
         assert weights is not None
         self.alive = [block for block, weight in enumerate(weights) if weight > 0]
@@ -474,12 +478,16 @@ class _CAMixerSRGraph:
         graph = self.graph
         places_X3 = graph.call("Reshape", places_BKL3, graph.whole(-1, 3), to="pixels")
         features_XE = graph.call("GatherND", features_BHWE, places_X3, to="pixels.features")
-        hidden = self._gemm(features_XE, "offsets_hidden", self._of("offsets_hidden.weight"), self._of("offsets_hidden.bias"))
+        hidden = self._gemm(
+            features_XE, "offsets_hidden", self._of("offsets_hidden.weight"), self._of("offsets_hidden.bias")
+        )
         hidden = graph.call("LeakyRelu", hidden, to="offsets_hidden.active", alpha=_SLOPE)
         weight, bias = self._of("offsets_out.weight"), self._of("offsets_out.bias")
         to_place = np.zeros((6, 2), dtype=np.float32)
         to_place[2, 0] = to_place[1, 1] = 1  # x first
-        offsets_X6 = graph.call("Tanh", self._gemm(hidden, "offsets_out", to_place @ weight, to_place @ bias), to="offsets")
+        offsets_X6 = graph.call(
+            "Tanh", self._gemm(hidden, "offsets_out", to_place @ weight, to_place @ bias), to="offsets"
+        )
         own_X3 = graph.cast(places_X3, "float", to="own")
         twice = graph.constant("twice", np.tile(np.eye(3, dtype=np.float32), 2))
         position = graph.call("Gemm", own_X3, twice, offsets_X6, to="position.free", beta=Predictor.max_offset)
@@ -533,6 +541,6 @@ class _CAMixerSRGraph:
     def _norm(self, tensor: str, name: str) -> str:
         return add_norm(self.graph, tensor, name, self._of(f"{name}.weight"), self._of(f"{name}.bias"), _EPS)
 
-    def _convolve(self, tensor: str, name: str, **how: int) -> str:
-        bias = self.state.get(self.graph.path(f"{name}.bias"))
-        return add_convolution(self.graph, tensor, name, self._of(f"{name}.weight"), bias, **how)
+    def _convolve(self, tensor: str, name: str, *, pad: int = 0, group: int = 1, dilation: int = 1) -> str:
+        weight, bias = self._of(f"{name}.weight"), self.state.get(self.graph.path(f"{name}.bias"))
+        return add_convolution(self.graph, tensor, name, weight, bias, pad=pad, group=group, dilation=dilation)

@@ -47,7 +47,7 @@ def add_range(graph: Graph, count: str, to: str) -> str:
 
 
 def pad_reflecting(graph: Graph, tensor: str, side: str, target: str, axis: int, to: str) -> str:
-    """Pad one axis at its end by reflection, again and again where it is short: position i holds that of i mod 2(s − 1).
+    """Pad one axis at its end by reflection, again and again where it is short: with a period of 2(side − 1).
 
     See `harness.models.padding.pad_to_size`.
     """
@@ -104,16 +104,31 @@ def add_linear(graph: Graph, tensor: str, name: str, weight: Array, bias: Array 
 
 
 def add_convolution(
-    graph: Graph, tensor_BCHW: str, name: str, weight: Array, bias: Array | None, *, pad: int = 0, to: str = "", **how: int
+    graph: Graph,
+    tensor_BCHW: str,
+    name: str,
+    weight: Array,
+    bias: Array | None,
+    *,
+    pad: int = 0,
+    group: int = 1,
+    dilation: int = 1,
+    stride: int = 1,
 ) -> str:
-    """Return a convolution of a map B×C×H×W; `how`: its groups and dilation."""
+    """Return a convolution of a map B×C×H×W."""
     stored = [graph.weight(f"{name}.weight", weight)]
     if bias is not None:
         stored.append(graph.weight(f"{name}.bias", bias))
-    attributes = {"group": how.get("group", 1), "pads": [pad] * 4, "dilations": [how.get("dilation", 1)] * 2}
-    stride = how.get("stride", 1)
     return graph.call(
-        "Conv", tensor_BCHW, *stored, to=to or name, kernel_shape=weight.shape[2:], strides=[stride] * 2, **attributes
+        "Conv",
+        tensor_BCHW,
+        *stored,
+        to=name,
+        kernel_shape=weight.shape[2:],
+        pads=[pad] * 4,
+        strides=[stride] * 2,
+        dilations=[dilation] * 2,
+        group=group,
     )
 
 

@@ -1,4 +1,4 @@
-"""The ONNX graph of SwinIR: the tokens of all windows side by side, moved between plain and shifted windows by an index.
+"""The ONNX graph of SwinIR: tokens lie window by window, and go from plain to shifted windows and back by an index.
 
 Shape suffixes: B batch, C channels, H W the padded size, M window side, L = M² tokens of a window, X windows of the
 batch, T = X·L tokens, A heads of d channels, P the pixels of the batch, row by row.
@@ -29,9 +29,7 @@ from harness.models.swinir import DIV2K_MEAN, mask_kinds, relative_position_inde
 _EPS = 1e-5
 
 
-def add_swinir(
-    graph: Graph, image: Image, config: SwinIRConfig, state: Mapping[str, Array], to: str
-) -> str:
+def add_swinir(graph: Graph, image: Image, config: SwinIRConfig, state: Mapping[str, Array], to: str) -> str:
     """Add a SwinIR from the image to `to`."""
     return _SwinIRGraph(graph, image, config, state).add(to)
 
@@ -45,9 +43,7 @@ class _Layout(NamedTuple):
 
 
 class _SwinIRGraph:
-    def __init__(
-        self, graph: Graph, image: Image, config: SwinIRConfig, state: Mapping[str, Array]
-    ):
+    def __init__(self, graph: Graph, image: Image, config: SwinIRConfig, state: Mapping[str, Array]):
         self.graph, self.image, self.config, self.state = graph, image, config, state
         self.window, self.channels = config.window, config.embed_dim
 
@@ -140,7 +136,9 @@ class _SwinIRGraph:
             ("bottom", self.rows, graph.call("Div", place, self.columns, to="kind.row")),
         ):
             last = graph.call("Sub", sides, one, to=f"kind.{name}.last")
-            at_edge.append(graph.cast(graph.call("Equal", position, last, to=f"kind.is_{name}"), "int64", to=f"kind.{name}"))
+            at_edge.append(
+                graph.cast(graph.call("Equal", position, last, to=f"kind.is_{name}"), "int64", to=f"kind.{name}")
+            )
         right, bottom = at_edge
         return graph.call("Add", right, graph.call("Mul", bottom, graph.whole(2), to="kind.twice"), to="kind")
 
@@ -182,7 +180,9 @@ class _SwinIRGraph:
         weight, bias = self._of("qkv.weight").copy(), self._of("qkv.bias").copy()
         weight[: A * d] *= d**-0.5  # of the queries
         bias[: A * d] *= d**-0.5
-        qkv = graph.call("Gemm", x_TC, graph.weight("qkv.weight", weight), graph.weight("qkv.bias", bias), to="qkv", transB=1)
+        qkv = graph.call(
+            "Gemm", x_TC, graph.weight("qkv.weight", weight), graph.weight("qkv.bias", bias), to="qkv", transB=1
+        )
         parts = graph.call_many("Split", qkv, graph.whole(A * d, A * d, A * e), to=("q", "k", "v"), axis=1)
         heads = []
         for part, name, channels, perm in zip(

@@ -101,7 +101,9 @@ def check_parity(
         images = take_images(network.scale, getattr(network.config, "window", 16), size=size, batch=batch)
     session = open_session(content, runtime)
     what = f"the ONNX file of {network.config.label()} in {runtime}"
-    found = _compare(network, lambda x: session(x)[0], images, what, lambda image: _find_place(network, proto, image, runtime))
+    found = _compare(
+        network, lambda x: session(x)[0], images, what, lambda image: _find_place(network, proto, image, runtime)
+    )
     return ParityRecord(
         kind="onnx",
         runtime=runtime,
@@ -121,7 +123,7 @@ def check_parity(
 
 
 def check_module(network: SRNetwork, module: nn.Module, path: Path, images: Sequence[ParityImage]) -> ParityRecord:
-    """Return how far an exported program (`module`, loaded again from `path`) is from its network, as `check_parity`."""
+    """Return how far an exported program, loaded again from `path`, is from its network; see `check_parity`."""
 
     def run(input_BCHW: FloatArray) -> FloatArray:
         with torch.no_grad():
@@ -189,7 +191,7 @@ def _open_openvino(package: Any, content: bytes, threads: int) -> Callable[[Floa
         file.write_bytes(inlined)
         core = package.Core()
         compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
-    
+
     def run(input_BCHW: FloatArray) -> list[FloatArray]:
         found = compiled([input_BCHW])
         return [np.array(found[index]) for index in range(len(compiled.outputs))]
@@ -269,9 +271,7 @@ def _find_place(network: SRNetwork, model: Any, image: ParityImage, runtime: Par
             handle.remove()
     opened = copy.deepcopy(model)
     float32 = onnx.TensorProto.FLOAT
-    opened.graph.output.extend(
-        onnx.helper.make_tensor_value_info(tensors[name], float32, None) for name in outputs
-    )
+    opened.graph.output.extend(onnx.helper.make_tensor_value_info(tensors[name], float32, None) for name in outputs)
     got = open_session(opened.SerializeToString(), runtime)(image.input_BCHW.numpy())
     for name, found in zip(outputs, got[1:], strict=True):
         expected = outputs[name].numpy()

@@ -23,7 +23,8 @@ LEAST_DETAIL = 1e-12  # of flat windows, so that they are ranked by the weights 
 
 def count_fixed(gamma: float, num_windows: int) -> int:
     """Return K = floor(γN + 1e-9), the number of hard windows of the policies `fixed` and `schedule`."""
-    return int(gamma * num_windows + 1e-9)
+    count: int = torch.sym_int(gamma * num_windows + 1e-9)  # type: ignore[no-untyped-call]  # `int`, of free sizes too
+    return count
 
 
 def knows_counts(routing: RoutingConfig) -> bool:

@@ -157,7 +157,7 @@ def test_what_is_served_is_what_upscale_makes(
     bundle = write_bundle(tmp_path / "bundle", network, record, point, picked_as="knee", baselines={})
     if not has_onnx:
         (bundle / "model.onnx").unlink()
-    model = served_model.ImageUpscaler()
+    model: Any = served_model.ImageUpscaler()
     context = types.SimpleNamespace(artifacts={"bundle": str(bundle)})
     model.load_context(context)
     image_HWC = cut("coffee", 24, 48)
