@@ -22,7 +22,7 @@ from harness.data.demo import find_demo_files
 from harness.data.images import read_rgb
 from harness.export import read_bundle_config, read_bundle_metrics
 from harness.export.bundle import BUNDLE_FILES, ONNX
-from harness.export.documents import BundleConfig
+from harness.export.documents import BundleConfig, BundleMetrics
 from harness.export.manifest import MANIFEST
 from harness.tracking.entries import milliseconds
 from harness.tracking.store import Attempts, check_address, connect, find_experiment, find_or_create_run, quote
@@ -71,6 +71,7 @@ def register_bundle(
     """
     check_registration(name, tracking_uri)
     config, digest = read_bundle_config(bundle), _digest(bundle)
+    tags = {_DIGEST: digest, **_describe(config), **_scores(read_bundle_metrics(bundle))}
     found: list[Registration] = []
     failures: list[str] = []
 
@@ -80,7 +81,7 @@ def register_bundle(
         version = _find_version(client, name, digest)
         was_there = version is not None
         if version is None:
-            version = _make_version(client, bundle, config, name, digest, artifact_root)
+            version = _make_version(client, bundle, config, name, tags, artifact_root)
         client.set_registered_model_alias(name, given, str(version.version))
         found.append(Registration(name, int(version.version), given, str(version.run_id), was_there))
 
@@ -109,7 +110,12 @@ def _find_version(client: "MlflowClient", name: str, digest: str) -> "ModelVersi
 
 
 def _make_version(
-    client: "MlflowClient", bundle: Path, config: BundleConfig, name: str, digest: str, artifact_root: Path | None
+    client: "MlflowClient",
+    bundle: Path,
+    config: BundleConfig,
+    name: str,
+    tags: dict[str, str],
+    artifact_root: Path | None,
 ) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
@@ -117,10 +123,10 @@ def _make_version(
     if run_id is None:
         experiment = find_experiment(client, BUNDLES, artifact_root)
         started = milliseconds(config.exported_at)
-        run = find_or_create_run(client, experiment, {_DIGEST: digest}, config.model.label(), started)
+        run = find_or_create_run(client, experiment, {_DIGEST: tags[_DIGEST]}, config.model.label(), started)
         run_id = str(run.info.run_id)
         client.set_terminated(run_id, status="FINISHED")
-    place = f"bundles/{digest[:12]}"
+    place = f"bundles/{tags[_DIGEST][:12]}"
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model"
         _save_model(bundle, config, saved, Path(folder) / "bundle")
@@ -131,15 +137,6 @@ def _make_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     root = str(client.get_run(run_id).info.artifact_uri).rstrip("/")
-    tags = {
-        _DIGEST: digest,
-        "harness.study": config.study,
-        "harness.record_id": config.record_id,
-        "harness.network_id": config.network_id,
-        "harness.picked_as": config.picked_as,
-        "harness.licence": config.licence or "",
-    }
-    tags = {key: value for key, value in tags.items() if value} | _scores(bundle)
     label = f"{config.model.label()} ×{config.model.scale}"
     return client.create_model_version(name, f"{root}/{place}", run_id, tags=tags, description=label)
 
@@ -155,9 +152,21 @@ def _find_trial_run(client: "MlflowClient", config: BundleConfig) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
-def _scores(bundle: Path) -> dict[str, str]:
+def _describe(config: BundleConfig) -> dict[str, str]:
+    """Return where a network came from, as tags."""
+    tags = {
+        "harness.study": config.study,
+        "harness.record_id": config.record_id,
+        "harness.network_id": config.network_id,
+        "harness.picked_as": config.picked_as,
+        "harness.licence": config.licence,
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _scores(metrics: BundleMetrics) -> dict[str, str]:
     """Return what was measured as tags, for whoever compares versions."""
-    point = read_bundle_metrics(bundle).point
+    point = metrics.point
     if point is None:
         return {}
     evaluation = point.evaluation
