@@ -27,11 +27,17 @@ from harness.export.manifest import MANIFEST, ManifestFindings, check_manifest
 from harness.export.parity import check_parity
 from harness.metrics import get_protocol
 from harness.models import SRNetwork, build_seeded, preset_config
-from harness.profiling import Effort, TargetNetwork, measure_in_processes, measure_latencies
+from harness.profiling import (
+    Effort,
+    TargetNetwork,
+    TargetSpec,
+    load_target,
+    measure_in_processes,
+    measure_latencies,
+)
 from harness.profiling.onnx_session import import_onnxruntime
 from harness.trial.calibration import routing_by
 from harness.trial.evaluation import evaluate
-from harness.trial.quantisation import load_file
 from harness.trial.run import representative_input
 
 PSNR_TOLERANCE_DB = 0.01  # of a mean: another processor rounds otherwise, and a window may be routed otherwise
@@ -206,12 +212,17 @@ def _check_quantised(path: Path, config: BundleConfig | None) -> list[Check]:
         return []
     try:
         record = QuantisationRecord.model_validate_json((path / QUANTISATION).read_bytes())
-        scale, tile = record.model.scale, record.config.tile
+        scale = record.model.scale
         if hashlib.sha256((path / QUANTISED).read_bytes()).hexdigest() != record.sha256:
             return [Check(name, "failed", f"{QUANTISATION} is of another file than {QUANTISED}")]
         if config is not None and config.model.scale != scale:
             return [Check(name, "failed", f"{QUANTISED} is of scale ×{scale}, the network of ×{config.model.scale}")]
-        restored = TargetNetwork(load_file(path / QUANTISED, tile, scale, 1))(torch.full((1, 3, tile, tile), 0.5))
+        spec = TargetSpec(kind="onnx", source=str(path / QUANTISED), path=str((path / QUANTISED).resolve()))
+        restorer = TargetNetwork(load_target(spec))  # which runs it at the sizes that it takes
+        if restorer.scale != scale:
+            return [Check(name, "failed", f"{QUANTISED} makes images of ×{restorer.scale}, expected ×{scale}")]
+        side = restorer.tile or 64
+        is_finite = bool(torch.isfinite(restorer(torch.full((1, 3, side, side), 0.5))).all())
     except ValidationError as error:
         return [Check(name, "failed", f"{QUANTISATION}: {describe_validation_error(error)}")]
     except UserError as error:
@@ -219,9 +230,10 @@ def _check_quantised(path: Path, config: BundleConfig | None) -> list[Check]:
         return [Check(name, "not checked" if missing else "failed", str(error))]
     except OSError as error:
         return [Check(name, "failed", f"{error.filename}: {error.strerror}")]
-    if restored.shape != (1, 3, scale * tile, scale * tile) or not torch.isfinite(restored).all():
-        return [Check(name, "failed", f"{QUANTISED} gives no image")]
-    return [Check(name, "ok", f"{QUANTISED} is that of {QUANTISATION}, and runs in onnxruntime")]
+    if not is_finite:
+        return [Check(name, "failed", f"{QUANTISED} gives no image: its values are not finite")]
+    needs = restorer.target.contract.needs()
+    return [Check(name, "ok", f"{QUANTISED} is that of {QUANTISATION}, and runs in onnxruntime, at {needs}")]
 
 
 def _recorded_evaluation(metrics: BundleMetrics) -> EvaluationRecord | None:
