@@ -528,8 +528,8 @@ class _CAMixerSRGraph:
         return add_linear(self.graph, tensor, name, self._of(f"{name}.weight"), bias)
 
     def _gemm(self, tensor_XY: str, name: str, weight: Array, bias: Array) -> str:
-        stored = self.graph.weight(f"{name}.weight", weight), self.graph.weight(f"{name}.bias", bias)
-        return self.graph.call("Gemm", tensor_XY, *stored, to=name, transB=1)
+        stored = self.graph.weight(f"{name}.weight", weight.T), self.graph.weight(f"{name}.bias", bias)
+        return self.graph.call("Gemm", tensor_XY, *stored, to=name)
 
     def _add_with_residual(self, tensor: str, name: str, residual: str) -> str:
         """Return a linear layer plus what came before, by one sum."""

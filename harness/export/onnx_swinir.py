@@ -16,6 +16,7 @@ from harness.export.onnx_parts import (
     Image,
     add_bicubic,
     add_convolution,
+    add_linear,
     add_norm,
     add_range,
     crop,
@@ -170,8 +171,8 @@ class _SwinIRGraph:
         with graph.part("attention"):
             attended = self._attend(normal_TC, layer, is_shifted=is_shifted)
         x_TC = graph.call("Add", x_TC, attended, to="attended")
-        hidden = graph.call("Gelu", self._gemm(self._norm(x_TC, "norm2"), "mlp_hidden"), to="mlp_hidden.active")
-        return graph.call("Add", x_TC, self._gemm(hidden, "mlp_out"), to="sum")
+        hidden = graph.call("Gelu", self._linear(self._norm(x_TC, "norm2"), "mlp_hidden"), to="mlp_hidden.active")
+        return graph.call("Add", x_TC, self._linear(hidden, "mlp_out"), to="sum")
 
     def _attend(self, x_TC: str, layer: int, *, is_shifted: bool) -> str:
         graph, A, L = self.graph, self.config.num_heads, self.window**2
@@ -180,9 +181,7 @@ class _SwinIRGraph:
         weight, bias = self._of("qkv.weight").copy(), self._of("qkv.bias").copy()
         weight[: A * d] *= d**-0.5  # of the queries
         bias[: A * d] *= d**-0.5
-        qkv = graph.call(
-            "Gemm", x_TC, graph.weight("qkv.weight", weight), graph.weight("qkv.bias", bias), to="qkv", transB=1
-        )
+        qkv = add_linear(graph, x_TC, "qkv", weight, bias)
         parts = graph.call_many("Split", qkv, graph.whole(A * d, A * d, A * e), to=("q", "k", "v"), axis=1)
         heads = []
         for part, name, channels, perm in zip(
@@ -197,7 +196,7 @@ class _SwinIRGraph:
         attended_XALe = graph.call("MatMul", weights, value_XALe, to="attended.heads")
         attended_XLAe = graph.call("Transpose", attended_XALe, to="attended.tokens", perm=[0, 2, 1, 3])
         attended = graph.call("Reshape", attended_XLAe, graph.whole(-1, A * e), to="attended")
-        return self._gemm(attended, "proj")
+        return self._linear(attended, "proj")
 
     def _add_bias(self, *, is_shifted: bool) -> str:
         """Return what is added to the scores: position bias (A×L×L), in shifted windows with each one's mask."""
@@ -216,9 +215,8 @@ class _SwinIRGraph:
     def _of(self, name: str) -> Array:
         return self.state[self.graph.path(name)]
 
-    def _gemm(self, tensor_TC: str, name: str) -> str:
-        stored = (self.graph.weight(f"{name}.{kind}", self._of(f"{name}.{kind}")) for kind in ("weight", "bias"))
-        return self.graph.call("Gemm", tensor_TC, *stored, to=name, transB=1)
+    def _linear(self, tensor_TC: str, name: str) -> str:
+        return add_linear(self.graph, tensor_TC, name, self._of(f"{name}.weight"), self._of(f"{name}.bias"))
 
     def _norm(self, tensor: str, name: str) -> str:
         return add_norm(self.graph, tensor, name, self._of(f"{name}.weight"), self._of(f"{name}.bias"), _EPS)

@@ -130,11 +130,7 @@ def measure_latency() -> list[dict[str, Any]]:
     for preset in PRESETS[:2]:
         for side in SIDES:
             image = take_images(4, size=(side, side))[0].input_BCHW
-            runs = {
-                (kind, gamma): run
-                for gamma in (0.25, 1.0)
-                for kind, run in _prepare(preset, gamma, image).items()
-            }
+            runs = {(kind, gamma): run for gamma in (0.25, 1.0) for kind, run in _prepare(preset, gamma, image).items()}
             times: dict[tuple[str, float], list[float]] = {key: [] for key in runs}
             for turn in range(RUNS[side] + 2):
                 for key, run in runs.items():
