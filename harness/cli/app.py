@@ -20,6 +20,7 @@ from harness.cli import (
     status,
     train,
     upscale,
+    verify,
     worker,
 )
 
@@ -40,6 +41,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report.report,
     "compare": compare.compare,
     "export": export.export,
+    "verify": verify.verify,
     "upscale": upscale.upscale,
     "train": train.train,
     "evaluate": evaluate.evaluate,

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from harness.cli import options
-from harness.cli.output import command, console, counting, format_number, messages, print_json, print_table
+from harness.cli.output import (
+    command,
+    console,
+    counting,
+    format_number,
+    messages,
+    note,
+    print_json,
+    print_table,
+)
 
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 _MOST_NAMES = 5  # of images that a note names
@@ -139,7 +148,7 @@ def calibrate(
     calibrated = routed(network, record.routing)
     if out is not None and writes_bundle:
         evaluation = scored.get(record.routing.label())
-        write_calibrated_bundle(out, Path(model), record, evaluation=evaluation, overwrite=overwrite)
+        write_calibrated_bundle(out, Path(model), record, evaluation=evaluation, overwrite=overwrite, tell=note)
     elif out is not None:
         write_text(out, _format(calibrated.config.model_dump(mode="json"), out))
     if json:

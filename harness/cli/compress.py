@@ -18,6 +18,7 @@ from harness.cli.output import (
     describe_record,
     format_number,
     messages,
+    note,
     print_json,
     print_table,
     stop_on_signals,
@@ -106,6 +107,7 @@ def compress(
     protocol: Annotated[str | None, typer.Option(help=f"How to score: {options.PROTOCOL_NAMES}.")] = None,
     latency_device: Annotated[str, typer.Option(help="Where to measure latency: cpu:THREADS or cuda:INDEX.")] = "cpu:1",
     device: options.TrainDevice = "cpu",
+    licence: options.Licence = "unstated",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run of other settings in --out.")] = False,
     threads: options.Threads = None,
     data_dir: options.DataDir = None,
@@ -121,7 +123,7 @@ def compress(
     from harness.core.files import require_folder_place, write_text
     from harness.core.study_folder import StudyFolder
     from harness.data import open_dataset, refuse_overlap
-    from harness.export import check_target, is_bundle, write_bundle
+    from harness.export import check_target, is_bundle, parse_licence, write_bundle
     from harness.metrics import get_protocol
     from harness.models import preset_config
     from harness.profiling import parse_device
@@ -129,6 +131,7 @@ def compress(
     from harness.trial import Proposal, TrialSetup, build_seeded, load_trained, run_trial
     from harness.trial.quantisation import find_quantised
 
+    licence = parse_licence(licence)
     target = _parse_target(target_macs, target_params, target_latency, left, cost)
     _refuse_study(model, results)
     network, parent = _find_parent(model, weights, scale)
@@ -229,8 +232,10 @@ def compress(
         record.points[0],
         picked_as="compressed",
         baselines={},
+        licence=licence,
         quantised=find_quantised(folder, record, record.points[0]),
         overwrite=True,
+        tell=note,
     )
     if json:
         print_json({"bundle": str(bundle), **record.model_dump(mode="json")})

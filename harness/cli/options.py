@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from harness.data import PairedDataset
 
 
+class AliasName(StrEnum):
+    """What a registered version is found by."""
+
+    CHAMPION = "champion"
+    CHALLENGER = "challenger"
+
+
 class PolicyName(StrEnum):
     """Routing policies that need nothing but γ."""
 
@@ -72,6 +79,15 @@ Threads = Annotated[
 TrainDevice = Annotated[str, typer.Option(help="Where to train and evaluate: cpu, or cuda:INDEX.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="KEY=VALUE (YAML), replaces a setting; may be given several times.")
+]
+
+Licence = Annotated[
+    str,
+    typer.Option(help="The licence of the weights, an SPDX expression such as CC-BY-4.0, for the bundle to state."),
+]
+
+TrackingUri = Annotated[
+    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store.  [default: SQLite in --results]")
 ]
 
 

@@ -32,6 +32,11 @@ console = _make_console(stderr=False)
 messages = _make_console(stderr=True)
 
 
+def note(text: str) -> None:
+    """Print a line about something that went otherwise than it might, beside the results."""
+    messages.print(f"note: {text}", markup=False, soft_wrap=True)
+
+
 def command(name: str = "harness") -> str:
     """Return how to type a command of this installation: by name where the shell finds the same one, else by path."""
     started = Path(sys.argv[0])
@@ -200,6 +205,22 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def counting_parts() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `progress(what, done, total)`: a bar on a terminal for what is being done, and nothing elsewhere."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+        transient=True,
+        disable=not messages.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 @contextmanager

@@ -116,6 +116,7 @@ def resolve_target(
     from harness.models import PRESETS
     from harness.profiling import TargetSpec, parse_target
 
+    target = str(only_onnx_file(Path(target)) or target)
     spec = None if target in PRESETS or Path(target).is_dir() else parse_target(target, weights=weights)
     if spec is not None:
         if gamma is not None or policy is not None:
@@ -129,6 +130,23 @@ def resolve_target(
     return TargetSpec(
         kind="model", source=target, config=config, weights=None if weights is None else str(weights.resolve())
     )
+
+
+def only_onnx_file(path: Path) -> Path | None:
+    """Return an ONNX file that a path names, or that a folder which is no bundle holds; None where there is none.
+
+    `UserError` for a folder of several, and a file that is not there.
+    """
+    from harness.export import is_bundle
+
+    if path.suffix == ".onnx" and not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"{path} not found; expected an ONNX file")
+        return path
+    files = sorted(path.glob("*.onnx")) if path.is_dir() and not is_bundle(path) else []
+    if len(files) > 1:
+        raise UserError(f"{path} holds {len(files)} ONNX files; name one of them, such as {files[0]}")
+    return files[0] if files else None
 
 
 def default_protocol(model: str) -> str:

@@ -17,6 +17,7 @@ from harness.cli.output import (
     console,
     describe_record,
     messages,
+    note,
     stop_on_signals,
     warn_of_small,
 )
@@ -64,6 +65,7 @@ def train(
     ] = None,
     latency_device: Annotated[str, typer.Option(help="Where to measure latency: cpu:THREADS or cuda:INDEX.")] = "cpu:1",
     device: options.TrainDevice = "cpu",
+    licence: options.Licence = "unstated",
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace the run of other settings in --out, or train a finished one anew."),
@@ -82,7 +84,7 @@ def train(
     from harness.core.files import require_folder_place
     from harness.core.study_folder import StudyFolder
     from harness.data import open_dataset, refuse_overlap
-    from harness.export import check_target, read_bundle_config, write_bundle
+    from harness.export import check_target, parse_licence, read_bundle_config, write_bundle
     from harness.metrics import get_protocol, protocol_for
     from harness.models import preset_config
     from harness.profiling import parse_device
@@ -101,6 +103,7 @@ def train(
     place = _place(device, group)
     if not group.leads:
         group.join(place)  # which the first process does once it has found nothing wrong
+    licence = parse_licence(licence)
     config = resolve_config(model, scale, gamma, routing)
     if config.family == "bicubic":
         raise UserError("bicubic has no weights to train; expected another model")
@@ -181,9 +184,20 @@ def train(
     console.print(describe_record(record), markup=False)
     if record.state != "complete":
         raise typer.Exit(1)
-    if known is None or not bundle.exists() or read_bundle_config(bundle).network_id != record.network_id:
+    there = read_bundle_config(bundle) if known is not None and bundle.exists() else None
+    if there is None or there.network_id != record.network_id or licence not in ("unstated", there.licence):
         network = load_trained(folder, record, settled)
-        write_bundle(bundle, network, record, record.points[0], picked_as="trained", baselines={}, overwrite=True)
+        write_bundle(
+            bundle,
+            network,
+            record,
+            record.points[0],
+            picked_as="trained",
+            baselines={},
+            licence=licence,
+            overwrite=True,
+            tell=note,
+        )
     for other in _other_networks(folder, record.network_id):  # of a run that is replaced
         shutil.rmtree(other)
     console.print(f"bundle   {bundle}\nnext: {command()} upscale {bundle} IMAGE OUT.png")

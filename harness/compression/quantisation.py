@@ -40,8 +40,9 @@ Score = Callable[[frozenset[str]], float]  # PSNR (dB) of the graph with these l
 
 _LAYER_TYPES = ("Conv", "MatMul", "Gemm")
 _PRODUCT_TYPES = ("MatMul", "Gemm")
-_INT64 = 7  # onnx.TensorProto.INT64
+_DYNAMIC_TYPES = ("MatMul",)  # what has kernels for ranges that are found in each pass
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
+_NO_LAYER = "constant."  # how the names of what is no weight of a module begin, coordinates of corners for one
 _WEIGHT = 1  # which input of a layer is its weight
 # Operators that decide rather than compute: nothing but which, how many and where is left of their inputs.
 _DECISIONS = frozenset(
@@ -118,8 +119,8 @@ def make_session(
 def prepare_graph(source: Path, *, threads: int = 1) -> QuantisedGraph:
     """Read an ONNX file, name its layers, fold its constants and infer its shapes.
 
-    Weights that the exporter transposes or splits would otherwise not be known as constants, and be quantised as
-    activations. Raises `UserError` where the file cannot be read or has no layer.
+    Weights that an exporter transposes would otherwise not be known as constants, and be quantised as activations.
+    Raises `UserError` where the file cannot be read or has no layer.
     """
     onnx, _ = import_quantiser()
     from onnx import inliner, shape_inference
@@ -127,7 +128,6 @@ def prepare_graph(source: Path, *, threads: int = 1) -> QuantisedGraph:
     try:
         with computing(), tempfile.TemporaryDirectory() as folder:
             model = inliner.inline_local_functions(onnx.load(source))
-            _split_constants(model.graph)
             _name_nodes(model.graph)
             folded = Path(folder) / "folded.onnx"
             make_session(model, threads, level="basic", save_to=folded, without=("MatMulAddFusion",))
@@ -141,54 +141,14 @@ def prepare_graph(source: Path, *, threads: int = 1) -> QuantisedGraph:
     layers: dict[str, str] = {}
     routing: dict[str, str] = {}
     for node in model.graph.node:
+        if node.name.startswith(_NO_LAYER):
+            continue
         if node.op_type in _LAYER_TYPES and node.input[_WEIGHT] in constants and not _is_depthwise(node, constants):
             name = _unique(node.name.partition("/")[0], {*layers, *routing})
             (layers if node.name in needed else routing)[name] = node.name
     if not layers:
         raise UserError(f"{source} has no layer to quantise: no convolution or matrix product with constant weights")
     return QuantisedGraph(model, layers, routing, decisive)
-
-
-def _split_constants(graph: Any) -> None:
-    """Make constants of the parts of weights that are split into sequences, which nothing else folds."""
-    from onnx import numpy_helper
-
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    constants = {
-        node.output[0]: numpy_helper.to_array(node.attribute[0].t)
-        for node in graph.node
-        if node.op_type == "Constant" and node.attribute[0].name == "value"
-    }
-    constants |= {name: numpy_helper.to_array(tensor) for name, tensor in weights.items() if tensor.data_type == _INT64}
-    splits = {
-        node.output[0]: node
-        for node in graph.node
-        if node.op_type == "SplitToSequence"
-        and node.input[0] in weights
-        and node.input[1:2]
-        and node.input[1] in constants
-    }
-    folded = [
-        node
-        for node in graph.node
-        if node.op_type == "SequenceAt" and node.input[0] in splits and node.input[1] in constants
-    ]
-    for node in folded:
-        split = splits[node.input[0]]
-        axis = next((attribute.i for attribute in split.attribute if attribute.name == "axis"), 0)
-        weight, sizes = numpy_helper.to_array(weights[split.input[0]]), constants[split.input[1]]
-        side = weight.shape[axis]
-        ends = np.cumsum(sizes) if sizes.ndim else np.arange(int(sizes), side + int(sizes), int(sizes))
-        number = int(constants[node.input[1]])
-        part = np.split(weight, [int(end) for end in ends[:-1]], axis=axis)[number]
-        module, dot, kind = split.input[0].rpartition(".")
-        name = _unique(f"{module}#{number}{dot}{kind}", weights)
-        weights[name] = numpy_helper.from_array(np.ascontiguousarray(part), name)
-        graph.initializer.append(weights[name])
-        node.op_type, node.input[:] = "Identity", [name]
-    for split in splits.values():
-        if not any(split.output[0] in node.input for node in graph.node):
-            graph.node.remove(split)
 
 
 def _name_nodes(graph: Any) -> None:
@@ -260,7 +220,7 @@ class _OneImage:
 
 def quantisable_layers(graph: QuantisedGraph, method: QuantisationMethod) -> tuple[str, ...]:
     """Return the layers that an int8 method can quantise, in the graph's order."""
-    types = _PRODUCT_TYPES if method == "dynamic" else _LAYER_TYPES
+    types = _DYNAMIC_TYPES if method == "dynamic" else _LAYER_TYPES
     nodes = {node.name: node for node in graph.model.graph.node}
     return tuple(name for name, node in graph.layers.items() if nodes[node].op_type in types)
 
@@ -440,7 +400,7 @@ def _quantise_dynamically(model: Any, nodes: list[str], target: Path) -> None:
     quantize_dynamic(
         model,
         target,
-        op_types_to_quantize=list(_PRODUCT_TYPES),
+        op_types_to_quantize=list(_DYNAMIC_TYPES),
         per_channel=True,
         weight_type=QuantType.QInt8,
         nodes_to_quantize=nodes,

@@ -15,6 +15,7 @@ import pooch
 from filelock import FileLock
 
 from harness.core.errors import UserError, unknown_name
+from harness.data.demo import DEMO_TERMS
 from harness.data.images import list_images
 
 Split = Literal["train", "validation"]
@@ -48,11 +49,23 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """A dataset of the literature: the image sets of each split; an empty split does not exist."""
+    """A dataset of the literature: the image sets of each split; an empty split does not exist.
+
+    `terms`: under which those who published it let its images be used, in their words as far as possible; None where
+    that is not known here.
+    """
 
     description: str
     train: tuple[ImageSet, ...] = ()
     validation: tuple[ImageSet, ...] = ()
+    terms: str | None = None
+
+
+# What https://data.vision.ee.ethz.ch/cvl/DIV2K/ says of it.
+_DIV2K_TERMS = (
+    "DIV2K (Agustsson and Timofte, 2017) is made available for academic research purpose only, and the copyright of "
+    "its images belongs to their original owners (https://data.vision.ee.ethz.ch/cvl/DIV2K/)"
+)
 
 
 def _benchmark(names: Sequence[str], count: int | None, inner: Sequence[str] = ("HR", "GTmod12", "")) -> ImageSet:
@@ -101,9 +114,17 @@ CATALOGUE: dict[str, NamedDataset] = {
     "urban100": NamedDataset("100 city views (Huang et al., 2015)", validation=(_benchmark(("Urban100",), 100),)),
     "manga109": NamedDataset("109 manga pages (Matsui et al., 2017)", validation=(_benchmark(("Manga109",), 109),)),
     "div2k": NamedDataset(
-        "800 + 100 images of 2K (Agustsson and Timofte, 2017)", train=(_DIV2K_TRAIN,), validation=(_DIV2K_VALIDATION,)
+        "800 + 100 images of 2K (Agustsson and Timofte, 2017)",
+        train=(_DIV2K_TRAIN,),
+        validation=(_DIV2K_VALIDATION,),
+        terms=_DIV2K_TERMS,
     ),
-    "df2k": NamedDataset("DIV2K and Flickr2K", train=(_DIV2K_TRAIN, _FLICKR2K), validation=(_DIV2K_VALIDATION,)),
+    "df2k": NamedDataset(
+        "DIV2K and Flickr2K",
+        train=(_DIV2K_TRAIN, _FLICKR2K),
+        validation=(_DIV2K_VALIDATION,),
+        terms=f"{_DIV2K_TERMS}; nothing is known here of the terms of Flickr2K",
+    ),
     "f2k": NamedDataset(
         "Flickr2K, 2650 images (Lim et al., 2017); its test images F2K", (_FLICKR2K,), (_benchmark(("F2K",), None),)
     ),
@@ -116,6 +137,13 @@ CATALOGUE: dict[str, NamedDataset] = {
         validation=(ImageSet(("odisr/testing/HR", "lau_dataset_clean/odisr/testing/HR", "ODI-SR/testing/HR")),),
     ),
 }
+
+
+def known_terms(source: str) -> str | None:
+    """Return the terms that the images of a source (`demo`, a dataset's name, a folder) come under, where known."""
+    if source == "demo":
+        return DEMO_TERMS
+    return CATALOGUE[source].terms if source in CATALOGUE else None
 
 
 def find_named_folders(

@@ -25,6 +25,11 @@ DEMO_FILES: dict[Literal["train", "validation"], tuple[str, ...]] = {
     "validation": ("astronaut.png", "chelsea.png", "coffee.png"),
 }
 
+DEMO_TERMS = (
+    "photographs of the scikit-image package; what is known of the licence of each, for most of them CC0 or public "
+    "domain, stands in the documentation of `skimage.data`"
+)
+
 
 def find_demo_files(split: Literal["train", "validation"]) -> list[Path]:
     """Return the files of the split, in their fixed order; `UserError` when this scikit-image does not carry them."""

@@ -15,8 +15,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 # Part of the key of every cached image: count it up when a pixel of the result can change.
 DECODER_VERSION = 1
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-_GREY_16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+GREY_16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 
 
@@ -41,15 +41,15 @@ def read_rgb(path: Path) -> ImageArray:
     if not path.is_file():
         raise UserError(f"{path}: no such image file")
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            refusal = _reason_to_refuse(path, image)
+        with Image.open(path, formats=FORMATS) as image:
+            refusal = reason_to_refuse(path, image)
             if refusal is None:
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
-        raise UserError(f"{path}: cannot be read as {', '.join(_FORMATS)}: {error}; replace or remove it") from error
+        raise UserError(f"{path}: cannot be read as {', '.join(FORMATS)}: {error}; replace or remove it") from error
     raise UserError(f"{path}: {refusal}")
 
 
@@ -61,12 +61,12 @@ def write_png(path: Path, image_HWC: ImageArray) -> None:
         Image.fromarray(np.ascontiguousarray(image_HWC)).save(temporary, format="PNG")
 
 
-def _reason_to_refuse(path: Path, image: Image.Image) -> str | None:
+def reason_to_refuse(path: Path, image: Image.Image) -> str | None:
     """Say, from the header alone, why an image would not be read faithfully; None when it would."""
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         return f"holds {getattr(image, 'n_frames', 1)} frames or pages, expected one image; save them one by one"
     bits = _bits_per_sample(path, image)
-    if bits == 16 and image.mode in (*_GREY_16_MODES, "I"):
+    if bits == 16 and image.mode in (*GREY_16_MODES, "I"):
         return "has a transparent grey level, expected an opaque image" if "transparency" in image.info else None
     if bits > 8:
         return f"has {bits} bits per channel (mode {image.mode}), expected 8, or 16 in grey; convert it to 8 bits first"
@@ -85,11 +85,11 @@ def _bits_per_sample(path: Path, image: Image.Image) -> int:
         bits = max(tags.get(_TIFF_BITS_PER_SAMPLE, (1,)))
         plain = tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1 and (bits <= 8 or tags.get(_TIFF_PHOTOMETRIC) != 0)
         return int(bits) if plain else 32
-    return 16 if image.mode in _GREY_16_MODES else 32 if image.mode in ("I", "F") else 8
+    return 16 if image.mode in GREY_16_MODES else 32 if image.mode in ("I", "F") else 8
 
 
 def _to_rgb(image: Image.Image) -> ImageArray:
-    if image.mode in (*_GREY_16_MODES, "I"):
+    if image.mode in (*GREY_16_MODES, "I"):
         grey_HW = np.asarray(image).astype(np.uint32)
         return _grey_to_rgb(((grey_HW + 128) // 257).astype(np.uint8))
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:

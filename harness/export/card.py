@@ -1,13 +1,58 @@
 """The model card of a bundle."""
 
+from collections.abc import Collection
+
 from harness.core.records import CompressionRecord, EvaluationRecord, PointRecord
 from harness.core.units import format_count, format_seconds
 from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, BundleMetrics
+from harness.export.licence import describe_licence
 from harness.metrics import metric_label
 
+_KINDS = {
+    "camixersr": "A CAMixerSR super-resolution network",
+    "swinir": "A SwinIR super-resolution network",
+    "bicubic": "Bicubic interpolation",
+}
+_FILES = {
+    "config.json": "the network with its routing, where it came from, its licence",
+    "model.safetensors": "its weights",
+    "metrics.json": "everything measured, with protocol, device and versions; training, calibration, compression",
+    "model.onnx": "the same network for any runtime, its routing built in: `image` B×3×h×w in [0, 1] → `restored`",
+    "parity.json": "how near its output is to the network's, on photographs of the scikit-image package",
+    "example.py": "restores an image with it, without harness",
+    "quantised.onnx": "a quantised ONNX file of the network, for images of one size",
+    "quantisation.json": "how that was made, and what it came to",
+    "LICENCE": "what is known of the licence",
+    "README.md": "this card",
+    "SHA256SUMS": "checksums of all of it: `sha256sum -c SHA256SUMS`",
+}
 
-def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
-    """Return the card as Markdown: what it is, trained on what, how it compares, how to use it, its limits."""
+
+def write_example(scale: int) -> str:
+    """Return the 15 lines that restore an image by a bundle's ONNX file, with onnxruntime and pillow alone."""
+    return f"""# pip install onnxruntime pillow; then, in this folder: python example.py IN.png OUT.png
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("model.onnx")
+image_HWC = np.asarray(Image.open(sys.argv[1]).convert("RGB"))
+image_BCHW = image_HWC.transpose(2, 0, 1)[None].astype(np.float32) / 255  # RGB in [0, 1], any size
+
+(restored_BCHW,) = session.run(["restored"], {{"image": image_BCHW}})
+
+restored_HWC = restored_BCHW[0].transpose(1, 2, 0).clip(0, 1)  # {scale} times as high and as wide
+Image.fromarray((restored_HWC * 255 + 0.5).astype(np.uint8)).save(sys.argv[2])
+"""
+
+
+def write_card(config: BundleConfig, metrics: BundleMetrics, files: Collection[str]) -> str:
+    """Return the card as Markdown: what it is, trained on what, how it compares, how to use it, its limits.
+
+    `files` are the names of the bundle's other files.
+    """
     calibration = metrics.calibration
     point = metrics.point if calibration is None else calibration.point_before
     scale = point.evaluation.scale if point is not None else config.model.scale
@@ -34,9 +79,11 @@ def write_card(config: BundleConfig, metrics: BundleMetrics) -> str:
     if metrics.compression is not None:
         known = [training] if metrics.training_result is not None else []
         training = "\n\n".join([*known, _describe_chain(metrics.compression)])
+    images = "panoramas" if config.task == "odi" else "RGB images"
     whole = "; whole panoramas, h×2h, without a seam" if config.task == "odi" else ""
     return f"""# {config.model.label()} ×{scale}
 
+{_KINDS[config.model.family]}: {images} become {scale} times as high and as wide.
 {origin}, network {config.network_id}.
 {"" if calibration is None else _describe(calibration)}
 ## Measured
@@ -55,12 +102,33 @@ import harness
 network = harness.load_bundle("path/to/this/folder")  # B×3×h×w in [0, 1] → B×3×{scale}h×{scale}w{whole}
 ```
 
-`harness upscale path/to/this/folder IN OUT` restores image files.
-
+`harness upscale path/to/this/folder IN OUT` restores image files and folders of them; `harness verify
+path/to/this/folder` checks everything in this folder on the machine at hand.
+{_describe_onnx(config) if "model.onnx" in files else ""}
 ## Limits
 
 It undoes bicubic shrinking by {scale}; noise, blur and compression were not trained for. Scores hold for
-the images and the protocol named above.
+the images and the protocol named above, latencies for the device. Detail that it adds is likely, and no evidence of
+what was there.
+
+## Licence
+
+{describe_licence(config, metrics)}
+
+## Files
+
+{chr(10).join(f"- `{name}`: {what}" for name, what in _FILES.items() if name in {*files, "README.md", "SHA256SUMS"})}
+"""
+
+
+def _describe_onnx(config: BundleConfig) -> str:
+    """Say how the ONNX file is used."""
+    seam = " It leaves the seam of a panorama as it is; `harness upscale` does not." if config.task == "odi" else ""
+    return f"""
+Without harness, by example.py, which needs `pip install onnxruntime pillow` and nothing else.{seam}
+
+```python
+{write_example(config.model.scale)}```
 """
 
 
@@ -98,7 +166,8 @@ def _describe_measured(point: PointRecord | None, metrics: BundleMetrics) -> str
 {chr(10).join(rows)}
 
 {quality} and {ssim}: {_rules(evaluation)}.
-Latency: {latency or "not measured"}. Versions and samples stand in metrics.json.{quantised}{seam}"""
+{_compare(point, metrics.baselines)}Latency: {latency or "not measured"}. Versions and samples stand in
+metrics.json.{quantised}{seam}"""
 
 
 def _describe_quantised(point: PointRecord) -> str:
@@ -117,6 +186,19 @@ def _describe_quantised(point: PointRecord) -> str:
         "`harness upscale` on this folder runs the weights in float; `harness evaluate quantised.onnx --data IMAGES` "
         "runs the file."
     )
+
+
+def _compare(point: PointRecord, baselines: dict[str, PointRecord]) -> str:
+    """Say in a line for each baseline how the network compares with it; '' where there is none."""
+    lines = []
+    for name, baseline in baselines.items():
+        parts = [f"{point.evaluation.psnr_db - baseline.evaluation.psnr_db:+.3f} dB"]
+        parts += [f"{point.macs / baseline.macs:.3f} of its MACs"] if baseline.macs else []
+        parts += [f"{point.params / baseline.params:.3f} of its parameters"] if baseline.params else []
+        beside = next((one for one in point.latency if one.reference == name and one.ratio is not None), None)
+        parts += [] if beside is None else [f"{beside.ratio:.3f} of its latency"]
+        lines.append(f"Against {name}: {', '.join(parts)}.\n")
+    return "".join(lines)
 
 
 def _row(name: str, point: PointRecord) -> str:

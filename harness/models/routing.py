@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from harness.core.configs import RoutingConfig
 
-_LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # of BT.601, for inputs in [0, 1]
-_LEAST_DETAIL = 1e-12  # of flat windows, so that they are ranked by the weights of the blocks alone
+LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # of BT.601, for inputs in [0, 1]
+LEAST_DETAIL = 1e-12  # of flat windows, so that they are ranked by the weights of the blocks alone
 
 
 def count_fixed(gamma: float, num_windows: int) -> int:
     """Return K = floor(γN + 1e-9), the number of hard windows of the policies `fixed` and `schedule`."""
-    return int(gamma * num_windows + 1e-9)
+    count: int = torch.sym_int(gamma * num_windows + 1e-9)  # type: ignore[no-untyped-call]  # `int`, of free sizes too
+    return count
 
 
 def knows_counts(routing: RoutingConfig) -> bool:
@@ -77,7 +78,7 @@ def select_by_detail(detail_BN: Tensor, routing: RoutingConfig, importance_BN: T
     num_blocks = len(routing.block_weights)
     alive = [block for block, weight in enumerate(routing.block_weights) if weight > 0]
     weights_S = torch.tensor([math.log(routing.block_weights[block]) for block in alive], dtype=torch.float64)
-    score_BN = detail_BN.double().clamp(min=_LEAST_DETAIL).log()
+    score_BN = detail_BN.double().clamp(min=LEAST_DETAIL).log()
     if importance_BN is not None:
         score_BN = score_BN + importance_BN
     score_BSN = weights_S.to(score_BN.device)[None, :, None] + score_BN[:, None]
@@ -95,7 +96,7 @@ def measure_detail(padded_BCHW: Tensor, size: tuple[int, int], window: int) -> T
     the pixels of the image itself, `size` = (h, w) at the top left, count: what restores padding is cut off.
     """
     h, w = size
-    weights_C = torch.tensor(_LUMA, dtype=torch.float64, device=padded_BCHW.device)
+    weights_C = torch.tensor(LUMA, dtype=torch.float64, device=padded_BCHW.device)
     luma_BHW = (padded_BCHW[..., :h, :w].double() * weights_C[:, None, None]).sum(1)
     bordered_BHW = F.pad(luma_BHW[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     columns = bordered_BHW[..., :-2] + bordered_BHW[..., 1:-1] + bordered_BHW[..., 2:]

@@ -20,7 +20,7 @@ from harness.models.graphs import replayed
 from harness.models.network import AnyGenerator, Restoration, SRNetwork
 from harness.models.padding import pad_to_multiple
 
-_DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 _CACHED_TOKENS = 3584  # the activations of so many stay in the cache of one core
 
 
@@ -217,7 +217,7 @@ class SwinIR(SRNetwork):
         super().__init__()
         self.config: SwinIRConfig = config
         C = config.embed_dim
-        self.register_buffer("mean_1311", torch.tensor(_DIV2K_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean_1311", torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1), persistent=False)
         self.mean_1311: Tensor
         self.head = nn.Conv2d(3, C, 3, padding=1)
         self.embed_norm = nn.LayerNorm(C)

@@ -188,8 +188,21 @@ def _load_openvino(path: Path, precision: Precision, device: Device) -> Pass:
         "INFERENCE_NUM_THREADS": device.threads,
         "NUM_STREAMS": 1,
     }
-    model = openvino.Core().compile_model(str(path), "CPU", settings)
+    core = openvino.Core()
+    model = core.compile_model(_read_inlined(core, path), "CPU", settings)
     return lambda input_BCHW: model([input_BCHW.numpy()])[0]
+
+
+def _read_inlined(core: Any, path: Path) -> Any:
+    """Read an ONNX file for OpenVINO, which knows no functions that a file defines itself."""
+    onnx = importlib.import_module("onnx")
+    model = onnx.load(path)
+    if not model.functions:
+        return core.read_model(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        inlined = Path(folder) / "inlined.onnx"
+        onnx.save(importlib.import_module("onnx.inliner").inline_local_functions(model), inlined)
+        return core.read_model(str(inlined))
 
 
 @contextlib.contextmanager

@@ -16,19 +16,15 @@ measured on this machine, because the writing takes a core.
 import contextlib
 import itertools
 import json
-import logging
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.device_lock import computing
-from harness.core.errors import UserError
 from harness.core.records import ProfileRecord, StudyRecord, TrialRecord
 from harness.core.study_folder import StudyFolder
-from harness.core.urls import SHOWN, without_credentials
 from harness.tracking.entries import (
     RUN_STATUS,
     MetricEntry,
@@ -44,33 +40,27 @@ from harness.tracking.entries import (
     study_params,
     study_tags,
 )
+from harness.tracking.store import (
+    Attempts,
+    Warn,
+    connect,
+    find_experiment,
+    find_or_create_run,
+    is_database,
+    probe,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
-Warn = Callable[[str], None]
-
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_SERVERS = ("http", "https", "databricks")
 _GOES_ON = (
     "the study goes on without it, its records are complete in its folder, and what is missing is logged when the "
     "store is back"
 )
 PROFILES = "profiles"  # the experiment of `harness profile`
-_RETRY_DELAYS_S = (0.5, 2.0)
 _ENTRIES_PER_BATCH = 1000  # metrics, parameters and tags together
 _PARAMS_PER_BATCH = 100
 _RUNS_PER_PAGE = 200  # a second's work of a database
-# MLflow's client has no arguments for these. Its defaults (7 retries of 120 s) would hold up a search for minutes when
-# a server is away; retrying is done here. What the user has set wins. The last three keep stdout and the network quiet.
-_CLIENT_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 
 
 def initialise_store(tracking_uri: str, warn: Warn) -> bool:
@@ -79,8 +69,8 @@ def initialise_store(tracking_uri: str, warn: Warn) -> bool:
     Returns whether the store answers; if not, it has been warned about. `UserError` for a kind of store that MLflow
     does not have, or that it no longer writes to (plain folders).
     """
-    attempts = _Attempts(tracking_uri, warn)
-    return attempts.make(lambda: _connect(tracking_uri).search_experiments(max_results=1))
+    attempts = Attempts(tracking_uri, warn, _GOES_ON)
+    return attempts.make(lambda: connect(tracking_uri).search_experiments(max_results=1))
 
 
 class MlflowTracker:
@@ -94,7 +84,7 @@ class MlflowTracker:
         self._uri = tracking_uri
         self._study = study
         self._artifact_root = artifact_root
-        self._attempts = _Attempts(tracking_uri, warn)
+        self._attempts = Attempts(tracking_uri, warn, _GOES_ON)
         self._opened: tuple[MlflowClient, str, str] | None = None  # client, experiment id, parent run id
         self._is_new = False  # whether the store knew nothing of the study: then no run of a record need be looked for
         self._begun: set[str] = set()  # records that this tracker may have made a run for
@@ -157,12 +147,12 @@ class MlflowTracker:
     def _open(self) -> "tuple[MlflowClient, str, str]":
         if self._opened is not None:
             if self._attempts.failing:
-                _probe(self._uri)
+                probe(self._uri)
             return self._opened
-        client = _connect(self._uri)
-        experiment = _find_experiment(client, self._study.name, self._artifact_root)
+        client = connect(self._uri)
+        experiment = find_experiment(client, self._study.name, self._artifact_root)
         created = milliseconds(self._study.created_at)
-        parent = _find_or_create_run(client, experiment, study_tags(self._study), self._study.name, created)
+        parent = find_or_create_run(client, experiment, study_tags(self._study), self._study.name, created)
         run_id = str(parent.info.run_id)
         self._is_new = "harness.complete" not in parent.data.tags
         if self._is_new:
@@ -182,12 +172,12 @@ class MlflowTracker:
             tags = {"harness.content": content, **record_tags(record)}
             is_new = self._is_new and record.record_id not in self._begun
             self._begun.add(record.record_id)
-            run = _find_or_create_run(client, experiment, identity, name, started, tags, is_new=is_new)
+            run = find_or_create_run(client, experiment, identity, name, started, tags, is_new=is_new)
             if run.data.tags.get("harness.complete") == content:
                 return
             if run.data.tags.get("harness.content", content) != content:  # another record: its parameters would clash
                 client.delete_run(run.info.run_id)
-                run = _find_or_create_run(client, experiment, identity, name, started, tags)
+                run = find_or_create_run(client, experiment, identity, name, started, tags)
             run_id, finished = str(run.info.run_id), milliseconds(record.finished_at)
             config = record.model_dump(mode="json", include={"model", "training", "data"})
             files = {
@@ -201,14 +191,14 @@ class MlflowTracker:
             whole["harness.complete"] = content
             for stage in () if record.compression is None else record.compression.stages:
                 named = {"mlflow.parentRunId": run_id, "harness.stage": stage.name}
-                child = _find_or_create_run(client, experiment, named, f"{name} {stage.name}", started, {})
+                child = find_or_create_run(client, experiment, named, f"{name} {stage.name}", started, {})
                 _log_batches(client, str(child.info.run_id), stage_metrics(stage), finished)
                 client.set_terminated(child.info.run_id, status="FINISHED", end_time=finished)
             _log_batches(client, run_id, record_metrics(record), finished, record_params(record), whole)
 
     def _writing(self) -> contextlib.AbstractContextManager[object]:
         """Let no measurement begin while a database is at work; a server does its work elsewhere."""
-        return computing(announced=False) if _is_database(self._uri) else contextlib.nullcontext()
+        return computing(announced=False) if is_database(self._uri) else contextlib.nullcontext()
 
     def _log_front(
         self, files: Iterable[Path], table: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]
@@ -251,144 +241,17 @@ def log_profile(record: ProfileRecord, tracking_uri: str, *, artifact_root: Path
     """
 
     def log() -> None:
-        client = _connect(tracking_uri)
-        experiment = _find_experiment(client, PROFILES, artifact_root)
+        client = connect(tracking_uri)
+        experiment = find_experiment(client, PROFILES, artifact_root)
         measured = milliseconds(record.measured_at)
         content = record.config_hash()
-        run = _find_or_create_run(client, experiment, {"harness.content": content}, record.label, measured)
+        run = find_or_create_run(client, experiment, {"harness.content": content}, record.label, measured)
         run_id = str(run.info.run_id)
         _log_batches(client, run_id, profile_metrics(record), measured, profile_params(record))
         client.log_text(run_id, record.model_dump_json(indent=1), "record.json")
         client.set_terminated(run_id, status="FINISHED", end_time=measured)
 
-    return _Attempts(tracking_uri, warn, "its record is complete in its folder").make(log)
-
-
-class _Attempts:
-    """Makes calls to a store: a few tries each while it works, one each while it fails, and one warning in all."""
-
-    def __init__(self, tracking_uri: str, warn: Warn, consequence: str = _GOES_ON):
-        _check(tracking_uri)
-        self._uri = tracking_uri
-        self._warn = warn
-        self._consequence = consequence
-        self.failing = False  # whether the last call failed
-        self._warned = False
-
-    def make(self, call: Callable[[], object]) -> bool:
-        """Return whether the call succeeded in the end."""
-        for delay in (None,) if self.failing else (*_RETRY_DELAYS_S, None):
-            try:
-                call()
-            except Exception as error:  # whatever a store, a driver or a server raises: the trial goes on
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                self.failing = False
-                return True
-            if delay is not None:
-                time.sleep(delay)
-        self.failing = True
-        if not self._warned:
-            self._warned = True
-            where, why = (without_credentials(one, SHOWN) for one in (self._uri, " ".join(reason.split())))
-            self._warn(f"MLflow tracking to {where} failed ({why[:300]}); {self._consequence}")
-        return False
-
-
-def _find_experiment(client: "MlflowClient", name: str, artifact_root: Path | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        location = None
-        if artifact_root is not None:
-            artifact_root.mkdir(parents=True, exist_ok=True)
-            location = artifact_root.absolute().as_uri()
-        try:
-            return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException:  # another process was first
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
-
-
-def _check(tracking_uri: str) -> None:
-    scheme, separator, _ = tracking_uri.partition(":")
-    if not separator or scheme.partition("+")[0] not in (*_DATABASES, *_SERVERS):
-        known = ", ".join(f"{scheme}:" for scheme in (*_DATABASES, *_SERVERS))
-        shown = without_credentials(tracking_uri, SHOWN)
-        raise UserError(
-            f"tracking address {shown!r} is no MLflow store; expected one that starts with one of {known}, "
-            "for example sqlite:///results/mlflow.db or http://127.0.0.1:5000"
-        )
-
-
-def _is_database(tracking_uri: str) -> bool:
-    return tracking_uri.partition(":")[0].partition("+")[0] in _DATABASES
-
-
-def _probe(tracking_uri: str) -> None:
-    """Raise at once where a database cannot be read; MLflow's own first connection would try for 100 s."""
-    if not _is_database(tracking_uri):
-        return
-    import sqlalchemy
-
-    url = sqlalchemy.make_url(tracking_uri)
-    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-    engine = sqlalchemy.create_engine(url)
-    try:
-        sqlalchemy.inspect(engine).get_table_names()
-    finally:
-        engine.dispose()
-
-
-def _connect(tracking_uri: str) -> "MlflowClient":
-    for name, value in _CLIENT_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    _probe(tracking_uri)
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are handled here
-    return MlflowClient(tracking_uri, registry_uri=tracking_uri)
-
-
-def _find_or_create_run(
-    client: "MlflowClient",
-    experiment: str,
-    identity: Mapping[str, str],
-    name: str,
-    start_ms: int,
-    further_tags: Mapping[str, str] | None = None,
-    *,
-    is_new: bool = False,
-) -> "Run":
-    """Return the one run that carries the tags of `identity`; `is_new` says that there is none yet, most likely.
-
-    Where two processes create it at once, both keep the same one.
-    """
-    condition = " and ".join(f"tags.`{tag}` = {_quote(value)}" for tag, value in identity.items())
-
-    def search() -> "list[Run]":
-        runs = client.search_runs([experiment], condition)
-        return sorted(runs, key=lambda run: (run.data.tags.get("harness.logged_at", ""), run.info.run_id))
-
-    if not is_new and (found := search()):
-        return found[0]
-    tags = {**(further_tags or {}), **identity, "harness.logged_at": str(time.time_ns())}
-    created = client.create_run(experiment, start_time=start_ms, tags=tags, run_name=name)
-    found = search()
-    if found and found[0].info.run_id != created.info.run_id:
-        client.delete_run(created.info.run_id)
-        return found[0]
-    return created
-
-
-def _quote(value: str) -> str:
-    return f'"{value}"' if "'" in value else f"'{value}'"
+    return Attempts(tracking_uri, warn, "its record is complete in its folder").make(log)
 
 
 def _log_texts(client: "MlflowClient", run_id: str, files: Mapping[str, str]) -> None:

@@ -29,6 +29,7 @@ from harness.core.quantisation import ChoiceRecord, QuantisationRecord
 from harness.core.records import EvaluationRecord, LatencyRecord, PointRecord, QuantisedFile, TrialRecord
 from harness.core.study_folder import StudyFolder
 from harness.data import ImagePair, PairedDataset, to_tensor
+from harness.export import build_onnx
 from harness.metrics import Protocol, get_protocol
 from harness.models import SRNetwork, describe_kernels
 from harness.profiling import (
@@ -40,7 +41,6 @@ from harness.profiling import (
     TargetNetwork,
     TargetSpec,
     check_runtime,
-    export_onnx,
     fit_to,
     load_target,
     measure_file_memory,
@@ -125,11 +125,11 @@ def quantise(
 ) -> QuantisationRecord:
     """Write network.onnx and quantisation.json into `folder`, which is there, and return the record.
 
-    `network` is in eval mode and has the routing that it is to have; it runs operator by operator. The file takes one
+    `network` is in eval mode and has the routing that it is to have. The file takes one
     image of `config.tile`² at a time. Ranges are calibrated on images of `calibration`, layers are chosen by others of
     it (protocol `light`), and `evaluation` is for the last word alone: it must have no image of `calibration`. All of
     PSNR and latency is that of the runtime on `device` (`cpu:THREADS`). `effort`: of the latency, None for none.
-    `exported`: a file of `export_onnx` of this very network for `config.tile`, where there is one already.
+    `exported`: a file of `build_onnx` of this very network for `config.tile`, where there is one already.
     Raises `UserError` for what can be mended: packages that are missing, too few images, a network that cannot be
     exported; `TrialFailedError` where the float network's output is not finite.
     """
@@ -145,7 +145,8 @@ def quantise(
         if exported is None:
             progress("exporting", 1)
             with computing(place.lock):
-                export_onnx(network, torch.zeros(1, 3, config.tile, config.tile), float_file)
+                model = build_onnx(network, size=(config.tile, config.tile), batch=1)
+                float_file.write_bytes(model.SerializeToString())
         graph = prepare_graph(exported or float_file, threads=threads)
         quantise_graph(graph, float_file, "bf16")  # with its constants folded, as all others
         rounded = None

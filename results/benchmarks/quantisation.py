@@ -20,8 +20,9 @@ from harness.cli.target import resolve_network
 from harness.core.configs import QuantisationConfig
 from harness.core.quantisation import QuantisationRecord
 from harness.data import open_dataset, refuse_overlap
+from harness.export import build_onnx
 from harness.metrics import get_protocol
-from harness.profiling import Effort, export_onnx
+from harness.profiling import Effort
 from harness.trial.quantisation import quantise
 
 TILE, DEVICE = 64, "cpu:1"
@@ -62,7 +63,7 @@ def main() -> None:
         refuse_overlap(images[0], images[1], uses=("calibration", "evaluation"))
         exported = cache / f"{name}.onnx"
         if not exported.exists():
-            export_onnx(network, torch.zeros(1, 3, TILE, TILE), exported)
+            exported.write_bytes(build_onnx(network, size=(TILE, TILE), batch=1).SerializeToString())
         for label in only:
             if any((row["network"], row["method"]) == (name, label) for row in read_rows(path)):
                 continue

@@ -265,7 +265,7 @@ def test_upscaling(call: Call, study: FinishedStudy, place: Path) -> None:
     bundle = study.folder / "bundles" / "knee"
     assert "missing.png not found" in call("upscale", bundle, "missing.png", "big.png").mistake
     assert "corrupt.png: cannot be read" in call("upscale", bundle, "corrupt/corrupt.png", "big.png").mistake
-    assert "outputs are PNG" in call("upscale", bundle, "HR/astronaut.png", "big.jpg").mistake
+    assert "outputs are PNG" in call("upscale", bundle, "HR/astronaut.png", "big.gif").mistake
     assert "no images" in call("upscale", bundle, "empty", "out").mistake
     Image.new("RGB", (8, 8)).save(place / "big.png")
     before = (place / "big.png").read_bytes()

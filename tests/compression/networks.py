@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from harness.compression import QuantisedGraph, prepare_graph
 from harness.core.configs import CAMixerSRConfig
 from harness.data import to_tensor
+from harness.export import build_onnx
 from harness.models import SRNetwork, build_seeded
-from harness.profiling import export_onnx
 from tests.tiny_pairs import tiny_pairs
 
 TILE = 16
@@ -58,7 +58,7 @@ def export(folder: Path) -> Exported:
     """Export the small CAMixerSR."""
     network = small_network()
     file = folder / "float.onnx"
-    export_onnx(network, torch.zeros(1, 3, TILE, TILE), file)
+    file.write_bytes(build_onnx(network, size=(TILE, TILE), batch=1).SerializeToString())
     return Exported(network, file, prepare_graph(file))
 
 
@@ -75,7 +75,7 @@ def run(file: Path, image_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    output: npt.NDArray[np.float32] = session.run(None, {"input": image_BCHW})[0]
+    output: npt.NDArray[np.float32] = session.run(None, {"image": image_BCHW})[0]
     return output
 
 

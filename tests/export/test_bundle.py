@@ -25,6 +25,10 @@ from tests import records
 
 AnyModelConfig = CAMixerSRConfig | SwinIRConfig | BicubicConfig
 
+FILES = {
+    *("LICENCE", "README.md", "SHA256SUMS", "config.json", "metrics.json", "model.safetensors"),
+    *("model.onnx", "parity.json", "example.py"),
+}
 SMALL = CAMixerSRConfig(channels=8, groups=(1, 1), window=4, scale=2)
 SWINIR = SwinIRConfig(embed_dim=12, depths=(1,), num_heads=2, window=4, scale=3, image_residual=True)
 MODELS: dict[str, AnyModelConfig] = {
@@ -98,12 +102,7 @@ def test_a_bundle_says_what_it_is_and_where_it_came_from(tmp_path: Path) -> None
     write(tmp_path / "deep" / "bundle")
     path = tmp_path / "deep" / "bundle"
     assert is_bundle(path)
-    assert sorted(file.name for file in path.iterdir()) == [
-        "README.md",
-        "config.json",
-        "metrics.json",
-        "model.safetensors",
-    ]
+    assert {file.name for file in path.iterdir()} == FILES
     assert [entry.name for entry in path.parent.iterdir()] == ["bundle"]
     config = read_bundle_config(path)
     record, point = record_of(SMALL)
@@ -125,7 +124,7 @@ def test_the_files_have_the_permissions_of_new_files(tmp_path: Path) -> None:
         os.umask(previous)
     assert (tmp_path / "bundle").stat().st_mode & 0o777 == 0o755
     assert {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "bundle").iterdir()} == dict.fromkeys(
-        ("README.md", "config.json", "metrics.json", "model.safetensors"), "0o644"
+        FILES, "0o644"
     )
 
 
@@ -237,6 +236,19 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
         write(path, seed=1, overwrite=True)
     assert content_of(tmp_path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_with_files_of_somebody_elses_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    write(path)
+    (path / ".DS_Store").write_text("")
+    write(path, overwrite=True)
+    (path / "deep").mkdir()
+    (path / "deep" / "notes.txt").write_text("precious")
+    before = content_of(tmp_path)
+    with pytest.raises(UserError, match=r"bundle holds deep/notes\.txt, not of the bundle, so it is not replaced"):
+        write(path, overwrite=True)
+    assert content_of(tmp_path) == before
 
 
 # Damage --------------------------------------------------------------------------------------------------------------

@@ -103,8 +103,30 @@ def test_a_file_becomes_a_file_or_goes_into_a_folder(folder: Path, tmp_path: Pat
     assert list_jobs(source, tmp_path / "out") == [(source, tmp_path / "out" / "a.png")]
     (tmp_path / "v1.2").mkdir()
     assert list_jobs(source, tmp_path / "v1.2") == [(source, tmp_path / "v1.2" / "a.png")]
-    with pytest.raises(UserError, match=r"x\.jpg: outputs are PNG"):
-        list_jobs(source, tmp_path / "x.jpg")
+    assert list_jobs(source, tmp_path / "out", ".webp") == [(source, tmp_path / "out" / "a.webp")]
+    for name in ("x.jpg", "x.webp", "x.TIF"):
+        assert list_jobs(source, tmp_path / name) == [(source, tmp_path / name)]
+    with pytest.raises(UserError, match=r"x\.gif: outputs are PNG, JPEG, WebP or TIFF; expected a name ending in"):
+        list_jobs(source, tmp_path / "x.gif")
+
+
+def test_folders_in_a_folder_are_kept_and_the_output_among_them_is_no_input(folder: Path) -> None:
+    for place in ("deep/er", "out", ".hidden"):
+        write_png(folder / place / "a.png", cut("coffee", 8, 8))
+    write_png(folder / "deep" / ".a.png.1f.png", cut("coffee", 8, 8))
+    jobs = list_jobs(folder, folder / "out")
+    assert [path.relative_to(folder).as_posix() for path, _ in jobs] == ["a.png", "b.png", "deep/er/a.png"]
+    assert jobs[-1][1] == folder / "out" / "deep" / "er" / "a.png"
+
+
+def test_an_input_is_never_an_output(folder: Path, tmp_path: Path) -> None:
+    for source, target in ((folder, folder), (folder / "a.png", folder / "a.png"), (folder / "a.png", folder)):
+        with pytest.raises(UserError, match=r"a\.png is an input, and would be replaced by what is made of it"):
+            list_jobs(source, target)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(UserError, match="is an input"):
+        list_jobs(folder, tmp_path / "link")
+    assert list_jobs(folder, folder, ".webp")[0][1] == folder / "a.webp"
 
 
 def test_two_inputs_never_become_one_output(folder: Path, tmp_path: Path) -> None:

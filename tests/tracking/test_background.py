@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from harness.core.records import TrialRecord
 from harness.tracking import BackgroundTracker
-from harness.tracking import tracker as tracker_module
+from harness.tracking import store as store_module
 from tests.records import search_trials, study_record, swinir_baseline, write_study
 from tests.tracking.test_tracker import Store, fresh_database, store
 
@@ -94,7 +94,7 @@ def test_what_finds_no_room_is_logged_by_a_sync(store: Store) -> None:
 
 
 def test_a_store_that_fails_is_warned_about_once_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker_module, "_RETRY_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(store_module, "RETRY_DELAYS_S", (0.0, 0.0))
     store = Store(tmp_path)
     (tmp_path / "mlflow.db").write_bytes(b"this is no database, and it is longer than a header of one" * 100)
     records = search_trials(3)

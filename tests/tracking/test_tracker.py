@@ -22,7 +22,7 @@ from harness.core.configs import RoutingConfig
 from harness.core.errors import UserError
 from harness.core.records import StudyRecord, TrialRecord
 from harness.tracking import MlflowTracker, entries, initialise_store
-from harness.tracking import tracker as tracker_module
+from harness.tracking import store as store_module
 from tests.records import (
     bicubic_baseline,
     one_of_each_state,
@@ -83,7 +83,7 @@ def store(tmp_path: Path, fresh_database: Path) -> Store:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker_module, "_RETRY_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(store_module, "RETRY_DELAYS_S", (0.0, 0.0))
 
 
 def test_every_state_of_trial_becomes_a_child_run(store: Store) -> None:
@@ -352,7 +352,7 @@ def test_a_corrupted_store_is_warned_about_once(tmp_path: Path, no_waiting: None
 def test_a_locked_store_fails_the_record_and_the_next_one_is_logged(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker_module, "_RETRY_DELAYS_S", ())  # SQLite itself waits for 5 s
+    monkeypatch.setattr(store_module, "RETRY_DELAYS_S", ())  # SQLite itself waits for 5 s
     records = search_trials(2)
     tracker = store.tracker()
     assert tracker.start()

@@ -30,6 +30,7 @@ from harness.core.errors import TrialFailedError, UserError
 from harness.core.files import exclusive_lock
 from harness.core.quantisation import QuantisationRecord
 from harness.core.records import WAITING, TrialRecord, point_id
+from harness.export import write_bundle
 from harness.models import SRNetwork, build_model
 from harness.models.tiling import restore_tiled
 from harness.profiling import Effort, canonical_macs, count_params, export_onnx, fit_to, measure_in_processes
@@ -50,9 +51,10 @@ from harness.trial import (
 )
 from harness.trial import compression as chain
 from harness.trial.compression import LatencyTable, Workshop, choose_units, draw_crops, measure_losses, score_crops
+from harness.trial.quantisation import find_quantised, measure_files, quantise, score_file
 from harness.trial.quantisation import load_file as load_onnx
-from harness.trial.quantisation import measure_files, quantise, score_file
 from harness.trial.replay import _compare as compare_records
+from harness.trial.verification import Surroundings, verify_bundle
 from tests.trial.studies import SHORT, SMALL, propose, setup_study
 
 MODEL = CAMixerSRConfig(channels=16, groups=(1, 1), window=4, scale=2)
@@ -288,6 +290,20 @@ def test_what_comes_out_is_quantised_at_last(quantised: Finished) -> None:
     assert stage.latency[0].runtime == "onnxruntime"
     assert record.model == MODEL
     assert {path.name for path in folder.iterdir()} == {"weights.safetensors", "quantised", "quantised-fixed-0"}
+    bundle = write_bundle(
+        setup.folder.path / "bundle",
+        load_trained(setup.folder, record, record.points[0].routing),
+        record,
+        record.points[0],
+        picked_as="knee",
+        baselines={},
+        quantised=find_quantised(setup.folder, record),
+    )
+    assert (bundle / "quantised.onnx").read_bytes() == (folder / stage.file).read_bytes()
+    around = Surroundings(cache_dir=setup.folder.path / "cache", images=0, measure_latency=False)
+    checks = {check.name: check for check in verify_bundle(bundle, around).checks}
+    assert checks["quantised file"].status == checks["checksums"].status == "ok"
+    assert "`quantised.onnx`" in (bundle / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
