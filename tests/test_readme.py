@@ -1,4 +1,4 @@
-"""What the README says can be typed, can be typed."""
+"""What the README and the pages of docs/ say can be typed, can be typed; their links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,9 @@ from harness.core.configs import CompressionConfig, QuantisationConfig, Stopping
 from harness.search.space import load_space
 from harness.search.yaml_lines import parse_yaml
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+README = "".join(PAGES.values())
 
 
 def blocks(language: str) -> list[str]:
@@ -16,8 +18,14 @@ def blocks(language: str) -> list[str]:
     return [text for name, text in fenced if name == language]
 
 
-def test_the_example_space_is_valid() -> None:
-    text, stopping, taught, compression, _ = blocks("yaml")  # the last: see test_custom.py
+def test_the_example_spaces_are_valid() -> None:
+    found = blocks("yaml")  # that of a network of one's own: see test_custom.py
+    stopping, taught, compression = (
+        next(text for text in found if text.startswith(section))
+        for section in ("stopping:", "training:", "compression:")
+    )
+    text = next(text for text in found if "calibrate:" in text)
+    assert len(found) == 5
     space = load_space(parse_yaml(text, "README.md"))
     assert len(space.routings()) == 5 + 5 + 1
     assert StoppingConfig.model_validate(parse_yaml(stopping, "README.md").values["stopping"]).factor == 3
@@ -56,3 +64,24 @@ def test_every_command_and_option_exists() -> None:
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         options = {word for word in words if word.startswith("--")}
         assert options <= known, (words, options - known)
+
+
+def anchors(page: str) -> set[str]:
+    """Return what headings of a page are called in links, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_lead_somewhere() -> None:
+    for path, page in PAGES.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", page):
+            if target.startswith("https://"):
+                continue
+            file, _, anchor = target.partition("#")
+            there = path if not file else (path.parent / file).resolve()
+            assert there.exists(), (path.name, target)
+            assert not anchor or anchor in anchors(PAGES[there]), (path.name, target)
+
+
+def test_the_readme_is_a_page_and_not_a_book() -> None:
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 300
