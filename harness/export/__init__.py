@@ -15,10 +15,10 @@ from harness.export.bundle import (
 )
 from harness.export.files import FORMATS, FileFormat, check_format, export_file
 from harness.export.licence import parse_licence
-from harness.export.onnx import build_onnx
 from harness.export.parity import ParityImage, check_parity, take_images
 from harness.export.program import export_program
 from harness.export.upscale import list_jobs, read_importance, upscale_image, upscale_picture
+from harness.models.onnx_export.build import build_onnx
 
 __all__ = [
     "FORMATS",

@@ -32,10 +32,10 @@ from harness.export.card import write_card, write_example
 from harness.export.documents import IMPORTED, BundleCalibration, BundleConfig, BundleMetrics
 from harness.export.licence import UNSTATED, describe_licence
 from harness.export.manifest import MANIFEST, write_manifest
-from harness.export.onnx import build_onnx
 from harness.export.parity import check_parity
 from harness.metrics import get_protocol
 from harness.models import PanoramaNetwork, SRNetwork, build_model, describe_kernels
+from harness.models.onnx_export.build import build_onnx
 
 _CONFIG, _WEIGHTS, _METRICS = "config.json", "model.safetensors", "metrics.json"
 ONNX, PARITY, EXAMPLE = "model.onnx", "parity.json", "example.py"

@@ -27,8 +27,8 @@ from harness.data.demo import find_demo_files
 from harness.data.images import read_rgb
 from harness.data.imresize import imresize
 from harness.export.documents import ImageParity, ParityRecord
-from harness.export.graph import import_onnx
 from harness.models import SRNetwork
+from harness.models.onnx_export.graph import import_onnx
 
 MAX_ABS, MAX_PSNR_DB = 1e-3, 0.01  # how far a file may be from its network: values in [0, 1], and dB
 FloatArray = npt.NDArray[np.float32]

@@ -26,6 +26,8 @@ from harness.core.conditions import RUNTIMES, Runtime
 from harness.core.configs import Precision
 from harness.core.errors import UserError, unknown_name
 from harness.models import SRNetwork
+from harness.models.custom import CustomNetwork
+from harness.models.onnx_export import build_onnx
 from harness.profiling.device import Device
 from harness.profiling.onnx_session import OnnxNetwork
 from harness.profiling.targets import Target
@@ -132,12 +134,15 @@ def _compile(network: nn.Module, example_BCHW: Tensor) -> Pass:
 
 
 def export_onnx(network: nn.Module, example_BCHW: Tensor, path: Path) -> None:
-    """Write the ONNX graph of a network in eval mode for one shape of input, with `input` and `output`.
+    """Write the ONNX graph of a network in eval mode for one shape of input: of one of ours, the file that is exported.
 
-    Not optimised by the exporter: that takes minutes for hundreds of operators, and runtimes do it again. `UserError`
-    where the network cannot be exported.
+    Others are traced, and not optimised by the exporter: that takes minutes for hundreds of operators, and runtimes do
+    it again. `UserError` where the network cannot be exported.
     """
-    network = _write_out(network)
+    if isinstance(network, SRNetwork) and not isinstance(network, CustomNetwork):
+        batch, _, height, width = example_BCHW.shape
+        path.write_bytes(build_onnx(network, size=(height, width), batch=batch).SerializeToString())
+        return
     try:
         with _quiet(), torch.inference_mode(False), torch.no_grad():
             example_BCHW = example_BCHW.clone().cpu()  # a tensor of inference mode cannot be traced
@@ -150,19 +155,11 @@ def export_onnx(network: nn.Module, example_BCHW: Tensor, path: Path) -> None:
                 dynamo=True,
                 optimize=False,
                 verbose=False,
-                custom_translation_table={torch.ops.aten.sort.stable: _sort_stable},
             )
             assert program is not None
             program.save(path)
     except Exception as error:  # the exporter raises nearly anything
         raise UserError(f"{_name(network)} cannot be exported to ONNX: {_first_line(error)}") from error
-
-
-def _sort_stable(self: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
-    """Write torch's stable sort as ONNX's TopK of all, which puts the first of equal values first."""
-    operators = importlib.import_module("onnxscript").opset18
-    count = operators.Constant(value_ints=[int(self.shape[dim])])
-    return operators.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def _load_onnxruntime(path: Path, precision: Precision, device: Device) -> Pass:
@@ -174,7 +171,8 @@ def _load_onnxruntime(path: Path, precision: Precision, device: Device) -> Pass:
         options.intra_op_num_threads = device.threads
         options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin in others' turns
     session = onnxruntime.InferenceSession(str(path), options, providers=[_onnx_provider(device)])
-    return lambda input_BCHW: session.run(None, {"input": input_BCHW.cpu().numpy()})[0]
+    (given,) = session.get_inputs()
+    return lambda input_BCHW: session.run(None, {given.name: input_BCHW.cpu().numpy()})[0]
 
 
 def _onnx_provider(device: Device) -> str:

@@ -22,11 +22,11 @@ from harness.data.catalogue import CATALOGUE
 from harness.export import load_network, read_bundle_config, read_bundle_metrics
 from harness.export.bundle import BUNDLE_FILES, CARD, LICENCE, ONNX, PARITY, QUANTISATION, QUANTISED
 from harness.export.documents import BundleConfig, BundleMetrics, ParityRecord
-from harness.export.graph import import_onnx
 from harness.export.manifest import MANIFEST, ManifestFindings, check_manifest
 from harness.export.parity import check_parity
 from harness.metrics import get_protocol
 from harness.models import SRNetwork, build_seeded, preset_config
+from harness.models.onnx_export.graph import import_onnx
 from harness.profiling import (
     Effort,
     TargetNetwork,

@@ -23,9 +23,9 @@ from onnx import inliner
 from harness.core.configs import CAMixerSRConfig, RoutingConfig
 from harness.core.environment import observe_environment
 from harness.export import build_onnx, check_parity, take_images
-from harness.export.graph import OPSET
 from harness.export.parity import open_session
 from harness.models import SRNetwork, describe_kernels, load_weights, preset_config
+from harness.models.onnx_export.graph import OPSET
 from harness.models.registry import build_seeded
 from harness.profiling.runtimes import _sort_stable
 

@@ -318,7 +318,7 @@ def test_panoramas_have_no_seam_in_onnxruntime(call: Call, place: Path) -> None:
 def test_a_file_of_one_size_is_used_in_tiles_and_by_its_folder(call: Call, place: Path) -> None:
     """As `quantise` makes them; images smaller than its size, too."""
     pytest.importorskip("onnxruntime")
-    from harness.export.onnx import build_onnx
+    from harness.models.onnx_export.build import build_onnx
 
     network = write(place / "bundle", MODEL)
     (place / "fixed").mkdir()

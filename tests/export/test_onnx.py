@@ -18,9 +18,9 @@ from onnx import inliner, numpy_helper
 from harness.core.configs import BicubicConfig, BlockWidths, CAMixerSRConfig, LayerWidths, RoutingConfig, SwinIRConfig
 from harness.core.errors import UserError
 from harness.export import ParityImage, build_onnx, check_parity, take_images
-from harness.export.graph import OPSET
 from harness.export.parity import open_session
 from harness.models import SRNetwork, build_model, build_seeded, load_weights, preset_config
+from harness.models.onnx_export.graph import OPSET
 
 _SMALL: dict[str, Any] = {"groups": (1, 2), "channels": 12, "window": 4}
 _BLOCKS = 20  # of the presets

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from harness.core.configs import CAMixerSRConfig
-from harness.export.graph import DOMAIN, Array, Graph
-from harness.export.onnx_parts import (
+from harness.models.camixersr import Predictor
+from harness.models.onnx_export.graph import DOMAIN, Array, Graph
+from harness.models.onnx_export.parts import (
     Image,
     add_bicubic,
     add_convolution,
@@ -31,7 +32,6 @@ from harness.export.onnx_parts import (
     to_channels_first,
     to_channels_last,
 )
-from harness.models.camixersr import Predictor
 from harness.models.routing import LEAST_DETAIL, LUMA, count_fixed, count_windows, knows_counts
 
 _EPS = 1e-6

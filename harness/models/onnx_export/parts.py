@@ -5,7 +5,7 @@ Shape suffixes as in the networks: B batch, C channels, H W the padded size, h w
 
 import numpy as np
 
-from harness.export.graph import Array, Graph
+from harness.models.onnx_export.graph import Array, Graph
 
 _CUBIC = -0.5  # the kernel's a
 _REACH = 2  # low-resolution pixels to either side

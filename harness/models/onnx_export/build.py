@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from harness.core.configs import CAMixerSRConfig, SwinIRConfig
+from harness.core.configs import CAMixerSRConfig, CustomConfig, SwinIRConfig
 from harness.core.errors import UserError
-from harness.export.graph import OPSET, Array, Graph, import_onnx
-from harness.export.onnx_camixersr import add_camixersr
-from harness.export.onnx_parts import Image, add_bicubic
-from harness.export.onnx_swinir import add_swinir
 from harness.models import SRNetwork
+from harness.models.onnx_export.camixersr import add_camixersr
+from harness.models.onnx_export.graph import OPSET, Array, Graph, import_onnx
+from harness.models.onnx_export.parts import Image, add_bicubic
+from harness.models.onnx_export.swinir import add_swinir
 
 INPUT, OUTPUT = "image", "restored"
 
@@ -27,7 +27,8 @@ def build_onnx(network: SRNetwork, *, size: tuple[int, int] | None = None, batch
     """Return the `onnx.ModelProto` of a network's inference under its routing; see the module.
 
     `size`: the only (height, width) that the graph is to take, `batch` the only number of images; None: any.
-    Raises `UserError` where the package `onnx` is missing, or a size or a batch is no positive number.
+    Raises `UserError` where the package `onnx` is missing, for a network of a user's own, and where a size or a batch
+    is no positive number.
     """
     onnx = import_onnx()
     for name, value in (("height", size and size[0]), ("width", size and size[1]), ("batch", batch)):
@@ -40,6 +41,8 @@ def build_onnx(network: SRNetwork, *, size: tuple[int, int] | None = None, batch
         add_camixersr(graph, image, config, state, OUTPUT)
     elif isinstance(config, SwinIRConfig):
         add_swinir(graph, image, config, state, OUTPUT)
+    elif isinstance(config, CustomConfig):
+        raise UserError(f"{config.label()}: ONNX files are built of CAMixerSR, SwinIR and bicubic alone")
     else:
         graph.rename(add_bicubic(graph, image, config.scale), OUTPUT)
     height, width = size or ("height", "width")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from harness.core.configs import SwinIRConfig
-from harness.export.graph import Array, Graph
-from harness.export.onnx_parts import (
+from harness.models.onnx_export.graph import Array, Graph
+from harness.models.onnx_export.parts import (
     Image,
     add_bicubic,
     add_convolution,
