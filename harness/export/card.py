@@ -12,6 +12,7 @@ _KINDS = {
     "camixersr": "A CAMixerSR super-resolution network",
     "swinir": "A SwinIR super-resolution network",
     "bicubic": "Bicubic interpolation",
+    "custom": "A network of its user's own, of the function that config.json names",
 }
 _FILES = {
     "config.json": "the network with its routing, where it came from, its licence",

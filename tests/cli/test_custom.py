@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from harness.core.configs import CustomConfig
 from harness.core.study_folder import StudyFolder
@@ -117,6 +118,21 @@ def test_costs_are_those_that_count_by_hand(place: Path, monkeypatch: pytest.Mon
     assert canonical_macs(config, (10, 20), batch_size=2) == 2 * 200 * (27 * 8 + 9 * 64 + 9 * 8 * 27)
     assert canonical_activations(config, (10, 20)) == 200 * (8 + 8 + 27)
     assert count_params(config) == sum(one.numel() for one in build_seeded(config, 0).parameters())
+
+
+def test_counting_buffers_are_no_hindrance(call: Call, place: Path, photographs: Photographs) -> None:
+    """A batch norm counts batches in whole numbers, of which there is no moving average."""
+    normed = CODE.replace("nn.PReLU(channels)]", "nn.BatchNorm2d(channels), nn.ReLU()]").replace(
+        "make_net", "make_normed"
+    )
+    (place / "normed.py").write_text(normed, encoding="utf-8")
+    images = ["--train", photographs.train, "--validation", photographs.validation, "--threads", "1", "--scale", "2"]
+    settings = ["--set", "batch_size=2", "--set", "hr_patch_size=32", "--set", "steps=3"]
+    done = call("train", "normed.py:make_net", *images, *settings, "--out", "run")
+    assert done.code == 0, done.err
+    state = load_file(place / "run" / "bundle" / "model.safetensors")
+    (count,) = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
+    assert count == 3
 
 
 def test_networks_that_need_multiples_are_given_them(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
