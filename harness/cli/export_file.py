@@ -29,8 +29,10 @@ def export_network(
     if out is None:
         raise UserError(f"--format {file_format}: give --out FILE")
     known, sides = check_format(file_format, out), read_size(size)
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists; give --overwrite to replace it, or another --out")
+    written = [out, out.with_suffix(".bin")] if known == "openvino" else [out]
+    for file in written:
+        if file.exists() and not overwrite:
+            raise UserError(f"{file} exists; give --overwrite to replace it, or another --out")
     if is_bundle(Path(model)) and read_bundle_config(Path(model)).task == "odi":
         raise UserError(
             f"{model} restores whole panoramas, continued around their seam, which a file of --format {file_format} "

@@ -195,7 +195,7 @@ def warn_of_small(dataset: Any, hr_patch_size: int) -> None:
 def counting(description: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `progress(done, total)` that shows a bar on a terminal and nothing elsewhere."""
     with Progress(
-        TextColumn(description),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -27,6 +27,9 @@ def report(
     study: options.StudyName,
     results: options.Results = Path("results"),
     images: Annotated[bool, typer.Option(help="Restore validation images by the networks found, to look at.")] = True,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Lay latencies of several machines, protocols or versions side by side.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Write front.csv, front.png and report.html of a study, and print its front."""
@@ -42,7 +45,7 @@ def report(
             print_json(summarise(loaded, importance))
             return
         pictures = make_pictures(loaded, StudyFolder(folder), folder.parent / "cache") if images else None
-        files = write_report(folder, study=loaded, importance=importance, pictures=pictures)
+        files = write_report(folder, study=loaded, importance=importance, pictures=pictures, mix=mix)
         print_front(loaded)
     console.print(f"\nreport   {files.report_html}\nfront    {files.front_csv}, {files.front_png}")
 

@@ -33,25 +33,39 @@ def answer(study: Study) -> Answer:
     if reference is None:
         return _answer_without(study, front)
     goal = reference.measured.evaluation.psnr_db
-    winners = [point for point in front.points if point.measured.evaluation.psnr_db >= goal]
+    feasible = [point for point in study.points if point.measured.feasible]  # the fastest need not be on the front
+    winners = [point for point in feasible if point.measured.evaluation.psnr_db >= goal]
     quality = metric_label("psnr_db", study.record.protocol, unit=False)
+    conditions = _conditions(study)
     if winners:
-        timed = [point for point in winners if point.latency() is not None]
-        chosen = min(timed or winners, key=lambda point: (_milliseconds(point), point.measured.macs))
-        fastest = "fastest" if timed else "smallest (no latency was measured)"
-        opening = f"{_name(chosen)} is the {fastest} network that is at least as good as SwinIR-light"
+        timed = {id(point): found for point in winners if (found := point.latency(conditions)) is not None}
+        settings = {found.setting for found in timed.values()}
+        if len(settings) == 1:
+            of_timed = [point for point in winners if id(point) in timed]
+            chosen = min(of_timed, key=lambda point: (timed[id(point)].median, point.measured.macs))
+            fastest = f"fastest network{'' if conditions is None else f' under {conditions}'}"
+        else:
+            chosen = min(winners, key=lambda point: (point.measured.macs, -point.measured.evaluation.psnr_db))
+            why = "latencies are of several settings" if settings else "no latency was measured"
+            fastest = f"network with the fewest MACs ({why})"
+        opening = f"{_name(chosen)} is the {fastest} that is at least as good as SwinIR-light"
     else:
-        chosen = max(front.points, key=lambda point: point.measured.evaluation.psnr_db)
-        opening = (
-            f"No network of the front reaches SwinIR-light's {quality} of {goal:.2f} dB; the nearest is {_name(chosen)}"
-        )
-    sentence = f"{opening}: {describe_figures(chosen)}. Against SwinIR-light: {_without_note(chosen, reference)}."
+        chosen = max(feasible, key=lambda point: point.measured.evaluation.psnr_db)
+        opening = f"No network reaches SwinIR-light's {quality} of {goal:.2f} dB; the nearest is {_name(chosen)}"
+    figures = describe_figures(chosen, conditions)
+    sentence = f"{opening}: {figures}. Against SwinIR-light: {_without_note(chosen, reference)}."
     return Answer(sentence, _reservations(study), chosen)
 
 
-def describe_figures(point: Point) -> str:
+def _conditions(study: Study) -> str | None:
+    """Return the conditions of the first latency among the objectives; None for the first of the study's."""
+    named = [objective.metric for objective in study.record.objectives if objective.metric.startswith("latency_")]
+    return next((metric.partition("/")[2] or None for metric in named), None)
+
+
+def describe_figures(point: Point, conditions: str | None = None) -> str:
     """Say what a point scores and costs: '28.94 dB, 8.6 ms, 1.89 GMACs, 35.46 k parameters'."""
-    latency = point.latency()
+    latency = point.latency(conditions)
     time = [] if latency is None else [f"{latency.median:.3g} ms"]
     counts = [f"{format_count(point.measured.macs)}MACs", f"{format_count(point.measured.params)} parameters"]
     return ", ".join([f"{point.measured.evaluation.psnr_db:.2f} dB", *time, *counts])
@@ -111,8 +125,3 @@ def _without_note(point: Point, reference: Point) -> str:
     found = against(point, reference)
     sentence: str = found["sentence"]
     return sentence.removesuffix(f" ({found['note']})") if found["note"] else sentence
-
-
-def _milliseconds(point: Point) -> float:
-    latency = point.latency()
-    return latency.median if latency else float("inf")

@@ -60,28 +60,33 @@ def write_report(
     study: Study | None = None,
     importance: Sequence[Importance] = (),
     pictures: Pictures | None = None,
+    *,
+    mix: bool = False,
 ) -> ReportFiles:
     """Write front.csv, front.png and report.html, each in one step, to `out_dir` (default: the study's `report/`).
 
     `study` is what `load_study` read of the folder, for those who have done so already, `importance` what each
     objective hangs on, `pictures` what `make_pictures` made of the study's networks. A study without a finished trial
-    or without baselines gets a report that says so. `UserError` where there is none.
+    or without baselines gets a report that says so. `UserError` where there is none, and where latencies were measured
+    under several settings (machines, versions), unless told to `mix` them.
     """
     study = study or load_study(study_dir)
     folder = out_dir or StudyFolder(study_dir).report_dir
     files = ReportFiles(folder / "front.csv", folder / "front.png", folder / "report.html")
     write_csv(front_table(study), files.front_csv)
     draw_front_png(study, files.front_png)
-    write_text(files.report_html, render_report(study, importance, pictures))
+    write_text(files.report_html, render_report(study, importance, pictures, mix=mix))
     return files
 
 
-def render_report(study: Study, importance: Sequence[Importance] = (), pictures: Pictures | None = None) -> str:
-    """Return the text of report.html."""
+def render_report(
+    study: Study, importance: Sequence[Importance] = (), pictures: Pictures | None = None, *, mix: bool = False
+) -> str:
+    """Return the text of report.html; `mix` as of `write_report`."""
     page = describe_page(study)
     if pictures is not None:
         page["maps"] = describe_maps(pictures)
-    comparison = compare(study)
+    comparison = compare(study, mix=mix)
     name = escape(study.record.name)
     sections = [
         _section("Fronts", "fronts", _fronts(study, page)),

@@ -185,7 +185,7 @@ class _Page:
             ", ".join(names) or None,
             [_setting(point.record, point, name) for name in self.dimensions] if kind != "baseline" else None,
             "; ".join(notes) or None,
-            point.point_id if routing else None,
+            None if kind == "baseline" else point.point_id,
         )
 
     def _append(

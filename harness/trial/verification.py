@@ -14,16 +14,16 @@ import torch
 from pydantic import ValidationError
 
 from harness.core.conditions import Conditions, parse_conditions
-from harness.core.errors import TrialFailedError, UserError, describe_validation_error
+from harness.core.errors import TrialFailedError, UserError, describe_error, describe_validation_error
 from harness.core.quantisation import QuantisationRecord
-from harness.core.records import EvaluationRecord, LatencyRecord
+from harness.core.records import EvaluationRecord, LatencyRecord, PointRecord
 from harness.data import PairedDataset, open_dataset
 from harness.data.catalogue import CATALOGUE
 from harness.export import load_network, read_bundle_config, read_bundle_metrics
 from harness.export.bundle import BUNDLE_FILES, CARD, LICENCE, ONNX, PARITY, QUANTISATION, QUANTISED
 from harness.export.documents import BundleConfig, BundleMetrics, ParityRecord
 from harness.export.manifest import MANIFEST, ManifestFindings, check_manifest
-from harness.export.parity import check_parity
+from harness.export.parity import MAX_ABS, check_parity
 from harness.metrics import get_protocol
 from harness.models import SRNetwork, build_seeded, preset_config
 from harness.models.onnx_export.graph import import_onnx
@@ -101,13 +101,13 @@ def verify_bundle(
     if config is None:
         checks.append(Check("weights", "not checked", "there is no config that they could fit"))
     else:
-        network, weights_check = _load(path, config)
+        network, weights_check = _load(path, config, None if metrics is None else metrics.point)
         checks.append(weights_check)
     checks.append(metrics_check)
     checks.append(_check_onnx(path, network))
     if config is not None and metrics is not None:
         checks.append(_check_calibration(config, metrics))
-    checks += _check_quantised(path, config)
+    checks += _check_quantised(path, config, metrics)
     if network is not None and config is not None and metrics is not None:
         evaluation = _recorded_evaluation(metrics)
         dataset, reason = _open_images(surroundings, network.scale, metrics, evaluation)
@@ -140,7 +140,7 @@ def _check_files(path: Path, manifest: ManifestFindings | None, config: BundleCo
     return Check(name, "failed", "; ".join(parts), values)
 
 
-def _load(path: Path, config: BundleConfig) -> tuple[SRNetwork | None, Check]:
+def _load(path: Path, config: BundleConfig, point: PointRecord | None) -> tuple[SRNetwork | None, Check]:
     try:
         network = load_network(path)
         photograph = torch.rand(1, 3, 17, 23, generator=torch.Generator().manual_seed(0))
@@ -150,7 +150,11 @@ def _load(path: Path, config: BundleConfig) -> tuple[SRNetwork | None, Check]:
         return None, Check("weights", "failed", str(error))
     if output_BCHW.shape != (1, 3, 17 * network.scale, 23 * network.scale) or not torch.isfinite(output_BCHW).all():
         return None, Check("weights", "failed", f"{config.model.label()} gives no image of ×{network.scale}")
-    count = sum(parameter.numel() for parameter in network.parameters())
+    count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    if point is not None and point.params != count:
+        return None, Check(
+            "weights", "failed", f"they are {count:,} parameters, and metrics.json says {point.params:,}"
+        )
     return network, Check("weights", "ok", f"{config.model.label()} ×{network.scale} rebuilt, {count:,} parameters")
 
 
@@ -158,6 +162,8 @@ def _check_onnx(path: Path, network: SRNetwork | None) -> Check:
     """Compare the ONNX file with the network on photographs, as it was done when the bundle was written."""
     name, file = "ONNX parity", path / ONNX
     if not file.is_file():
+        if (path / PARITY).is_file():
+            return Check(name, "failed", f"{ONNX} is missing, of which {PARITY} is")
         return Check(name, "not checked", "no ONNX file")
     if network is None:
         return Check(name, "not checked", "there is no network to compare it with")
@@ -170,6 +176,8 @@ def _check_onnx(path: Path, network: SRNetwork | None) -> Check:
         recorded = ParityRecord.model_validate_json((path / PARITY).read_bytes())
         if hashlib.sha256(file.read_bytes()).hexdigest() != recorded.sha256:
             return Check(name, "failed", f"{PARITY} is of another file than {ONNX}")
+        if not recorded.max_abs <= MAX_ABS:
+            return Check(name, "failed", f"{PARITY} tells of {recorded.max_abs:.2g}, beyond {MAX_ABS:g}")
         found = check_parity(network, file)
     except OSError as error:
         return Check(name, "failed", f"{error.filename}: {error.strerror}")
@@ -177,6 +185,8 @@ def _check_onnx(path: Path, network: SRNetwork | None) -> Check:
         return Check(name, "failed", f"{PARITY}: {describe_validation_error(error)}")
     except UserError as error:
         return Check(name, "failed", str(error))
+    except Exception as error:  # what a damaged file makes a runtime raise
+        return Check(name, "failed", f"{ONNX} cannot be run: {describe_error(error)}")
     return Check(
         name,
         "ok",
@@ -205,7 +215,7 @@ def _check_calibration(config: BundleConfig, metrics: BundleMetrics) -> Check:
     return Check(name, "failed", "the recorded calibration is of another routing than config.json's")
 
 
-def _check_quantised(path: Path, config: BundleConfig | None) -> list[Check]:
+def _check_quantised(path: Path, config: BundleConfig | None, metrics: BundleMetrics | None) -> list[Check]:
     """Check a quantised file against its record, and that it runs; nothing where there is none."""
     name = "quantised file"
     if not (path / QUANTISED).is_file() and not (path / QUANTISATION).is_file():
@@ -215,8 +225,12 @@ def _check_quantised(path: Path, config: BundleConfig | None) -> list[Check]:
         scale = record.model.scale
         if hashlib.sha256((path / QUANTISED).read_bytes()).hexdigest() != record.sha256:
             return [Check(name, "failed", f"{QUANTISATION} is of another file than {QUANTISED}")]
-        if config is not None and config.model.scale != scale:
-            return [Check(name, "failed", f"{QUANTISED} is of scale ×{scale}, the network of ×{config.model.scale}")]
+        if config is not None and config.model != record.model:
+            what = f"{record.model.label()} ×{scale}"
+            return [Check(name, "failed", f"{QUANTISED} is of another network or routing than config.json's: {what}")]
+        told = None if metrics is None or metrics.quantised is None else metrics.quantised.quantised
+        if told is not None and told.sha256 != record.sha256:
+            return [Check(name, "failed", f"metrics.json tells of another file than {QUANTISED}")]
         spec = TargetSpec(kind="onnx", source=str(path / QUANTISED), path=str((path / QUANTISED).resolve()))
         restorer = TargetNetwork(load_target(spec))  # which runs it at the sizes that it takes
         if restorer.scale != scale:

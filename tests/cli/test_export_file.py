@@ -35,3 +35,10 @@ def test_a_network_becomes_an_onnx_file(call: Call, tmp_path: Path) -> None:
 def test_mistakes(call: Call, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     assert words in call("export", "bicubic", *arguments).mistake
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_no_file_beside_the_named_one_is_replaced(call: Call, tmp_path: Path) -> None:
+    """OpenVINO's format is two files, of which one is named."""
+    (tmp_path / "net.bin").write_text("precious", encoding="utf-8")
+    assert "net.bin exists" in call("export", "bicubic", "--format", "openvino", "--out", "net.xml").mistake
+    assert (tmp_path / "net.bin").read_text(encoding="utf-8") == "precious"

@@ -1,6 +1,12 @@
 """How rows of reports are put into words."""
 
-from harness.cli.output import describe_effort, describe_record, describe_routing
+import io
+
+import pytest
+from rich.console import Console
+
+from harness.cli import output
+from harness.cli.output import counting, describe_effort, describe_record, describe_routing
 from tests.records import gains, point, trial
 
 
@@ -20,3 +26,12 @@ def test_a_network_without_calibrated_points_says_so() -> None:
     line = describe_record(trial(3, [point(27.0, 10)], calibration=gains(note)))
     assert line.endswith(f"; no calibrated points: {note}")
     assert "calibrated" not in describe_record(trial(3, [point(27.0, 10)], calibration=gains(None)))
+
+
+def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, where alone there is one: names of files may hold what formats and markup are made of."""
+    shown = io.StringIO()
+    monkeypatch.setattr(output, "messages", Console(file=shown, force_terminal=True, width=120))
+    with counting("a{b}[c].png") as progress:
+        progress(1, 2)
+    assert "a{b}[c].png" in shown.getvalue()

@@ -20,6 +20,7 @@ from harness.core.errors import UserError
 from harness.core.records import PointRecord, TrialRecord, network_id
 from harness.export import is_bundle, load_bundle, read_bundle_config, write_bundle
 from harness.models import SRNetwork, build_model
+from harness.profiling import count_params
 from harness.trial import build_seeded
 from tests import records
 
@@ -57,7 +58,14 @@ def record_of(
     model: AnyModelConfig, training: TrainingConfig | None = records.SHORT
 ) -> tuple[TrialRecord, PointRecord]:
     routing = model.routing if isinstance(model, CAMixerSRConfig) else None
-    point = records.point(27.4321, 3_210_000_000, routing=routing, share=0.5 if routing else None, latency_ms=12.34)
+    point = records.point(
+        27.4321,
+        3_210_000_000,
+        routing=routing,
+        share=0.5 if routing else None,
+        latency_ms=12.34,
+        params=count_params(model),
+    )
     values = {
         "model": model,
         "label": model.label(),
@@ -135,8 +143,9 @@ def test_the_card_states_the_measured_numbers_and_that_training_did_not_converge
     write(tmp_path / "bundle")
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert card.startswith("# C8 groups 1-1 M4 ×4\n")
+    params = f"{count_params(SMALL) / 1e3:.2f} k"
     for row in (
-        "| **this network** (fixed γ=0.5) | 27.432 | 0.7743 | 3.21 G | 100.00 k | 12.34 | 0.154 | 0.50 |",
+        f"| **this network** (fixed γ=0.5) | 27.432 | 0.7743 | 3.21 G | {params} | 12.34 | 0.154 | 0.50 |",
         "| swinir-light | 27.000 | 0.7700 | 62.71 G | 929.63 k | 80.00 | 1.000 | – |",
         "| bicubic | 26.500 | 0.7650 | 0 | 0 | 0.40 | 0.005 | – |",
     ):

