@@ -79,6 +79,12 @@ def export(
             raise UserError("--register, --alias and --licence are for bundles; expected none of them with --format")
         from harness.cli.export_file import export_network
 
+        if (options.study_path(study, results) / "study.json").is_file():
+            raise UserError(
+                f"--format takes a bundle, a preset or a config file, and {study} is a study; export a point of it "
+                "first, then its bundle with --format"
+            )
+
         export_network(study, scale, gamma, routing, weights, out, file_format, size, overwrite=overwrite)
         return
     from harness.export import parse_licence

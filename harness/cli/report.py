@@ -78,6 +78,8 @@ def print_front(study: "Study") -> None:
     console.print(headline(study))
     if not summary["converged"]:
         console.print(f"[dim]{summary['note']}[/dim]")
+    if study.noise_note:
+        console.print(f"[dim]{study.noise_note}[/dim]")
     if summary["seam_note"]:
         console.print(f"[dim]{summary['seam_note']}[/dim]")
     for note in study.calibration_notes:

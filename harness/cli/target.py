@@ -143,7 +143,9 @@ def only_onnx_file(path: Path) -> Path | None:
         if not path.is_file():
             raise UserError(f"{path} not found; expected an ONNX file")
         return path
-    files = sorted(path.glob("*.onnx")) if path.is_dir() and not is_bundle(path) else []
+    of_bundles = ("config.json", "model.safetensors", "metrics.json", "parity.json")  # damaged ones too
+    is_damaged = any((path / name).is_file() for name in of_bundles)
+    files = sorted(path.glob("*.onnx")) if path.is_dir() and not is_bundle(path) and not is_damaged else []
     if len(files) > 1:
         raise UserError(f"{path} holds {len(files)} ONNX files; name one of them, such as {files[0]}")
     return files[0] if files else None

@@ -46,7 +46,8 @@ _SWINIR_RULES = (
     (r"^conv_after_body\.", "body_tail."),
     (r"^upsample\.0\.", "tail."),
 )
-_RULES = {"camixersr": _CAMIXERSR_RULES, "swinir": _SWINIR_RULES}
+_CUSTOM_RULES = ((r"^(?!network\.)", "network."),)  # the state of a user's own module
+_RULES = {"camixersr": _CAMIXERSR_RULES, "swinir": _SWINIR_RULES, "custom": _CUSTOM_RULES}
 # Buffers of the released files that are recomputed here.
 _RECOMPUTED = re.compile(r"(relative_position_index|attn_mask)$")
 

@@ -127,10 +127,14 @@ def call_factory(factory: Any, source: str, arguments: Mapping[str, Any]) -> nn.
             network = factory(**arguments)
         except (Exception, SystemExit) as error:
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-            takes = "such arguments" if arguments else "no arguments"
+            takes = (
+                "such arguments"
+                if arguments
+                else "no arguments, or a config file {family: custom, factory: …, scale: …}"
+            )
             raise UserError(
                 f"{source}: calling {attribute}({given}) fails: {describe_error(error)}; "
-                f"expected a function that takes {takes} and returns an nn.Module"
+                f"expected a function that takes {takes}, and returns an nn.Module"
             ) from None
     if not isinstance(network, nn.Module):
         raise UserError(f"{source}: {attribute}() returns a {type(network).__name__}; expected an nn.Module")

@@ -27,7 +27,12 @@ def answer(study: Study) -> Answer:
         if study.points:
             words = "No network is on the front: every point violates a constraint or lacks the value of an objective."
         else:
+            rejected = [trial for trial in study.trials if trial.state == "rejected"]
             words = "No network is on the front yet: no trial has finished."
+            if rejected and len(rejected) == len(study.trials):
+                words = (
+                    f"No network was trained: all {len(rejected):,} proposals were rejected ({rejected[-1].reason})."
+                )
         return Answer(words, (), None)
     reference = study.baseline("swinir-light")
     if reference is None:
@@ -54,7 +59,7 @@ def answer(study: Study) -> Answer:
         opening = f"No network reaches SwinIR-light's {quality} of {goal:.2f} dB; the nearest is {_name(chosen)}"
     figures = describe_figures(chosen, conditions)
     sentence = f"{opening}: {figures}. Against SwinIR-light: {_without_note(chosen, reference)}."
-    return Answer(sentence, _reservations(study), chosen)
+    return Answer(sentence, (*_beside_bicubic(study, chosen), *_reservations(study)), chosen)
 
 
 def _conditions(study: Study) -> str | None:
@@ -109,11 +114,25 @@ def _answer_without(study: Study, front: Front) -> Answer:
     return Answer(sentence, tuple(reservations), front.knee)
 
 
-def _reservations(study: Study) -> tuple[str, ...]:
-    note = study.convergence_note
-    if note is None:
+def _beside_bicubic(study: Study, chosen: Point) -> tuple[str, ...]:
+    floor = study.baseline("bicubic")
+    if floor is None or chosen.measured.evaluation.psnr_db >= floor.measured.evaluation.psnr_db:
         return ()
-    return (f"Differences in dB are of short training ({note}): they rank networks, and say nothing of their limits.",)
+    return (
+        f"Bicubic interpolation is better than it: {floor.measured.evaluation.psnr_db:.2f} dB. Nothing has been learnt "
+        "yet; train longer.",
+    )
+
+
+def _reservations(study: Study) -> tuple[str, ...]:
+    found = []
+    if (note := study.convergence_note) is not None:
+        found.append(
+            f"Differences in dB are of short training ({note}): they rank networks, and say nothing of their limits."
+        )
+    if (note := study.noise_note) is not None:
+        found.append(f"{note[0].upper()}{note[1:]}.")
+    return tuple(found)
 
 
 def _name(point: Point) -> str:

@@ -124,6 +124,18 @@ class Study:
         return None if self.converged else not_converged(recipe for recipe in self.recipes if not recipe.is_full_recipe)
 
     @cached_property
+    def noise_note(self) -> str | None:
+        """How many latencies are of runs that other work disturbed, in words; None where none is."""
+        found = [latency for point in self.points for latency in point.measured.latency]
+        noisy = sum(latency.is_noisy for latency in found)
+        if not noisy:
+            return None
+        return (
+            f"{noisy:,} of {len(found):,} latencies are of noisy runs, which other work on the machine disturbed: "
+            "milliseconds may be twice too long, and small differences are none"
+        )
+
+    @cached_property
     def seam_note(self) -> str | None:
         """What MACs and latencies leave out of panoramas, in words; None where nothing was continued around a seam."""
         holders = [*self.all_points, *(point for name in BASELINE_IDS if (point := self.baseline(name)))]

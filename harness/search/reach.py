@@ -13,6 +13,7 @@ from harness.search.space import Dimension, SearchSpace
 _LISTED = (
     4096  # networks that are looked through; of a larger space those at the ends of dimensions that costs grow with
 )
+_BUILT = 100  # networks of users' own that are built to be counted
 _GROWING = frozenset({"model.channels", "model.embed_dim", "model.mlp_ratio"})
 
 
@@ -21,7 +22,8 @@ def refuse_unreachable(space: SearchSpace) -> None:
 
     Only where that is certain: spaces with too many networks to look through are passed by.
     """
-    if space.model.get("family") == "custom":  # each would be built to be counted
+    models = {name: dimension for name, dimension in space.dimensions.items() if name.startswith("model.")}
+    if space.model.get("family") == "custom" and _count(models) > _BUILT:
         return
     for constraint in space.parsed_constraints():
         if constraint.metric not in ("params", "macs") or space.compresses:  # what is left shows when it is pruned

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from harness.core.configs import CustomConfig
 from harness.core.study_folder import StudyFolder
 from harness.export import load_network
-from harness.models import build_seeded
+from harness.models import build_seeded, load_weights
 from harness.profiling import canonical_activations, canonical_macs, count_params
 from tests.cli.conftest import Call
 from tests.photographs import Photographs
@@ -122,9 +122,7 @@ def test_costs_are_those_that_count_by_hand(place: Path, monkeypatch: pytest.Mon
 
 def test_counting_buffers_are_no_hindrance(call: Call, place: Path, photographs: Photographs) -> None:
     """A batch norm counts batches in whole numbers, of which there is no moving average."""
-    normed = CODE.replace("nn.PReLU(channels)]", "nn.BatchNorm2d(channels), nn.ReLU()]").replace(
-        "make_net", "make_normed"
-    )
+    normed = CODE.replace("nn.PReLU(channels)]", "nn.BatchNorm2d(channels), nn.ReLU()]")
     (place / "normed.py").write_text(normed, encoding="utf-8")
     images = ["--train", photographs.train, "--validation", photographs.validation, "--threads", "1", "--scale", "2"]
     settings = ["--set", "batch_size=2", "--set", "hr_patch_size=32", "--set", "steps=3"]
@@ -133,6 +131,23 @@ def test_counting_buffers_are_no_hindrance(call: Call, place: Path, photographs:
     state = load_file(place / "run" / "bundle" / "model.safetensors")
     (count,) = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
     assert count == 3
+
+
+def test_bounds_that_no_network_keeps_are_refused_at_once(call: Call, place: Path) -> None:
+    known = yaml.safe_load((place / "mynet.yaml").read_text(encoding="utf-8"))
+    write_space(place / "mynet.yaml", {**known, "constraints": ["params <= 100"]})
+    told = call("search", "mynet.yaml").mistake
+    assert "no network of the space can meet it; the smallest params in the space are 3808 (make_net channels=8" in told
+
+
+def test_weights_of_the_plain_module_are_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    network = build_seeded(CustomConfig(factory="mynet.py:make_net", scale=2), 1)
+    plain = {name.removeprefix("network."): value for name, value in network.state_dict().items()}
+    save_file(plain, place / "plain.safetensors")
+    other = build_seeded(CustomConfig(factory="mynet.py:make_net", scale=2), 0)
+    load_weights(other, place / "plain.safetensors")
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in network.state_dict().items())
 
 
 def test_networks_that_need_multiples_are_given_them(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
