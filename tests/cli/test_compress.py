@@ -32,6 +32,7 @@ def status_of_unfinished(call: Call) -> str:
     return told.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "cost"),
     [

@@ -219,6 +219,7 @@ def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: pyt
         assert checkpoint.read() == b"second"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [False, True])
 def test_a_server_that_stays_away_is_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, freeze: bool) -> None:
     """One that is gone, and one that says nothing more."""

@@ -104,6 +104,7 @@ def files_of(folder: Path) -> Iterator[Path]:
 # ---- kills ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url", ["s3", *(pytest.param(url, marks=pytest.mark.slow) for url in ("file", "memory", "ftp"))], indirect=True
 )
@@ -133,6 +134,7 @@ def test_who_goes_on_repeats_one_interval_at_most(make_study: MakeStudy, plain: 
     assert not any(b"secret" in path.read_bytes() for path in files_of(study.folder.path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["ftp", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_deaths_that_get_on_are_not_counted_and_others_are(make_study: MakeStudy, url: str) -> None:
     """As told by the marks of checkpoints: five deaths, each further on, and three more after the last one."""

@@ -346,6 +346,7 @@ class AwayAtRung(Silent):
         return self.since is not None and time.monotonic() - self.since > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_stopped", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_storage_that_is_away_at_a_rung_is_no_fault_of_the_network(
     make_study: MakeStudy, patient: Callable[[float], None], undisturbed: StudyFolder, is_stopped: bool

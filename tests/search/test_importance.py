@@ -95,6 +95,7 @@ def test_the_same_records_give_the_same_numbers() -> None:
     assert explain_objectives(study(), trials) == explain_objectives(study(), trials)
 
 
+@pytest.mark.slow
 def test_of_many_points_some_are_drawn_and_every_gamma_is_among_them() -> None:
     trials = made(lambda found, gamma: 26 + gamma, networks=MOST_POINTS)
     psnr, _ = explain_objectives(study(), trials)

@@ -49,6 +49,7 @@ def assert_is_whole(study: Study, networks: int) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ehvi", pytest.param("random", marks=pytest.mark.slow)])
 def test_workers_share_a_budget(make_study: MakeStudy, sampler: str) -> None:
     """By `ehvi` no two propose the same network: whoever proposes knows what others are at."""
@@ -214,6 +215,7 @@ def test_marks_tell_who_is_gone() -> None:
     assert Mark.is_gone({**mark.values, "pid": process.pid})
 
 
+@pytest.mark.slow
 def test_who_vanishes_on_another_host_is_missed(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study()
     assert_a_silent_trial_is_taken_over_once(study, f"sqlite:///{study.folder.database.resolve()}", monkeypatch)
@@ -288,6 +290,7 @@ def test_a_worker_whose_trial_is_taken_over_goes_on_with_the_next(
     assert not any(record.state == "failed" for record in study.records)
 
 
+@pytest.mark.slow
 def test_a_training_ends_whose_trial_is_taken_over(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker was suspended while it trained: it leaves the checkpoint alone, and queues and records nothing."""
     monkeypatch.setattr(worker, "_LISTEN_SECONDS", LISTEN_S)

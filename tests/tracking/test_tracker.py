@@ -349,6 +349,7 @@ def test_a_corrupted_store_is_warned_about_once(tmp_path: Path, no_waiting: None
     assert all("not a database" in warning for warning in store.warnings)
 
 
+@pytest.mark.slow
 def test_a_locked_store_fails_the_record_and_the_next_one_is_logged(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
