@@ -194,24 +194,18 @@ def warn_of_small(dataset: Any, hr_patch_size: int) -> None:
 @contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `progress(done, total)` that shows a bar on a terminal and nothing elsewhere."""
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=messages,
-        transient=True,
-        disable=not messages.is_terminal,
-    ) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with counting_parts(description) as progress:
+        yield lambda done, total: progress(description, done, total)
 
 
 @contextmanager
-def counting_parts() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield `progress(what, done, total)`: a bar on a terminal for what is being done, and nothing elsewhere."""
+def counting_parts(first: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `progress(what, done, total)`: a bar on a terminal for what is being done, and nothing elsewhere.
+
+    `first`: what is said to be done until then.
+    """
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names of files may hold what markup is made of
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -219,7 +213,7 @@ def counting_parts() -> Iterator[Callable[[str, int, int], None]]:
         transient=True,
         disable=not messages.is_terminal,
     ) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task(first, total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 

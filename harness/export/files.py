@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 from harness.core.errors import UserError, describe_error, unknown_name
 from harness.core.files import atomic_path, require_folder_place
 from harness.export.documents import ParityRecord
-from harness.export.parity import check_parity, inline_functions
+from harness.export.parity import check_parity
 from harness.export.program import export_program
 from harness.models import SRNetwork
-from harness.models.onnx_export.build import build_onnx
+from harness.models.onnx_export import build_onnx, inline_functions
 
 FileFormat = Literal["onnx", "pt2", "openvino"]
 FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)

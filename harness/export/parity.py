@@ -28,7 +28,7 @@ from harness.data.images import read_rgb
 from harness.data.imresize import imresize
 from harness.export.documents import ImageParity, ParityRecord
 from harness.models import SRNetwork
-from harness.models.onnx_export.graph import import_onnx
+from harness.models.onnx_export import import_onnx, inline_functions
 
 MAX_ABS, MAX_PSNR_DB = 1e-3, 0.01  # how far a file may be from its network: values in [0, 1], and dB
 FloatArray = npt.NDArray[np.float32]
@@ -174,13 +174,6 @@ def open_session(
         raise UserError(f"{runtime} cannot load the exported file ({describe_error(error)})") from None
     name = session.get_inputs()[0].name
     return lambda input_BCHW: [np.asarray(output) for output in session.run(None, {name: input_BCHW})]
-
-
-def inline_functions(model: Any) -> Any:
-    """Return a model without functions of its own, which not every runtime knows."""
-    from onnx import inliner
-
-    return inliner.inline_local_functions(model) if model.functions else model
 
 
 def _open_openvino(package: Any, content: bytes, threads: int) -> Callable[[FloatArray], list[FloatArray]]:

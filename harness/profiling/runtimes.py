@@ -27,7 +27,7 @@ from harness.core.configs import Precision
 from harness.core.errors import UserError, unknown_name
 from harness.models import SRNetwork
 from harness.models.custom import CustomNetwork
-from harness.models.onnx_export import build_onnx
+from harness.models.onnx_export import build_onnx, inline_functions
 from harness.profiling.device import Device
 from harness.profiling.onnx_session import OnnxNetwork
 from harness.profiling.targets import Target
@@ -199,7 +199,7 @@ def _read_inlined(core: Any, path: Path) -> Any:
         return core.read_model(str(path))
     with tempfile.TemporaryDirectory() as folder:
         inlined = Path(folder) / "inlined.onnx"
-        onnx.save(importlib.import_module("onnx.inliner").inline_local_functions(model), inlined)
+        onnx.save(inline_functions(model), inlined)
         return core.read_model(str(inlined))
 
 

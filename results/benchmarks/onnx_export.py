@@ -6,6 +6,7 @@ Needs `weights/CAMixerSR_S.pth` of HARNESS_REFERENCE. Each part replaces its own
 Latencies are processor time of one thread, medians of runs that take turns: they stand where others use the machine.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -27,7 +28,6 @@ from harness.export.parity import open_session
 from harness.models import SRNetwork, describe_kernels, load_weights, preset_config
 from harness.models.onnx_export.graph import OPSET
 from harness.models.registry import build_seeded
-from harness.profiling.runtimes import _sort_stable
 
 JSON = Path(__file__).with_name("onnx.json")
 REFERENCE = Path(os.environ.get("HARNESS_REFERENCE", ""))
@@ -41,6 +41,13 @@ POLICIES = (
     RoutingConfig(policy="schedule", schedule=(0, 0.25, 0.5, 1) * 5),
     RoutingConfig(policy="detail", gamma=0.25, block_weights=(1.0, 2.0) * 10),
 )
+
+
+def _sort_stable(self: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
+    """Write torch's stable sort as ONNX's TopK of all, which puts the first of equal values first."""
+    operators = importlib.import_module("onnxscript").opset18
+    count = operators.Constant(value_ints=[int(self.shape[dim])])
+    return operators.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def main() -> None:

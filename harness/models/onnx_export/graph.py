@@ -31,6 +31,13 @@ def import_onnx() -> Any:
     return onnx
 
 
+def inline_functions(model: Any) -> Any:
+    """Return a model without functions of its own, which not every runtime knows."""
+    from onnx import inliner
+
+    return inliner.inline_local_functions(model) if model.functions else model
+
+
 class Graph:
     """The nodes and constants made so far; see the module."""
 
